@@ -1,0 +1,213 @@
+"""What is wrong with an argument, said at the public edge: its name, what came, what is needed, and the fix.
+
+Shapes, types and Python numbers are always checked. The contents of tensors are checked where a look is free, that is on the
+CPU outside `torch.compile`; on other devices a look would stop the device at every step, so there it happens in debug mode
+only (`set_debug`, or the environment variable ``OTTER_LOSSES_DEBUG=1``), and a NaN that comes in comes out.
+"""
+
+import math
+import os
+
+import torch
+from torch import Tensor
+
+_debug = os.environ.get("OTTER_LOSSES_DEBUG", "0") not in ("", "0")
+
+BACKENDS = ("auto", "torch", "triton", "cuda")
+
+
+def set_debug(enabled: bool) -> None:
+    """Turn the checks that read tensors on any device, and that of unit norms, on or off for this process.
+
+    Example:
+        >>> import otter_losses
+        >>> otter_losses.set_debug(True)
+        >>> x = 10 * torch.eye(4)
+        >>> otter_losses.InfoNCELoss()(x, x, 1.0)
+        Traceback (most recent call last):
+            ...
+        ValueError: image_features has row norms from 10 to 10; need 1. Use torch.nn.functional.normalize(features, dim=-1).
+        >>> otter_losses.set_debug(False)
+    """
+    global _debug
+    _debug = enabled
+
+
+def may_read(tensor: Tensor) -> bool:
+    """Whether looking at the tensor's values now costs nothing, or was asked for."""
+    return not torch.compiler.is_compiling() and tensor.device.type != "meta" and (tensor.device.type == "cpu" or _debug)
+
+
+def check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; need one of {', '.join(map(repr, BACKENDS))}.")
+    if backend in ("triton", "cuda"):
+        raise RuntimeError(
+            f"backend={backend!r} is not there: this version of otter_losses ships no {backend} kernels. "
+            "Use backend='auto' or 'torch', which run on any device."
+        )
+
+
+def check_number(name: str, value: float, *, low: float = -math.inf, high: float = math.inf, above: bool = False) -> None:
+    """A finite Python number in [low, high], or (low, high] with `above`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a {type(value).__name__}; need a number.")
+    if not math.isfinite(value) or value < low or value > high or (above and value == low):
+        bounds = f"above {low:g}" if above else f"of at least {low:g}"
+        bounds += f" and at most {high:g}" if high < math.inf else ""
+        raise ValueError(f"{name} is {value}; need a finite number {bounds}.")
+
+
+def check_count(name: str, value: int, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; need an int of at least {low}.")
+    if value < low:
+        raise ValueError(f"{name} is {value}; need an int of at least {low}.")
+
+
+def check_transport(epsilon: float, iterations: int, gamma_image: float, gamma_text: float) -> None:
+    check_number("epsilon", epsilon, low=0.0, above=True)
+    check_count("iterations", iterations, 1)
+    check_number("gamma_image", gamma_image, low=0.0)
+    check_number("gamma_text", gamma_text, low=0.0)
+
+
+def check_smoothing(smoothing: float, convention: str) -> None:
+    check_number("smoothing", smoothing, low=0.0, high=1.0)
+    if convention not in ("paper", "torch"):
+        raise ValueError(f"convention is {convention!r}; need 'paper' or 'torch'.")
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}; need a torch.Tensor.")
+    if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise TypeError(f"{name} has dtype {tensor.dtype}; need float64, float32, float16 or bfloat16. Convert: {name}.float().")
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    if may_read(tensor) and tensor.numel():
+        values = tensor.detach()
+        if not bool(torch.isfinite(values.sum(dtype=torch.promote_types(values.dtype, torch.float32)))):
+            finite = torch.isfinite(values)
+            if not bool(finite.all()):
+                place = tuple(int(index) for index in (~finite).nonzero()[0])
+                raise ValueError(
+                    f"{name} holds {float(values[place])} at {list(place)}; need finite numbers. Look for a division by zero, "
+                    "an overflow in half precision or a learning rate that is too high upstream."
+                )
+
+
+def check_features(image_name: str, image: Tensor, text_name: str, text: Tensor) -> None:
+    """Two matrices (N, D) of one shape and device, N of at least 1, finite; of unit rows in debug mode."""
+    for name, tensor in ((image_name, image), (text_name, text)):
+        check_floating(name, tensor)
+        if tensor.dim() != 2:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; need (N, D), one row a pair.")
+    if image.shape != text.shape:
+        raise ValueError(
+            f"{image_name} has shape {tuple(image.shape)} and {text_name} {tuple(text.shape)}; need the same (N, D): "
+            "row i of both is pair i, projected to one width."
+        )
+    if image.device != text.device:
+        raise ValueError(f"{image_name} is on {image.device} and {text_name} on {text.device}; need one device.")
+    if image.shape[0] == 0:
+        raise ValueError(f"{image_name} and {text_name} are empty, shape {tuple(image.shape)}; need at least one pair.")
+    for name, tensor in ((image_name, image), (text_name, text)):
+        check_finite(name, tensor)
+        if _debug and may_read(tensor):
+            norms = torch.linalg.vector_norm(tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)), dim=1)
+            low, high = float(norms.min()), float(norms.max())
+            if low < 0.98 or high > 1.02:
+                raise ValueError(
+                    f"{name} has row norms from {low:.4g} to {high:.4g}; need 1. "
+                    "Use torch.nn.functional.normalize(features, dim=-1)."
+                )
+
+
+def check_teacher(image: Tensor | None, text: Tensor | None, pairs: int, device: torch.device) -> None:
+    if image is None or text is None:
+        if image is not text:
+            missing = "dist_image_features" if image is None else "dist_text_features"
+            raise ValueError(f"{missing} is None but its counterpart is not; a teacher needs both, or neither for self-teaching.")
+        return
+    check_features("dist_image_features", image, "dist_text_features", text)
+    if image.shape[0] != pairs:
+        raise ValueError(
+            f"dist_image_features has {image.shape[0]} rows and image_features {pairs}; "
+            "need the teacher's features of the same pairs."
+        )
+    if image.device != device:
+        raise ValueError(f"dist_image_features is on {image.device} and image_features on {device}; need one device.")
+
+
+def check_scalar(name: str, value: Tensor | float) -> None:
+    """A number, or a tensor of one element of any shape; finite."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}; need one number: a float, a 0-D tensor or shape [1].")
+        check_finite(name, value.reshape(()))
+    else:
+        check_number(name, value)
+
+
+def check_alpha(alpha: Tensor | float, pairs: int, device: torch.device) -> None:
+    """A number in [0, 1], or one for each pair."""
+    if not isinstance(alpha, Tensor):
+        check_number("alpha", alpha, low=0.0, high=1.0)
+        return
+    check_floating("alpha", alpha)
+    if alpha.requires_grad:
+        raise ValueError("alpha requires a gradient; it is a given prior and none flows to it. Pass alpha.detach().")
+    if alpha.dim() > 1 or alpha.numel() not in (1, pairs):
+        raise ValueError(f"alpha has shape {tuple(alpha.shape)}; need a number or shape ({pairs},), one value a pair.")
+    if alpha.device != device and alpha.dim() == 1:
+        raise ValueError(f"alpha is on {alpha.device} and image_features on {device}; need one device.")
+    if may_read(alpha):
+        low, high = float(alpha.min()), float(alpha.max())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"alpha has values from {low:g} to {high:g}; need numbers in [0, 1]: how far each pair is believed.")
+
+
+def check_scores(scores: Tensor) -> None:
+    """(..., M, N), finite or -inf."""
+    check_floating("scores", scores)
+    if scores.dim() < 2:
+        raise ValueError(
+            f"scores has shape {tuple(scores.shape)}; need (..., M, N), a row for each item, a column for each match."
+        )
+    if may_read(scores) and scores.numel():
+        high = float(scores.detach().amax())
+        if not high < math.inf:
+            raise ValueError(f"scores holds {high}; need finite numbers, or -inf for a pair that is forbidden.")
+
+
+def check_vector(name: str, vector: Tensor, scores: Tensor, size: int) -> None:
+    """Shape (size,), or with the batch dimensions of the scores, on their device."""
+    check_floating(name, vector)
+    shape = (*scores.shape[:-2], size)
+    if tuple(vector.shape) not in ((size,), shape):
+        raise ValueError(f"{name} has shape {tuple(vector.shape)}; need ({size},) or {shape} for scores {tuple(scores.shape)}.")
+    if vector.device != scores.device:
+        raise ValueError(f"{name} is on {vector.device} and scores on {scores.device}; need one device.")
+
+
+def check_non_negative(name: str, marginal: Tensor) -> None:
+    if may_read(marginal) and marginal.numel():
+        low, high = float(marginal.detach().amin()), float(marginal.detach().amax())
+        if not (low >= 0 and high < math.inf):
+            raise ValueError(f"{name} has values from {low:g} to {high:g}; need finite masses of at least 0.")
+
+
+def check_masses(rows: Tensor, columns: Tensor) -> None:
+    """Equal positive total mass in both marginals, for each problem of a batch."""
+    if may_read(rows) and rows.numel() and columns.numel():
+        row_mass, column_mass = rows.detach().sum(-1), columns.detach().sum(-1)
+        if bool((row_mass == 0).any()):
+            raise ValueError("row_marginal sums to 0; need some mass to transport.")
+        worst = float(((row_mass - column_mass).abs() / row_mass).max())
+        if worst > 1e-3:
+            raise ValueError(
+                f"row_marginal sums to {float(row_mass.flatten()[0]):g} and column_marginal to "
+                f"{float(column_mass.flatten()[0]):g}; need equal masses. Scale one: b * (a.sum() / b.sum())."
+            )

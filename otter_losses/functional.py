@@ -1,0 +1,333 @@
+"""The losses as pure functions: features and numbers in, a scalar or its parts out.
+
+All of them are weighted sums of the statistics that `otter_losses.ops.soft_target` (or `.sigmoid`) takes of the logits
+``z = s x y^T``. Shapes: N pairs, D the width of the student's features, E that of the teacher's. Dtypes: float64 is computed in
+float64; float32, float16 and bfloat16 in float32, also under autocast; gradients come back in each input's own dtype.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from otter_losses import checks
+from otter_losses.ops import sigmoid as _sigmoid
+from otter_losses.ops import soft_target as _soft_target
+from otter_losses.ops.transport import TeacherMatrix, factors, solve
+
+DEFAULT_MAX_MEMORY = 2 << 30
+"""Bytes that the N x N matrices of a loss may take before they are recomputed in row blocks: N = 16,384 for OTTER in float32."""
+
+Parts = dict[str, Tensor]
+
+
+def otter_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float | None = None,
+    dist_image_features: Tensor | None = None,
+    dist_text_features: Tensor | None = None,
+    dist_logit_scale: Tensor | float | None = None,
+    dist_logit_bias: Tensor | float | None = None,
+    output_dict: bool = False,
+    *,
+    alpha: Tensor | float = 0.5,
+    epsilon: float = 0.15,
+    iterations: int = 5,
+    gamma_image: float = 1.0,
+    gamma_text: float = 1.0,
+    distill_logit_scale: Tensor | float | None = None,
+    official: bool = False,
+    backend: str = "auto",
+    max_memory: int = DEFAULT_MAX_MEMORY,
+) -> Tensor | Parts:
+    """Optimal transport distillation (OTTER). See `otter_losses.OTTERLoss` for the equation and the arguments.
+
+    Example:
+        >>> import torch
+        >>> from otter_losses.functional import otter_loss
+        >>> x, y = torch.nn.functional.normalize(torch.randn(2, 8, 16), dim=-1)
+        >>> otter_loss(x, y, 14.3, alpha=0.5).shape
+        torch.Size([])
+    """
+    x, y, scale = _student(image_features, text_features, logit_scale, backend, max_memory)
+    n = len(x)
+    checks.check_alpha(alpha, n, x.device)
+    checks.check_transport(epsilon, iterations, gamma_image, gamma_text)
+    v, t = _teacher(image_features, text_features, dist_image_features, dist_text_features, x.dtype)
+    second = None if distill_logit_scale is None else _scalar("distill_logit_scale", distill_logit_scale, x)
+
+    trusts_all = not isinstance(alpha, Tensor) and alpha == 1
+    statistics = plain = None
+    if not trusts_all and n > 1:
+        a, b = factors(v, t, epsilon, gamma_image, gamma_text)
+        spread = 2 * (gamma_image + gamma_text + 1) / epsilon
+        penalty = 100 * (gamma_image + gamma_text) / epsilon if official else math.inf
+        distill_scale = scale if second is None else second
+        statistics = _soft_target.soft_target(x, y, distill_scale, a, b, spread, penalty, iterations, official, max_memory)[0]
+    if statistics is None or second is not None:
+        plain = _plain_statistics(x, y, scale, max_memory)
+    contrastive = _contrastive(statistics if plain is None else plain)
+    distill = torch.zeros_like(contrastive) if statistics is None else _distill(statistics, divergence=official)
+    directions = 2.0 if official else 1.0
+    return _combine(alpha, contrastive * directions, distill * directions, logit_bias, output_dict)
+
+
+def info_nce_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float | None = None,
+    dist_image_features: Tensor | None = None,
+    dist_text_features: Tensor | None = None,
+    dist_logit_scale: Tensor | float | None = None,
+    dist_logit_bias: Tensor | float | None = None,
+    output_dict: bool = False,
+    *,
+    backend: str = "auto",
+    max_memory: int = DEFAULT_MAX_MEMORY,
+) -> Tensor | Parts:
+    """The plain CLIP loss. See `otter_losses.InfoNCELoss`.
+
+    Example:
+        >>> import torch
+        >>> from otter_losses.functional import info_nce_loss
+        >>> round(float(info_nce_loss(torch.eye(4), torch.eye(4), 1.0)), 4)
+        0.7437
+    """
+    x, y, scale = _student(image_features, text_features, logit_scale, backend, max_memory)
+    value = _contrastive(_plain_statistics(x, y, scale, max_memory)).mean()
+    return _output({"contrastive_loss": value}, logit_bias, output_dict)
+
+
+def label_smoothing_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float | None = None,
+    dist_image_features: Tensor | None = None,
+    dist_text_features: Tensor | None = None,
+    dist_logit_scale: Tensor | float | None = None,
+    dist_logit_bias: Tensor | float | None = None,
+    output_dict: bool = False,
+    *,
+    smoothing: float = 0.1,
+    convention: Literal["paper", "torch"] = "paper",
+    backend: str = "auto",
+    max_memory: int = DEFAULT_MAX_MEMORY,
+) -> Tensor | Parts:
+    """InfoNCE with smoothed targets. See `otter_losses.LabelSmoothingLoss`.
+
+    Example:
+        >>> import torch
+        >>> from otter_losses.functional import label_smoothing_loss
+        >>> round(float(label_smoothing_loss(torch.eye(4), torch.eye(4), 1.0, smoothing=0.1)), 4)
+        0.8437
+    """
+    x, y, scale = _student(image_features, text_features, logit_scale, backend, max_memory)
+    checks.check_smoothing(smoothing, convention)
+    n = len(x)
+    if convention == "torch":
+        share = smoothing / n
+        own = 1 - smoothing
+    else:
+        share = smoothing / (n - 1) if n > 1 else 0.0
+        own = 1 - smoothing - share if n > 1 else 1.0
+    statistics = _plain_statistics(x, y, scale, max_memory)
+    lse = (statistics[_soft_target.ROW_LSE] + statistics[_soft_target.COLUMN_LSE]) / 2
+    all_logits = scale * (x.sum(0) * y.sum(0)).sum()
+    value = (lse - own * statistics[_soft_target.PAIR]).mean() - share * all_logits / n
+    return _output({"contrastive_loss": value}, logit_bias, output_dict)
+
+
+def distillation_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float | None = None,
+    dist_image_features: Tensor | None = None,
+    dist_text_features: Tensor | None = None,
+    dist_logit_scale: Tensor | float | None = None,
+    dist_logit_bias: Tensor | float | None = None,
+    output_dict: bool = False,
+    *,
+    alpha: Tensor | float = 0.5,
+    epsilon: float | None = None,
+    gamma_image: float = 0.0,
+    gamma_text: float = 0.0,
+    remove_diagonal: bool = False,
+    backend: str = "auto",
+    max_memory: int = DEFAULT_MAX_MEMORY,
+) -> Tensor | Parts:
+    """InfoNCE beside soft labels from a teacher's row softmaxes. See `otter_losses.DistillationLoss`.
+
+    Example:
+        >>> import torch
+        >>> from otter_losses.functional import distillation_loss
+        >>> x, y = torch.nn.functional.normalize(torch.randn(2, 8, 16), dim=-1)
+        >>> sorted(distillation_loss(x, y, 14.3, output_dict=True))
+        ['contrastive_loss', 'distill_loss']
+    """
+    x, y, scale = _student(image_features, text_features, logit_scale, backend, max_memory)
+    n = len(x)
+    checks.check_alpha(alpha, n, x.device)
+    checks.check_transport(1.0 if epsilon is None else epsilon, 1, gamma_image, gamma_text)
+    v, t = _teacher(image_features, text_features, dist_image_features, dist_text_features, x.dtype)
+    if (not isinstance(alpha, Tensor) and alpha == 1) or n == 1:
+        contrastive = _contrastive(_plain_statistics(x, y, scale, max_memory))
+        return _combine(alpha, contrastive, torch.zeros_like(contrastive), logit_bias, output_dict)
+    a, b = factors(v, t, 1.0 if epsilon is None else epsilon, gamma_image, gamma_text)
+    spread = None if epsilon is None else 2 * (gamma_image + gamma_text + 1) / epsilon
+    if epsilon is None:
+        a = a * (scale if dist_logit_scale is None else _scalar("dist_logit_scale", dist_logit_scale, x)).detach()
+    penalty = math.inf if remove_diagonal else 0.0
+    statistics = _soft_target.soft_target(x, y, scale, a, b, spread, penalty, 0, False, max_memory)[0]
+    return _combine(alpha, _contrastive(statistics), _distill(statistics), logit_bias, output_dict)
+
+
+def siglip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float | None = None,
+    dist_image_features: Tensor | None = None,
+    dist_text_features: Tensor | None = None,
+    dist_logit_scale: Tensor | float | None = None,
+    dist_logit_bias: Tensor | float | None = None,
+    output_dict: bool = False,
+    *,
+    backend: str = "auto",
+    max_memory: int = DEFAULT_MAX_MEMORY,
+) -> Tensor | Parts:
+    """The pairwise sigmoid loss. See `otter_losses.SigLIPLoss`.
+
+    Example:
+        >>> import torch
+        >>> from otter_losses.functional import siglip_loss
+        >>> round(float(siglip_loss(torch.eye(2), torch.eye(2), 10.0, -10.0)), 4)
+        0.6932
+    """
+    x, y, scale = _student(image_features, text_features, logit_scale, backend, max_memory)
+    bias = _scalar("logit_bias", 0.0 if logit_bias is None else logit_bias, x)
+    statistics = _sigmoid.sigmoid(x, y, scale, bias, max_memory)[0]
+    value = (statistics[_sigmoid.ROW_SOFTPLUS] - statistics[_sigmoid.PAIR]).mean()
+    return _output({"contrastive_loss": value}, None, output_dict)
+
+
+@torch.no_grad()
+def otter_targets(
+    dist_image_features: Tensor,
+    dist_text_features: Tensor,
+    *,
+    epsilon: float = 0.15,
+    iterations: int = 5,
+    gamma_image: float = 1.0,
+    gamma_text: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """The transported targets themselves, for looking at: what each image is matched with beside its own text, and vice versa.
+
+    The loss never writes them; this function does, so it needs two N x N matrices.
+
+    Args:
+        dist_image_features, dist_text_features: the teacher's L2-normalised features, (N, E).
+        epsilon, iterations, gamma_image, gamma_text: as in `otter_losses.OTTERLoss`.
+
+    Returns:
+        ``M`` image to text and ``M'`` text to image, each (N, N), float32 (float64 for float64): rows sum to 1 and the diagonal
+        is 0, except that one pair alone has only itself. The loss's targets are ``alpha I + (1 - alpha) M``.
+
+    Example:
+        >>> import torch
+        >>> from otter_losses.functional import otter_targets
+        >>> image_to_text, text_to_image = otter_targets(torch.eye(2), torch.eye(2))
+        >>> image_to_text
+        tensor([[0., 1.],
+                [1., 0.]])
+    """
+    checks.check_features("dist_image_features", dist_image_features, "dist_text_features", dist_text_features)
+    checks.check_transport(epsilon, iterations, gamma_image, gamma_text)
+    dtype = _compute_dtype(dist_image_features, dist_text_features)
+    v, t = dist_image_features.to(dtype), dist_text_features.to(dtype)
+    if len(v) == 1:
+        return v.new_ones(1, 1), v.new_ones(1, 1)
+    with torch.autocast(v.device.type, enabled=False):
+        a, b = factors(v, t, epsilon, gamma_image, gamma_text)
+        matrix = TeacherMatrix.build(a, b, math.inf, 2 * (gamma_image + gamma_text + 1) / epsilon, store=True)
+        image_columns, text_rows, text_columns = solve(matrix, iterations)
+        domain, kernel = matrix.domain, matrix.block(slice(0, len(v)))
+        image_rows = domain.match(domain.enter(torch.ones_like(v[:, 0])), domain.row_sums(kernel, image_columns))
+        image_to_text = domain.plan(kernel, image_rows, image_columns)
+        return image_to_text, domain.plan(kernel, text_rows, text_columns).T
+
+
+def _compute_dtype(*tensors: Tensor) -> torch.dtype:
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def _scalar(name: str, value: Tensor | float, like: Tensor) -> Tensor:
+    checks.check_scalar(name, value)
+    scalar: Tensor = torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(())
+    return scalar
+
+
+def _student(
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor | float, backend: str, max_memory: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    checks.check_backend(backend)
+    checks.check_count("max_memory", max_memory, 0)
+    checks.check_features("image_features", image_features, "text_features", text_features)
+    dtype = _compute_dtype(image_features, text_features)
+    x, y = image_features.to(dtype), text_features.to(dtype)
+    return x, y, _scalar("logit_scale", logit_scale, x)
+
+
+def _teacher(
+    image_features: Tensor, text_features: Tensor, v: Tensor | None, t: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    checks.check_teacher(v, t, len(image_features), image_features.device)
+    if v is None or t is None:
+        v, t = image_features, text_features
+    return v.detach().to(dtype), t.detach().to(dtype)
+
+
+def _plain_statistics(x: Tensor, y: Tensor, scale: Tensor, max_memory: int) -> Tensor:
+    return _soft_target.soft_target(x, y, scale, None, None, None, 0.0, 0, False, max_memory)[0]
+
+
+def _contrastive(statistics: Tensor | None) -> Tensor:
+    """Cross entropy of every given pair, mean of its two directions, (N,)."""
+    assert statistics is not None
+    lse = statistics[_soft_target.ROW_LSE] + statistics[_soft_target.COLUMN_LSE]
+    return lse / 2 - statistics[_soft_target.PAIR]
+
+
+def _distill(statistics: Tensor, divergence: bool = False) -> Tensor:
+    """Cross entropy of every pair's soft targets, mean of its two directions, (N,); less their entropy for the divergence."""
+    lse = statistics[_soft_target.ROW_LSE] + statistics[_soft_target.COLUMN_LSE]
+    dot = statistics[_soft_target.ROW_DOT] + statistics[_soft_target.COLUMN_DOT]
+    if divergence:
+        entropies = statistics[_soft_target.ROW_ENTROPY] + statistics[_soft_target.COLUMN_ENTROPY]
+        dot = dot + entropies.detach()
+    return (lse - dot) / 2
+
+
+def _combine(
+    alpha: Tensor | float, contrastive: Tensor, distill: Tensor, logit_bias: Tensor | float | None, output_dict: bool
+) -> Tensor | Parts:
+    prior: Any = alpha.to(contrastive) if isinstance(alpha, Tensor) else alpha
+    parts = {"contrastive_loss": (prior * contrastive).mean(), "distill_loss": ((1 - prior) * distill).mean()}
+    return _output(parts, logit_bias, output_dict)
+
+
+def _output(parts: Parts, logit_bias: Tensor | float | None, output_dict: bool) -> Tensor | Parts:
+    if isinstance(logit_bias, Tensor):
+        # Softmaxes do not see a common bias: its gradient is zero, which DDP wants rather than none.
+        checks.check_scalar("logit_bias", logit_bias)
+        first = parts["contrastive_loss"]
+        parts["contrastive_loss"] = first + 0 * logit_bias.reshape(()).to(first)
+    if output_dict:
+        return parts
+    value = parts["contrastive_loss"]
+    return value + parts["distill_loss"] if "distill_loss" in parts else value

@@ -1,0 +1,1 @@
+"""The losses as modules, one a file: options and rank, no arithmetic."""

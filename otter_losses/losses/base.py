@@ -1,0 +1,105 @@
+"""What all loss modules share: open_clip's constructor and calling contract."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from otter_losses import checks, distributed
+from otter_losses.functional import DEFAULT_MAX_MEMORY, Parts
+
+
+class PairLoss(nn.Module):
+    """A loss over a batch of pairs, called as open_clip calls its own. It has no parameters.
+
+    With ``world_size`` above 1 the features of all ranks are gathered with their gradient and every rank computes the loss of the
+    whole batch; under DDP the towers' gradient is exact. `local_loss`, `gather_with_grad` and `cache_labels` are taken so that
+    open_clip can build the loss; every combination gives that exact gradient, and there are no labels to cache.
+    """
+
+    def __init__(
+        self,
+        *,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+        backend: str = "auto",
+        max_memory: int = DEFAULT_MAX_MEMORY,
+    ) -> None:
+        super().__init__()
+        checks.check_backend(backend)
+        checks.check_count("max_memory", max_memory, 0)
+        checks.check_count("world_size", world_size, 1)
+        checks.check_count("rank", rank, 0)
+        if rank >= world_size:
+            raise ValueError(f"rank is {rank} and world_size {world_size}; need a rank below world_size.")
+        if use_horovod:
+            raise ValueError("use_horovod is True; otter_losses gathers with torch.distributed only. Launch with torchrun.")
+        self.rank = rank
+        self.world_size = world_size
+        self.backend = backend
+        self.max_memory = max_memory
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the function beneath, beyond `backend` and `max_memory`."""
+        return {}
+
+    def compute(self, *args: Any, **kwargs: Any) -> Tensor | Parts:
+        """The function beneath."""
+        raise NotImplementedError(f"{type(self).__name__} must name the function it computes.")
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options().items())
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None = None,
+        dist_image_features: Tensor | None = None,
+        dist_text_features: Tensor | None = None,
+        dist_logit_scale: Tensor | float | None = None,
+        dist_logit_bias: Tensor | float | None = None,
+        output_dict: bool = False,
+        **overrides: Any,
+    ) -> Tensor | Parts:
+        """The loss of a batch.
+
+        Args:
+            image_features, text_features: (N, D), L2-normalised; row i of both is pair i.
+            logit_scale: what the cosines are multiplied with, already exponentiated: a float, a 0-D tensor or shape [1].
+            logit_bias: added to the logits; matters to SigLIPLoss only.
+            dist_image_features, dist_text_features: (N, E), a teacher's features of the same pairs; by default the student's own,
+                detached. No gradient flows to them.
+            dist_logit_scale: the teacher's scale; matters to DistillationLoss only.
+            dist_logit_bias: ignored; a constant changes no softmax.
+            output_dict: return the parts, weights applied, instead of their sum.
+
+        Returns:
+            A float32 scalar (float64 for float64 features), or ``{"contrastive_loss": ..., "distill_loss": ...}``.
+
+        Raises:
+            ValueError, TypeError: naming the argument, what came, what is needed and the fix.
+        """
+        features: list[Tensor | None] = [image_features, text_features, dist_image_features, dist_text_features]
+        if self.world_size > 1:
+            distributed.check_world(self.rank, self.world_size)
+            features = [None if each is None else distributed.gather(each) for each in features]
+            alpha = overrides.get("alpha")
+            if isinstance(alpha, Tensor) and alpha.dim() == 1:
+                overrides["alpha"] = distributed.gather(alpha)
+        return self.compute(
+            features[0],
+            features[1],
+            logit_scale,
+            logit_bias,
+            features[2],
+            features[3],
+            dist_logit_scale,
+            dist_logit_bias,
+            output_dict,
+            **{**self.options(), "backend": self.backend, "max_memory": self.max_memory, **overrides},
+        )

@@ -1,0 +1,72 @@
+"""Self-distillation: InfoNCE beside a teacher's row softmaxes."""
+
+from typing import Any
+
+from torch import Tensor
+
+from otter_losses import checks
+from otter_losses.functional import Parts, distillation_loss
+from otter_losses.losses.base import PairLoss
+
+
+class DistillationLoss(PairLoss):
+    r"""InfoNCE beside soft labels from a teacher's similarities (Cheng et al., arXiv 2104.08945).
+
+    .. math:: P = \alpha I + (1 - \alpha) \operatorname{softmax}_j(S_{ij}), \qquad
+              S_{ij} = \big(\gamma_v\,v_i \cdot v_j + \gamma_t\,t_i \cdot t_j + v_i \cdot t_j\big) / \epsilon
+
+    and the same with rows and columns exchanged for text to image. By default S is the teacher's own image-text logits: no
+    within-modality terms, and its own logit scale for ``1 / epsilon``. Unlike OTTER's targets no column is held to its share, so
+    a text that resembles everything draws mass from every image.
+
+    Args:
+        alpha: weight of the given pairs, a number in [0, 1]; one value a pair can be given in the call.
+        epsilon: the softmax's temperature; None for the reciprocal of the call's ``dist_logit_scale``, or where that is absent of
+            the student's scale, detached.
+        gamma_image, gamma_text: weights of the within-modality similarities; 0 is the paper's.
+        remove_diagonal: take the given pair out of the softmax. With ``gamma_image=1, gamma_text=1, epsilon=0.15`` this is OTTER
+            without Sinkhorn.
+        backend: "auto" or "torch".
+        max_memory: bytes the N x N matrices may take before they are recomputed in row blocks.
+        local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod: open_clip's; see `PairLoss`.
+
+    Shape: see `PairLoss.forward`.
+
+    Example:
+        >>> import torch
+        >>> from otter_losses import DistillationLoss
+        >>> x, y = torch.nn.functional.normalize(torch.randn(2, 8, 16), dim=-1).requires_grad_()
+        >>> v, t = torch.nn.functional.normalize(torch.randn(2, 8, 24), dim=-1)
+        >>> loss = DistillationLoss(alpha=0.5)
+        >>> loss(x, y, 14.3, dist_image_features=v, dist_text_features=t, dist_logit_scale=50.0).backward()
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.5,
+        epsilon: float | None = None,
+        gamma_image: float = 0.0,
+        gamma_text: float = 0.0,
+        remove_diagonal: bool = False,
+        **contract: Any,
+    ) -> None:
+        super().__init__(**contract)
+        checks.check_number("alpha", alpha, low=0.0, high=1.0)
+        checks.check_transport(1.0 if epsilon is None else epsilon, 1, gamma_image, gamma_text)
+        self.alpha = alpha
+        self.epsilon = epsilon
+        self.gamma_image = gamma_image
+        self.gamma_text = gamma_text
+        self.remove_diagonal = remove_diagonal
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "alpha": self.alpha,
+            "epsilon": self.epsilon,
+            "gamma_image": self.gamma_image,
+            "gamma_text": self.gamma_text,
+            "remove_diagonal": self.remove_diagonal,
+        }
+
+    def compute(self, *args: Any, **kwargs: Any) -> Tensor | Parts:
+        return distillation_loss(*args, **kwargs)

@@ -1,0 +1,109 @@
+"""OTTER: targets from entropic optimal transport."""
+
+from typing import Any
+
+from torch import Tensor
+
+from otter_losses import checks
+from otter_losses.functional import Parts, otter_loss
+from otter_losses.losses.base import PairLoss
+
+
+class OTTERLoss(PairLoss):
+    r"""Optimal transport distillation (Wu et al., ICLR 2022, arXiv 2112.09445).
+
+    The teacher's similarities, without the given pairs, are matched by entropic optimal transport; the match is the target
+    beside the given pair:
+
+    .. math::
+        S_{ij} &= \gamma_v\,v_i \cdot v_j + \gamma_t\,t_i \cdot t_j + v_i \cdot t_j, \quad S_{ii} = -\infty \\
+        M &= \arg\max_{M \in U} \langle M, S \rangle + \epsilon H(M), \quad \text{each row then scaled to sum 1} \\
+        P &= \alpha I + (1 - \alpha) M \\
+        L &= \tfrac12 \operatorname{CE}\big(P, \operatorname{softmax}_j(s\,x_i \cdot y_j)\big)
+           + \tfrac12 \operatorname{CE}\big(Q, \operatorname{softmax}_j(s\,y_i \cdot x_j)\big)
+
+    where U holds the plans with uniform marginals and Q comes from the problem on the transpose of S. Sinkhorn-Knopp solves
+    both, rows first, for `iterations` rounds. ``alpha=1`` is InfoNCE. No gradient flows through the targets.
+
+    Args:
+        alpha: prior that a given pair is right, a number in [0, 1]. The call's ``alpha=`` overrides it, with a number or with one
+            value a pair, shape (N,).
+        epsilon: entropic regularisation (the paper's lambda), above 0; small is sharp. Up to 80 times smaller than the range of S
+            the solver works in plain numbers, below that in logarithms at several times the cost.
+        iterations: Sinkhorn-Knopp rounds, at least 1.
+        gamma_image, gamma_text: weights of the similarities within a modality, at least 0.
+        backend: "auto" or "torch".
+        max_memory: bytes the N x N matrices may take (there are two) before they are recomputed in row blocks.
+        local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod: open_clip's; see `PairLoss`.
+
+    Shape: see `PairLoss.forward`; beyond it the call takes ``alpha`` and ``distill_logit_scale``, a second scale (float, 0-D or
+    [1]) for the student's logits in the transported part.
+
+    Example:
+        >>> import torch
+        >>> from otter_losses import OTTERLoss
+        >>> x, y = torch.nn.functional.normalize(torch.randn(2, 8, 16), dim=-1).requires_grad_()
+        >>> v, t = torch.nn.functional.normalize(torch.randn(2, 8, 24), dim=-1)
+        >>> loss = OTTERLoss()
+        >>> loss(x, y, 14.3, dist_image_features=v, dist_text_features=t).backward()
+        >>> parts = loss(x, y, 14.3, alpha=torch.linspace(0, 1, 8), output_dict=True)
+        >>> sorted(parts)
+        ['contrastive_loss', 'distill_loss']
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.5,
+        epsilon: float = 0.15,
+        iterations: int = 5,
+        gamma_image: float = 1.0,
+        gamma_text: float = 1.0,
+        **contract: Any,
+    ) -> None:
+        super().__init__(**contract)
+        checks.check_number("alpha", alpha, low=0.0, high=1.0)
+        checks.check_transport(epsilon, iterations, gamma_image, gamma_text)
+        self.alpha = alpha
+        self.epsilon = epsilon
+        self.iterations = iterations
+        self.gamma_image = gamma_image
+        self.gamma_text = gamma_text
+        self.is_official = False
+
+    @classmethod
+    def official(cls, **options: Any) -> "OTTERLoss":
+        """The released code's arithmetic, to reproduce its numbers.
+
+        The two directions are summed, not halved; the value is ``alpha CE + (1 - alpha) KL``; the diagonal is lowered by
+        ``100 (gamma_image + gamma_text)`` rather than removed, so that it stays when both are 0; and the call's
+        ``distill_logit_scale`` is its second learned temperature, that of the KL.
+
+        One process only: over several, the released code removes the wrong diagonal on every rank but the first.
+
+        Example:
+            >>> import torch
+            >>> from otter_losses import OTTERLoss
+            >>> x, y = torch.nn.functional.normalize(torch.randn(2, 8, 16), dim=-1)
+            >>> value = OTTERLoss.official(alpha=0.5)(x, y, logit_scale=49.4, distill_logit_scale=49.4)
+        """
+        loss = cls(**options)
+        if loss.world_size > 1:
+            raise ValueError(
+                f"world_size is {loss.world_size}; official() reproduces the released arithmetic of one process. "
+                "Over several the released code removes the wrong diagonal; OTTERLoss() is right at any world size."
+            )
+        loss.is_official = True
+        return loss
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "alpha": self.alpha,
+            "epsilon": self.epsilon,
+            "iterations": self.iterations,
+            "gamma_image": self.gamma_image,
+            "gamma_text": self.gamma_text,
+            "official": self.is_official,
+        }
+
+    def compute(self, *args: Any, **kwargs: Any) -> Tensor | Parts:
+        return otter_loss(*args, **kwargs)

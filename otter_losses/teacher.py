@@ -1,0 +1,117 @@
+"""A teacher that follows its student: the exponential moving average of its weights."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from otter_losses import checks
+
+
+class EMATeacher(nn.Module):
+    r"""Exponential moving average of a model, for use as the distillation teacher.
+
+    .. math:: \theta' \leftarrow d_n \theta' + (1 - d_n) \theta, \qquad d_n = \min\big(d, \tfrac{1 + n}{10 + n}\big)
+
+    after the n-th step, counted from 1 (without warm-up, always d). Floating-point buffers, such as BatchNorm's statistics, are
+    averaged as well; others are copied. The teacher starts as a copy of the model, stays in eval mode whatever mode its parent is
+    put in, and computes without gradient. It is saved and loaded through ``state_dict`` with its step count.
+
+    Args:
+        model: the student; wrapped in DistributedDataParallel or torch.compile or not.
+        decay: d in [0, 1).
+        warmup: follow fast at first, so that the teacher is not stuck at the initialisation.
+
+    Attributes:
+        module: the averaged model, for its attributes and other methods: ``teacher.module.encode_image(images)``; call those
+            under ``torch.no_grad()``.
+
+    Example:
+        >>> import torch
+        >>> from otter_losses import EMATeacher
+        >>> model = torch.nn.Linear(4, 2)
+        >>> teacher = EMATeacher(model, decay=0.999)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> model(torch.ones(1, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> teacher.update(model)
+        >>> teacher(torch.ones(1, 4)).requires_grad
+        False
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.999, warmup: bool = True) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}; need a torch.nn.Module.")
+        checks.check_number("decay", decay, low=0.0, high=1.0)
+        if decay == 1:
+            raise ValueError("decay is 1; need less, or the teacher never learns. The paper's is 0.999.")
+        self.decay = decay
+        self.warmup = warmup
+        self._average = AveragedModel(_unwrap(model), avg_fn=self._mix, use_buffers=True)
+        # AveragedModel replaces the average by the model at count 0; counting from 1 makes the first update an average too.
+        self._average.n_averaged.fill_(1)
+        self._average.requires_grad_(False)
+        super().train(False)
+
+    @property
+    def module(self) -> nn.Module:
+        module: nn.Module = self._average.module
+        return module
+
+    @property
+    def updates(self) -> int:
+        """How many times `update` was called. Reading it waits for the device."""
+        return int(self._average.n_averaged) - 1
+
+    def _mix(self, average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        if not (average.is_floating_point() or average.is_complex()):
+            return current
+        steps = torch.as_tensor(count, device=average.device, dtype=torch.float32)
+        weight = 1 - self.decay + 0 * steps
+        if self.warmup:
+            weight = torch.maximum(weight, 9 / (10 + steps))
+        real = torch.promote_types(average.dtype, torch.float32)
+        return torch.lerp(average.to(real), current.to(real), weight.to(real)).to(average.dtype)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards the model; call once after each optimizer step.
+
+        Raises:
+            ValueError: the model is not the one the teacher was built from: another parameter or buffer, or another shape.
+        """
+        student = _unwrap(model)
+        ours, theirs = _shapes(self.module), _shapes(student)
+        if ours != theirs:
+            different = sorted(set(ours.items()) ^ set(theirs.items()))[0]
+            raise ValueError(
+                f"model differs from the teacher at {different[0]!r}, shape {different[1]}; need the model that EMATeacher "
+                "was built from. Build a new EMATeacher after changing the architecture."
+            )
+        self._average.update_parameters(student)
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._average(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> "EMATeacher":
+        """Stay in eval mode: a teacher drops out nothing and learns no statistics of its own."""
+        return super().train(False)
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """The module inside torch.compile's or DistributedDataParallel's wrapper."""
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tuple(tensor.shape) for name, tensor in tensors}
