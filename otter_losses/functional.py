@@ -14,7 +14,8 @@ from torch import Tensor
 from otter_losses import checks
 from otter_losses.ops import sigmoid as _sigmoid
 from otter_losses.ops import soft_target as _soft_target
-from otter_losses.ops.transport import TeacherMatrix, factors, solve
+from otter_losses.ops.similarity import Similarity
+from otter_losses.ops.transport import Kernel, solve
 
 DEFAULT_MAX_MEMORY = 2 << 30
 """Bytes that the N x N matrices of a loss may take before they are recomputed in row blocks: N = 16,384 for OTTER in float32."""
@@ -56,17 +57,27 @@ def otter_loss(
     n = len(x)
     checks.check_alpha(alpha, n, x.device)
     checks.check_transport(epsilon, iterations, gamma_image, gamma_text)
-    v, t = _teacher(image_features, text_features, dist_image_features, dist_text_features, x.dtype)
+    v, t = _teacher(x, dist_image_features, dist_text_features)
     second = None if distill_logit_scale is None else _scalar("distill_logit_scale", distill_logit_scale, x)
 
     trusts_all = not isinstance(alpha, Tensor) and alpha == 1
     statistics = plain = None
     if not trusts_all and n > 1:
-        a, b = factors(v, t, epsilon, gamma_image, gamma_text)
-        spread = 2 * (gamma_image + gamma_text + 1) / epsilon
-        penalty = 100 * (gamma_image + gamma_text) / epsilon if official else math.inf
-        distill_scale = scale if second is None else second
-        statistics = _soft_target.soft_target(x, y, distill_scale, a, b, spread, penalty, iterations, official, max_memory)[0]
+        statistics = _soft_target.soft_target(
+            x,
+            y,
+            scale if second is None else second,
+            v,
+            t,
+            x.new_tensor(1 / epsilon),
+            gamma_image,
+            gamma_text,
+            100 * (gamma_image + gamma_text) if official else math.inf,
+            _spread(epsilon, gamma_image, gamma_text),
+            iterations,
+            official,
+            max_memory,
+        )[0]
     if statistics is None or second is not None:
         plain = _plain_statistics(x, y, scale, max_memory)
     contrastive = _contrastive(statistics if plain is None else plain)
@@ -174,16 +185,29 @@ def distillation_loss(
     n = len(x)
     checks.check_alpha(alpha, n, x.device)
     checks.check_transport(1.0 if epsilon is None else epsilon, 1, gamma_image, gamma_text)
-    v, t = _teacher(image_features, text_features, dist_image_features, dist_text_features, x.dtype)
+    v, t = _teacher(x, dist_image_features, dist_text_features)
     if (not isinstance(alpha, Tensor) and alpha == 1) or n == 1:
         contrastive = _contrastive(_plain_statistics(x, y, scale, max_memory))
         return _combine(alpha, contrastive, torch.zeros_like(contrastive), logit_bias, output_dict)
-    a, b = factors(v, t, 1.0 if epsilon is None else epsilon, gamma_image, gamma_text)
-    spread = None if epsilon is None else 2 * (gamma_image + gamma_text + 1) / epsilon
     if epsilon is None:
-        a = a * (scale if dist_logit_scale is None else _scalar("dist_logit_scale", dist_logit_scale, x)).detach()
-    penalty = math.inf if remove_diagonal else 0.0
-    statistics = _soft_target.soft_target(x, y, scale, a, b, spread, penalty, 0, False, max_memory)[0]
+        sharpness = (scale if dist_logit_scale is None else _scalar("dist_logit_scale", dist_logit_scale, x)).detach()
+    else:
+        sharpness = x.new_tensor(1 / epsilon)
+    statistics = _soft_target.soft_target(
+        x,
+        y,
+        scale,
+        v,
+        t,
+        sharpness,
+        gamma_image,
+        gamma_text,
+        math.inf if remove_diagonal else 0.0,
+        None if epsilon is None else _spread(epsilon, gamma_image, gamma_text),
+        0,
+        False,
+        max_memory,
+    )[0]
     return _combine(alpha, _contrastive(statistics), _distill(statistics), logit_bias, output_dict)
 
 
@@ -253,13 +277,13 @@ def otter_targets(
     if len(v) == 1:
         return v.new_ones(1, 1), v.new_ones(1, 1)
     with torch.autocast(v.device.type, enabled=False):
-        a, b = factors(v, t, epsilon, gamma_image, gamma_text)
-        matrix = TeacherMatrix.build(a, b, math.inf, 2 * (gamma_image + gamma_text + 1) / epsilon, store=True)
-        image_columns, text_rows, text_columns = solve(matrix, iterations)
-        domain, kernel = matrix.domain, matrix.block(slice(0, len(v)))
-        image_rows = domain.match(domain.enter(torch.ones_like(v[:, 0])), domain.row_sums(kernel, image_columns))
-        image_to_text = domain.plan(kernel, image_rows, image_columns)
-        return image_to_text, domain.plan(kernel, text_rows, text_columns).T
+        similarity = Similarity(v, t, v.new_tensor(1 / epsilon), gamma_image, gamma_text, math.inf)
+        kernel = Kernel.build(similarity, _spread(epsilon, gamma_image, gamma_text), store=True)
+        image_columns, text_rows, text_columns = solve(kernel, iterations)
+        domain, matrix = kernel.domain, kernel.block(slice(0, len(v)))
+        image_rows = domain.match(domain.enter(torch.ones_like(v[:, 0])), domain.row_sums(matrix, image_columns))
+        image_to_text = domain.plan(matrix, image_rows, image_columns)
+        return image_to_text, domain.plan(matrix, text_rows, text_columns).T
 
 
 def _compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -283,17 +307,20 @@ def _student(
     return x, y, _scalar("logit_scale", logit_scale, x)
 
 
-def _teacher(
-    image_features: Tensor, text_features: Tensor, v: Tensor | None, t: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    checks.check_teacher(v, t, len(image_features), image_features.device)
-    if v is None or t is None:
-        v, t = image_features, text_features
-    return v.detach().to(dtype), t.detach().to(dtype)
+def _teacher(x: Tensor, v: Tensor | None, t: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The teacher's features as constants of the computing dtype; None twice stands for the student's own."""
+    checks.check_teacher(v, t, len(x), x.device)
+    return (None, None) if v is None or t is None else (v.detach().to(x.dtype), t.detach().to(x.dtype))
+
+
+def _spread(epsilon: float, gamma_image: float, gamma_text: float) -> float:
+    """No two of a unit-norm teacher's logits are further apart."""
+    return 2 * (gamma_image + gamma_text + 1) / epsilon
 
 
 def _plain_statistics(x: Tensor, y: Tensor, scale: Tensor, max_memory: int) -> Tensor:
-    return _soft_target.soft_target(x, y, scale, None, None, None, 0.0, 0, False, max_memory)[0]
+    statistics: Tensor = _soft_target.soft_target(x, y, scale, None, None, None, 0.0, 0.0, 0.0, None, 0, False, max_memory)[0]
+    return statistics
 
 
 def _contrastive(statistics: Tensor | None) -> Tensor:

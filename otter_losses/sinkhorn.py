@@ -157,7 +157,9 @@ def _solve(
     v = domain.enter(torch.ones_like(columns)) if start is None else start
     row_sums = domain.row_sums(kernel, v)
     active: Tensor | None = None
-    for done in range(1, iterations + 1):
+    done = 0
+    while done < iterations:
+        done += 1
         new_u = domain.match(a, row_sums)
         new_v = domain.match(b, domain.column_sums(kernel, new_u))
         if active is None:

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from otter_losses.ops.similarity import row_chunks
 from otter_losses.ops.soft_target import refuse_second_derivative, stores
-from otter_losses.ops.transport import row_chunks
 
 ROW_SOFTPLUS, PAIR = range(2)
 
@@ -27,7 +27,7 @@ def sigmoid(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, max_memory: int) 
         xs = x * scale
         logits = (xs @ y.T).add_(bias) if stores(n, 1, x.element_size(), max_memory) else None
         statistics = x.new_empty(2, n)
-        for rows in row_chunks(n, n):
+        for rows in row_chunks(n, n, x.device):
             z = (xs[rows] @ y.T).add_(bias) if logits is None else logits[rows]
             statistics[ROW_SOFTPLUS, rows] = F.softplus(z).sum(1)
             statistics[PAIR, rows] = z.diagonal(rows.start)
@@ -50,7 +50,7 @@ def sigmoid_backward(
         n = len(x)
         xs = x * scale
         dx, dy, dbias = torch.empty_like(x), torch.zeros_like(y), x.new_zeros(())
-        for rows in row_chunks(n, n):
+        for rows in row_chunks(n, n, x.device):
             z = logits[rows] if logits.numel() else (xs[rows] @ y.T).add_(bias)
             g = z.sigmoid().mul_(gradient[ROW_SOFTPLUS, rows, None])
             g.diagonal(rows.start).add_(gradient[PAIR, rows])

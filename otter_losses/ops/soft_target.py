@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from otter_losses.ops.domains import LOGARITHMIC, SCALING, safe_range
-from otter_losses.ops.transport import TeacherMatrix, row_chunks, solve
+from otter_losses.ops.similarity import Similarity, row_chunks
+from otter_losses.ops.transport import Kernel, solve
 
 ROW_LSE, COLUMN_LSE, PAIR, ROW_DOT, COLUMN_DOT, ROW_ENTROPY, COLUMN_ENTROPY = range(7)
 """Rows of the statistics. The entropies are the targets' own (constants that turn a cross entropy into a divergence)."""
@@ -39,68 +40,86 @@ def soft_target(
     x: Tensor,
     y: Tensor,
     scale: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    spread: float | None,
+    v: Tensor | None,
+    t: Tensor | None,
+    sharpness: Tensor | None,
+    gamma_image: float,
+    gamma_text: float,
     diagonal_penalty: float,
+    spread: float | None,
     iterations: int,
     entropy: bool,
     max_memory: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The statistics, (7, N), of student features x, y (N, D) and a 0-D scale, all of one dtype.
 
-    The teacher comes as its factors a, b (N, E), see `transport`, or not at all: then only the first three rows mean anything.
-    Behind the statistics stands what the backward needs: the teacher's scalings (4, N), its kernel and the student's logits or
-    exponentials (N, N; empty where they are recomputed), and a state (4,): the shifts of both matrices, and 1 where the kernel
-    is held as logarithms and where the student's matrix holds exponentials.
+    A teacher is asked for by its `sharpness`, 0-D, and has features v, t (N, E), or the student's own where they are None; its
+    other arguments are those of `Similarity`, `Kernel.build` and `solve`. Without it only the first three rows mean anything.
+    Behind the statistics stands what the backward needs: the teacher's scalings (4, N), its kernel (N, N), the student's
+    cosines or exponentials (N, N), both empty where they are recomputed, and a state (4,): the shifts of both matrices, and 1
+    where the kernel is held as logarithms and where the student's matrix holds exponentials.
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         n = len(x)
-        dense = stores(n, 1 if a is None else 2, x.element_size(), max_memory)
+        dense = stores(n, 1 if sharpness is None else 2, x.element_size(), max_memory)
+        cosines = x @ y.T if dense else None
+        similarity = _similarity(x, y, v, t, sharpness, gamma_image, gamma_text, diagonal_penalty)
         statistics, scalings = x.new_zeros(7, n), x.new_zeros(4, n)
         statistics[COLUMN_LSE] = -torch.inf
         teacher = None
-        if a is not None and b is not None:
-            teacher = TeacherMatrix.build(a, b, diagonal_penalty, spread, store=dense)
+        if similarity is not None:
+            teacher = Kernel.build(similarity, spread, store=dense, cross=cosines if v is None else None)
             scalings[1], scalings[2], scalings[3] = solve(teacher, iterations)
 
-        xs = x * scale
-        logits = xs @ y.T if dense else None
-        shift = _common_shift(logits)
-        for rows in row_chunks(n, n):
-            z = xs[rows] @ y.T if logits is None else logits[rows]
+        shift = _common_shift(x, y, scale, cosines)
+        for rows in row_chunks(n, n, x.device):
+            z = (x[rows] @ y.T).mul_(scale) if cosines is None else cosines[rows] * scale
             statistics[PAIR, rows] = z.diagonal(rows.start)
             if teacher is not None:
                 _expected_logits(teacher, rows, z, scalings, statistics, entropy)
-            if shift is None:
+            if shift is None or cosines is None:
                 statistics[ROW_LSE, rows] = z.logsumexp(1)
-                statistics[COLUMN_LSE] = torch.logaddexp(statistics[COLUMN_LSE], z.logsumexp(0))
+                partial = z.logsumexp(0)
             else:
-                z.sub_(shift).exp_()
-                statistics[ROW_LSE, rows] = z.sum(1).log_().add_(shift)
-                partial = z.sum(0).log_().add_(shift)
-                statistics[COLUMN_LSE] = torch.logaddexp(statistics[COLUMN_LSE], partial)
+                exponentials = torch.exp(z.sub_(shift), out=cosines[rows])
+                statistics[ROW_LSE, rows] = exponentials.sum(1).log_().add_(shift)
+                partial = exponentials.sum(0).log_().add_(shift)
+            statistics[COLUMN_LSE] = torch.logaddexp(statistics[COLUMN_LSE], partial)
 
-        empty = x.new_empty(0)
-        state = x.new_zeros(4)
-        kernel = empty
+        state, nothing = x.new_zeros(4), x.new_empty(0)
         if teacher is not None:
-            kernel = empty if teacher.stored is None else teacher.stored
             state[0], state[2] = teacher.shift, float(teacher.domain is LOGARITHMIC)
         if shift is not None:
             state[1], state[3] = shift, 1.0
-        return statistics, scalings, kernel, empty.clone() if logits is None else logits, state
+        kernel = nothing if teacher is None or teacher.stored is None else teacher.stored
+        return statistics, scalings, kernel, nothing.clone() if cosines is None else cosines, state
 
 
-def _common_shift(logits: Tensor | None) -> float | None:
-    """The maximum, where one exponential about it serves rows and columns; only the CPU may look."""
-    if logits is None or logits.device.type != "cpu":
+def _similarity(
+    x: Tensor,
+    y: Tensor,
+    v: Tensor | None,
+    t: Tensor | None,
+    sharpness: Tensor | None,
+    gamma_image: float,
+    gamma_text: float,
+    diagonal_penalty: float,
+) -> Similarity | None:
+    if sharpness is None:
         return None
-    low, high = (float(bound) for bound in torch.aminmax(logits))
-    return high if high - low <= safe_range(logits.dtype) else None
+    return Similarity(x if v is None else v, y if t is None else t, sharpness, gamma_image, gamma_text, diagonal_penalty)
 
 
-def _expected_logits(teacher: TeacherMatrix, rows: slice, z: Tensor, scalings: Tensor, statistics: Tensor, entropy: bool) -> None:
+def _common_shift(x: Tensor, y: Tensor, scale: Tensor, cosines: Tensor | None) -> float | None:
+    """The maximum, where one exponential about it serves rows and columns; only the CPU may look."""
+    if cosines is None or x.device.type != "cpu":
+        return None
+    low, high = (float(bound) for bound in torch.aminmax(cosines))
+    low, high = sorted((low * float(scale), high * float(scale)))
+    return high if high - low <= safe_range(x.dtype) else None
+
+
+def _expected_logits(teacher: Kernel, rows: slice, z: Tensor, scalings: Tensor, statistics: Tensor, entropy: bool) -> None:
     """Finish the image problem's row scalings, then add up the logits, and the entropies, under both plans."""
     domain, kernel = teacher.domain, teacher.block(rows)
     one = domain.enter(torch.ones_like(z[:, 0]))
@@ -127,18 +146,21 @@ def _(
     x: Tensor,
     y: Tensor,
     scale: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    spread: float | None,
+    v: Tensor | None,
+    t: Tensor | None,
+    sharpness: Tensor | None,
+    gamma_image: float,
+    gamma_text: float,
     diagonal_penalty: float,
+    spread: float | None,
     iterations: int,
     entropy: bool,
     max_memory: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     n = x.shape[0]
-    dense = stores(n, 1 if a is None else 2, x.element_size(), max_memory)
+    dense = stores(n, 1 if sharpness is None else 2, x.element_size(), max_memory)
     matrix = x.new_empty(n, n) if dense else x.new_empty(0)
-    kernel = x.new_empty(0) if a is None else torch.empty_like(matrix)
+    kernel = x.new_empty(0) if sharpness is None else torch.empty_like(matrix)
     return x.new_empty(7, n), x.new_empty(4, n), kernel, matrix, x.new_empty(4)
 
 
@@ -148,15 +170,18 @@ def soft_target_backward(
     x: Tensor,
     y: Tensor,
     scale: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
+    v: Tensor | None,
+    t: Tensor | None,
+    sharpness: Tensor | None,
     statistics: Tensor,
     scalings: Tensor,
-    kernel: Tensor,
-    logits: Tensor,
+    stored: Tensor,
+    cosines: Tensor,
     state: Tensor,
-    spread: float | None,
+    gamma_image: float,
+    gamma_text: float,
     diagonal_penalty: float,
+    spread: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, y and the scale for the gradient (7, N) of the statistics, row block by row block."""
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
@@ -165,33 +190,33 @@ def soft_target_backward(
             logarithmic, exponentials = bool(state[2]), bool(state[3])
         else:
             logarithmic, exponentials = spread is None or spread > safe_range(x.dtype), False
+        similarity = _similarity(x, y, v, t, sharpness, gamma_image, gamma_text, diagonal_penalty)
         teacher = None
-        if a is not None and b is not None:
-            teacher = TeacherMatrix.restore(a, b, diagonal_penalty, logarithmic, state[0], kernel)
+        if similarity is not None:
+            teacher = Kernel(similarity, LOGARITHMIC if logarithmic else SCALING, state[0], stored if stored.numel() else None)
         row_weight, column_weight = gradient[ROW_LSE], gradient[COLUMN_LSE]
         if exponentials:
             row_weight = row_weight * (state[1] - statistics[ROW_LSE]).exp()
             column_weight = column_weight * (state[1] - statistics[COLUMN_LSE]).exp()
 
-        xs = x * scale
         dx, dy = torch.empty_like(x), torch.zeros_like(y)
-        for rows in row_chunks(n, n):
+        for rows in row_chunks(n, n, x.device):
             if exponentials:
-                g = (row_weight[rows, None] + column_weight).mul_(logits[rows])
+                g = (row_weight[rows, None] + column_weight).mul_(cosines[rows])
             else:
-                z = logits[rows] if logits.numel() else xs[rows] @ y.T
+                z = cosines[rows] * scale if cosines.numel() else (x[rows] @ y.T).mul_(scale)
                 g = (z - statistics[ROW_LSE, rows, None]).exp_().mul_(row_weight[rows, None])
                 g.add_((z - statistics[COLUMN_LSE]).exp_().mul_(column_weight))
             if teacher is not None:
                 _add_plans(g, teacher, rows, scalings, gradient)
             g.diagonal(rows.start).add_(gradient[PAIR, rows])
             torch.mm(g, y, out=dx[rows])
-            dy.addmm_(g.T, xs[rows])
+            dy.addmm_(g.T, x[rows])
         dscale = (x * dx).sum()
-        return dx.mul_(scale), dy, dscale
+        return dx.mul_(scale), dy.mul_(scale), dscale
 
 
-def _add_plans(g: Tensor, teacher: TeacherMatrix, rows: slice, scalings: Tensor, gradient: Tensor) -> None:
+def _add_plans(g: Tensor, teacher: Kernel, rows: slice, scalings: Tensor, gradient: Tensor) -> None:
     kernel = teacher.block(rows)
     image_rows, image_columns, text_rows, text_columns = scalings
     if teacher.domain is SCALING:
@@ -209,30 +234,33 @@ def _(
     x: Tensor,
     y: Tensor,
     scale: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
+    v: Tensor | None,
+    t: Tensor | None,
+    sharpness: Tensor | None,
     statistics: Tensor,
     scalings: Tensor,
-    kernel: Tensor,
-    logits: Tensor,
+    stored: Tensor,
+    cosines: Tensor,
     state: Tensor,
-    spread: float | None,
+    gamma_image: float,
+    gamma_text: float,
     diagonal_penalty: float,
+    spread: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(y), x.new_empty(())
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, y, scale, a, b, ctx.spread, ctx.diagonal_penalty, *_ = inputs
-    ctx.save_for_backward(x, y, scale, a, b, *output)
+    ctx.save_for_backward(*inputs[:6], *output)
+    ctx.options = inputs[6:10]
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if gradient is None:
-        return (None,) * 10
-    dx, dy, dscale = soft_target_backward(gradient, *ctx.saved_tensors, ctx.spread, ctx.diagonal_penalty)
-    return (dx, dy, dscale) + (None,) * 7
+        return (None,) * 13
+    dx, dy, dscale = soft_target_backward(gradient, *ctx.saved_tensors, *ctx.options)
+    return (dx, dy, dscale) + (None,) * 10
 
 
 def refuse_second_derivative(ctx: Any, *gradients: Tensor | None) -> NoReturn:
