@@ -48,7 +48,7 @@ class Scaling:
         return left + right
 
     def match(self, marginal: Tensor, sums: Tensor) -> Tensor:
-        return torch.where((marginal > 0) & (sums > 0), marginal / sums, torch.zeros_like(sums))
+        return torch.where(sums > 0, marginal / sums, 0.0)
 
     def plan(self, kernel: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return (kernel * rows.unsqueeze(-1)).mul_(columns.unsqueeze(-2))

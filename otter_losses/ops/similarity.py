@@ -2,13 +2,12 @@
 
     L_ij = (gamma_v v_i.v_j + gamma_t t_i.t_j + v_i.t_j) / epsilon,   the diagonal lowered by a penalty (infinite removes it)
 
-Row blocks are one product of width 2E, ``[v, t] [gamma_v v + t, gamma_t t]^T``. The whole matrix needs less: with
-``w = sqrt(gamma_v) v + sqrt(gamma_t) t``, ``c = sqrt(gamma_v gamma_t)`` and the cross similarities ``C = v t^T``,
+That is one product of width 2E, ``[v, t] [gamma_v v + t, gamma_t t]^T``. Where the student is its own teacher, ``C = v t^T`` is
+at hand, and with ``w = sqrt(gamma_v) v + sqrt(gamma_t) t`` and ``c = sqrt(gamma_v gamma_t)``
 
     gamma_v v v^T + gamma_t t t^T + v t^T = w w^T + (1 - c) C - c C^T
 
-where ``w w^T`` is symmetric, so that half of it need be computed, and ``C`` is the student's own logit matrix when the student is
-its own teacher: 1.5 products of width E, or 0.5, instead of 2.
+where ``w w^T`` is symmetric, so that half of it need be computed: half a product of width E instead of two.
 """
 
 import math
@@ -19,6 +18,10 @@ from torch import Tensor
 
 CHUNK_ELEMENTS = {"cpu": 1 << 20}
 """Elements of a row block worked on at once: on a CPU what its caches hold, elsewhere what fills the device."""
+
+
+PANEL = 256
+"""Rows of a panel of the symmetric product; half a panel's share of it is computed twice."""
 
 
 def row_chunks(rows: int, columns: int, device: torch.device) -> list[slice]:
@@ -54,13 +57,13 @@ class Similarity:
 
     def matrix(self, cross: Tensor | None) -> Tensor:
         """All of ``L`` in a new (N, N) tensor, from ``cross = v t^T`` where the caller has it."""
-        if self.v.device.type != "cpu":
+        if cross is None or self.v.device.type != "cpu":
             return self.rows(slice(0, len(self.v)))
-        matrix = self.v @ self.t.T if cross is None else cross.clone()
+        matrix = cross * self.sharpness
         if self.gamma_image or self.gamma_text:
             w = math.sqrt(self.gamma_image) * self.v + math.sqrt(self.gamma_text) * self.t
-            _add_within(matrix, w, math.sqrt(self.gamma_image * self.gamma_text))
-        return self._lower_diagonal(matrix.mul_(self.sharpness), 0)
+            _add_within(matrix, w * self.sharpness, w, math.sqrt(self.gamma_image * self.gamma_text))
+        return self._lower_diagonal(matrix, 0)
 
     def _lower_diagonal(self, logits: Tensor, offset: int) -> Tensor:
         if self.diagonal_penalty:
@@ -74,17 +77,17 @@ class Similarity:
         return bound
 
 
-def _add_within(cross: Tensor, w: Tensor, c: float) -> None:
-    """``C <- w w^T + (1 - c) C - c C^T`` in place, the lower half of ``w w^T`` mirrored.
+def _add_within(matrix: Tensor, scaled_w: Tensor, w: Tensor, c: float) -> None:
+    """``C <- w w^T + (1 - c) C - c C^T`` in place, the product scaled as C is already.
 
     Transposes go through contiguous panels: a walk down a column of the whole matrix would miss the cache at every step.
     """
-    n = len(w)
-    for panel in row_chunks(n, n, w.device):
-        across, down = cross[panel, : panel.stop], cross[: panel.start, panel]
-        within = w[panel] @ w[: panel.stop].T
-        above = torch.sub(within, across, alpha=c)[:, : panel.start].T.contiguous()
-        within.sub_(cross[: panel.stop, panel].contiguous().T.contiguous(), alpha=c)
+    for panel in (slice(start, min(start + PANEL, len(w))) for start in range(0, len(w), PANEL)):
+        before = slice(0, panel.start)
+        across, down = matrix[panel, : panel.stop], matrix[before, panel]
+        within = scaled_w[panel] @ w[: panel.stop].T
+        above = torch.sub(within[:, before], across[:, before], alpha=c).T.contiguous()
+        within.sub_(matrix[: panel.stop, panel].contiguous().T.contiguous(), alpha=c)
         if c == 1:
             across.copy_(within)
             down.copy_(above)

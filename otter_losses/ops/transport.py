@@ -1,10 +1,10 @@
 """Both transport problems of a batch of pairs, solved together on one matrix.
 
 With the teacher's logits ``L`` (see `similarity`), image to text is the problem on ``L``, rows matched first; text to image is
-the problem on ``L^T``. With ``K = exp(L)`` both are read off one sweep over the rows: ``u = 1/(K v)`` and the sums ``u K`` for the
-one, ``u' = 1/(K v')`` and ``u' K`` for the other. One opening sweep (``K^T 1``, the text problem's first half step) and one sweep
-an iteration solve both, the last row normalisation of the text problem included; the image problem's is one more product with
-each row block as it is used.
+the problem on ``L^T``. With ``K = exp(L)`` both are read off one sweep over the rows: ``u = 1/(K v)`` and the sums ``u K`` for
+the one, ``u' = 1/(K v')`` and ``u' K`` for the other. One opening sweep (``K^T 1``, the text problem's first half step) and one
+sweep an iteration solve both, the last row normalisation of the text problem included; the image problem's is one more product
+with each row block as it is used.
 
     M_ij = u_i K_ij v_j     (image to text, rows sum to 1)
     M'_ij = u'_i K_ij v'_j   (text to image, transposed: columns sum to 1)

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Style, types, tests and doctests in an environment of their own. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. tests/venv.sh
+make_venv test
+ruff format --check .
+ruff check .
+mypy
+python -m pytest "$@"
