@@ -220,9 +220,9 @@ def _add_plans(g: Tensor, teacher: Kernel, rows: slice, scalings: Tensor, gradie
     kernel = teacher.block(rows)
     image_rows, image_columns, text_rows, text_columns = scalings
     if teacher.domain is SCALING:
-        left = torch.stack((gradient[ROW_DOT, rows] * image_rows[rows], text_rows[rows]), dim=1)
-        right = torch.stack((image_columns, gradient[COLUMN_DOT] * text_columns))
-        g.add_((left @ right).mul_(kernel))
+        # Kernel times row scaling first: row times column scaling of a removed entry can overflow.
+        g.addcmul_(kernel * (gradient[ROW_DOT, rows] * image_rows[rows]).unsqueeze(1), image_columns)
+        g.addcmul_(kernel * text_rows[rows].unsqueeze(1), gradient[COLUMN_DOT] * text_columns)
     else:
         g.add_(teacher.domain.plan(kernel, image_rows[rows], image_columns).mul_(gradient[ROW_DOT, rows, None]))
         g.add_(teacher.domain.plan(kernel, text_rows[rows], text_columns).mul_(gradient[COLUMN_DOT]))
