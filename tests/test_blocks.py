@@ -44,11 +44,11 @@ def evaluate(name: str, features: list[Tensor], max_memory: int) -> list[Tensor]
 @pytest.mark.parametrize("name", LOSSES)
 def test_blocks_and_panels_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(3)
-    features = [F.normalize(torch.randn(300, 8, generator=generator, dtype=torch.float64), dim=-1) for _ in range(4)]
+    features = [F.normalize(torch.randn(600, 8, generator=generator, dtype=torch.float64), dim=-1) for _ in range(4)]
     whole = evaluate(name, features, max_memory=1 << 30)
     monkeypatch.setattr(similarity, "CHUNK_ELEMENTS", {"cpu": 1})
     monkeypatch.setattr(similarity, "PANEL", 64)
-    assert len(similarity.row_chunks(300, 300, torch.device("cpu"))) == 3
+    assert len(similarity.row_chunks(600, 600, torch.device("cpu"))) == 3
     for max_memory in (1 << 30, 0):
         for found, expected in zip(evaluate(name, features, max_memory), whole, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)

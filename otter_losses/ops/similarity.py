@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = {"cpu": 1 << 20}
+CHUNK_ELEMENTS = {"cpu": 1 << 19}
 """Elements of a row block worked on at once: on a CPU what its caches hold, elsewhere what fills the device."""
 
 
@@ -25,8 +25,8 @@ PANEL = 256
 
 
 def row_chunks(rows: int, columns: int, device: torch.device) -> list[slice]:
-    """Row blocks of about `CHUNK_ELEMENTS`, at least 128 rows each."""
-    height = max(CHUNK_ELEMENTS.get(device.type, 1 << 26) // max(columns, 1), 128)
+    """Row blocks of about `CHUNK_ELEMENTS`, at least 256 rows each."""
+    height = max(CHUNK_ELEMENTS.get(device.type, 1 << 26) // max(columns, 1), 256)
     return [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
 
 
@@ -40,7 +40,6 @@ class Similarity:
         self.gamma_image, self.gamma_text = gamma_image, gamma_text
         self.diagonal_penalty = diagonal_penalty
 
-    @cached_property
     def _factors(self) -> tuple[Tensor, Tensor]:
         """``a, b`` with ``L = a b^T``, as narrow as the weights allow."""
         v, t = self.v, self.t
@@ -50,15 +49,20 @@ class Similarity:
             return (v + self.gamma_text * t) * self.sharpness, t
         return torch.cat((v, t), dim=1) * self.sharpness, torch.cat((t + self.gamma_image * v, self.gamma_text * t), dim=1)
 
+    @cached_property
+    def _kept_factors(self) -> tuple[Tensor, Tensor]:
+        return self._factors()
+
     def rows(self, rows: slice) -> Tensor:
         """A row block (b, N), computed anew."""
-        a, b = self._factors
+        a, b = self._kept_factors
         return self._lower_diagonal(a[rows] @ b.T, rows.start)
 
     def matrix(self, cross: Tensor | None) -> Tensor:
         """All of ``L`` in a new (N, N) tensor, from ``cross = v t^T`` where the caller has it."""
         if cross is None or self.v.device.type != "cpu":
-            return self.rows(slice(0, len(self.v)))
+            a, b = self._factors()
+            return self._lower_diagonal(a @ b.T, 0)
         matrix = cross * self.sharpness
         if self.gamma_image or self.gamma_text:
             w = math.sqrt(self.gamma_image) * self.v + math.sqrt(self.gamma_text) * self.t

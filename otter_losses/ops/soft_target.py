@@ -62,14 +62,16 @@ def soft_target(
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         n = len(x)
         dense = stores(n, 1 if sharpness is None else 2, x.element_size(), max_memory)
-        cosines = x @ y.T if dense else None
-        similarity = _similarity(x, y, v, t, sharpness, gamma_image, gamma_text, diagonal_penalty)
         statistics, scalings = x.new_zeros(7, n), x.new_zeros(4, n)
         statistics[COLUMN_LSE] = -torch.inf
+        cosines = x @ y.T if dense and v is None else None
+        similarity = _similarity(x, y, v, t, sharpness, gamma_image, gamma_text, diagonal_penalty)
         teacher = None
         if similarity is not None:
-            teacher = Kernel.build(similarity, spread, store=dense, cross=cosines if v is None else None)
+            teacher = Kernel.build(similarity, spread, store=dense, cross=cosines)
             scalings[1], scalings[2], scalings[3] = solve(teacher, iterations)
+        if dense and cosines is None:
+            cosines = x @ y.T
 
         shift = _common_shift(x, y, scale, cosines)
         for rows in row_chunks(n, n, x.device):
