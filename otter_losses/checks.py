@@ -88,7 +88,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
 def check_finite(name: str, tensor: Tensor) -> None:
     if may_read(tensor) and tensor.numel():
         values = tensor.detach()
-        if not bool(torch.isfinite(values.sum(dtype=torch.promote_types(values.dtype, torch.float32)))):
+        if not math.isfinite(float(values.sum(dtype=torch.promote_types(values.dtype, torch.float32)))):
             finite = torch.isfinite(values)
             if not bool(finite.all()):
                 place = tuple(int(index) for index in (~finite).nonzero()[0])

@@ -33,22 +33,22 @@ class Domain(Protocol):
 
 
 class Scaling:
-    """Plain numbers. Safe while the kernel's logarithms span less than `safe_range`."""
+    """Plain numbers. Safe while the kernel's logarithms span less than `safe_range`, which leaves no sum at zero."""
 
     def enter(self, values: Tensor) -> Tensor:
         return values
 
     def row_sums(self, kernel: Tensor, columns: Tensor) -> Tensor:
-        return (kernel @ columns.unsqueeze(-1)).squeeze(-1)
+        return kernel @ columns if columns.dim() == 1 else (kernel @ columns.unsqueeze(-1)).squeeze(-1)
 
     def column_sums(self, kernel: Tensor, rows: Tensor) -> Tensor:
-        return (rows.unsqueeze(-2) @ kernel).squeeze(-2)
+        return rows @ kernel if rows.dim() == 1 else (rows.unsqueeze(-2) @ kernel).squeeze(-2)
 
     def merge(self, left: Tensor, right: Tensor) -> Tensor:
         return left + right
 
     def match(self, marginal: Tensor, sums: Tensor) -> Tensor:
-        return torch.where(sums > 0, marginal / sums, 0.0)
+        return marginal / sums
 
     def plan(self, kernel: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return (kernel * rows.unsqueeze(-1)).mul_(columns.unsqueeze(-2))
