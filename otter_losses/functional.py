@@ -235,8 +235,7 @@ def siglip_loss(
     """
     x, y, scale = _student(image_features, text_features, logit_scale, backend, max_memory)
     bias = _scalar("logit_bias", 0.0 if logit_bias is None else logit_bias, x)
-    statistics = _sigmoid.sigmoid(x, y, scale, bias, max_memory)[0]
-    value = (statistics[_sigmoid.ROW_SOFTPLUS] - statistics[_sigmoid.PAIR]).mean()
+    value = _sigmoid.sigmoid(x, y, scale, bias, max_memory)[0].mean()
     return _output({"contrastive_loss": value}, None, output_dict)
 
 

@@ -1,10 +1,9 @@
-"""The core of the sigmoid loss: two vectors of the logits ``z = s x y^T + b``.
+"""The core of the sigmoid loss: the summed loss of every row of questions, N a batch.
 
-    row_softplus_i = sum_j log(1 + exp z_ij)      pair_i = z_ii
+    row_loss_i = sum_j -log sigmoid(l_ij z_ij),   z = s x y^T + b,   l_ii = 1 and l_ij = -1
 
-Since ``-log sigmoid(z) = softplus(z) - z``, the loss of labels +1 on the diagonal and -1 off it is
-``mean(row_softplus - pair)``. The gradient of the logits is ``G_ij = a_i sigmoid(z_ij) + c_i delta_ij`` for incoming ``a, c``;
-then ``dx = s G y``, ``dy = s G^T x``, ``ds = <x, G y>``, ``db = sum G``. No matrix is kept where one does not fit `max_memory`.
+For an incoming gradient ``a`` the gradient of the logits is ``G_ij = -l_ij a_i sigmoid(-l_ij z_ij)``; then ``dx = s G y``,
+``dy = s G^T x``, ``ds = <x, G y>``, ``db = sum G``. ``-l z`` is kept from forward to backward where it fits `max_memory`.
 """
 
 from typing import Any
@@ -16,55 +15,56 @@ from torch import Tensor
 from otter_losses.ops.similarity import row_chunks
 from otter_losses.ops.soft_target import refuse_second_derivative, stores
 
-ROW_SOFTPLUS, PAIR = range(2)
+
+def _unlikely(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, rows: slice) -> Tensor:
+    """``-l z`` of a row block: large where the answer is wrong."""
+    z = (x[rows] @ y.T).mul_(scale).add_(bias)
+    z.diagonal(rows.start).neg_()
+    return z
 
 
 @torch.library.custom_op("otter_losses::sigmoid", mutates_args=())
 def sigmoid(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, max_memory: int) -> tuple[Tensor, Tensor]:
-    """Statistics (2, N) of features x, y (N, D), 0-D scale and bias, and the logits (N, N), empty if not kept."""
+    """Row losses (N,) of features x, y (N, D), 0-D scale and bias; and ``-l z`` (N, N), empty if not kept."""
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         n = len(x)
-        xs = x * scale
-        logits = (xs @ y.T).add_(bias) if stores(n, 1, x.element_size(), max_memory) else None
-        statistics = x.new_empty(2, n)
+        dense = stores(n, 1, x.element_size(), max_memory)
+        kept = _unlikely(x, y, scale, bias, slice(0, n)) if dense else x.new_empty(0)
+        losses = x.new_empty(n)
         for rows in row_chunks(n, n, x.device):
-            z = (xs[rows] @ y.T).add_(bias) if logits is None else logits[rows]
-            statistics[ROW_SOFTPLUS, rows] = F.softplus(z).sum(1)
-            statistics[PAIR, rows] = z.diagonal(rows.start)
-        return statistics, x.new_empty(0) if logits is None else logits
+            unlikely = kept[rows] if dense else _unlikely(x, y, scale, bias, rows)
+            losses[rows] = -F.logsigmoid(-unlikely).sum(1)
+        return losses, kept
 
 
 @sigmoid.register_fake
 def _(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, max_memory: int) -> tuple[Tensor, Tensor]:
     n = x.shape[0]
-    kept = stores(n, 1, x.element_size(), max_memory)
-    return x.new_empty(2, n), x.new_empty(n, n) if kept else x.new_empty(0)
+    dense = stores(n, 1, x.element_size(), max_memory)
+    return x.new_empty(n), x.new_empty(n, n) if dense else x.new_empty(0)
 
 
 @torch.library.custom_op("otter_losses::sigmoid_backward", mutates_args=())
 def sigmoid_backward(
-    gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, logits: Tensor
+    gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, kept: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, y, scale and bias for the gradient (2, N) of the statistics."""
+    """Gradients of x, y, scale and bias for the gradient (N,) of the row losses."""
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         n = len(x)
-        xs = x * scale
         dx, dy, dbias = torch.empty_like(x), torch.zeros_like(y), x.new_zeros(())
         for rows in row_chunks(n, n, x.device):
-            z = logits[rows] if logits.numel() else (xs[rows] @ y.T).add_(bias)
-            g = z.sigmoid().mul_(gradient[ROW_SOFTPLUS, rows, None])
-            g.diagonal(rows.start).add_(gradient[PAIR, rows])
+            unlikely = kept[rows] if kept.numel() else _unlikely(x, y, scale, bias, rows)
+            g = unlikely.sigmoid().mul_(gradient[rows, None])
+            g.diagonal(rows.start).neg_()
             dbias += g.sum()
             torch.mm(g, y, out=dx[rows])
-            dy.addmm_(g.T, xs[rows])
+            dy.addmm_(g.T, x[rows])
         dscale = (x * dx).sum()
-        return dx.mul_(scale), dy, dscale, dbias
+        return dx.mul_(scale), dy.mul_(scale), dscale, dbias
 
 
 @sigmoid_backward.register_fake
-def _(
-    gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, logits: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(y), x.new_empty(()), x.new_empty(())
 
 
