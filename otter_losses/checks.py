@@ -52,7 +52,7 @@ def check_number(name: str, value: float, *, low: float = -math.inf, high: float
     """A finite Python number in [low, high], or (low, high] with `above`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is a {type(value).__name__}; need a number.")
-    if not math.isfinite(value) or value < low or value > high or (above and value == low):
+    if not low <= value <= high or abs(value) == math.inf or (above and value == low):
         bounds = f"above {low:g}" if above else f"of at least {low:g}"
         bounds += f" and at most {high:g}" if high < math.inf else ""
         raise ValueError(f"{name} is {value}; need a finite number {bounds}.")
@@ -192,6 +192,13 @@ def check_vector(name: str, vector: Tensor, scores: Tensor, size: int) -> None:
         raise ValueError(f"{name} is on {vector.device} and scores on {scores.device}; need one device.")
 
 
+def check_start(potential: Tensor) -> None:
+    if may_read(potential) and potential.numel():
+        high = float(potential.detach().amax())
+        if not high < math.inf:
+            raise ValueError(f"column_potential holds {high}; need finite numbers, or -inf for a column of no mass.")
+
+
 def check_non_negative(name: str, marginal: Tensor) -> None:
     if may_read(marginal) and marginal.numel():
         low, high = float(marginal.detach().amin()), float(marginal.detach().amax())
@@ -205,9 +212,10 @@ def check_masses(rows: Tensor, columns: Tensor) -> None:
         row_mass, column_mass = rows.detach().sum(-1), columns.detach().sum(-1)
         if bool((row_mass == 0).any()):
             raise ValueError("row_marginal sums to 0; need some mass to transport.")
-        worst = float(((row_mass - column_mass).abs() / row_mass).max())
-        if worst > 1e-3:
+        difference = ((row_mass - column_mass).abs() / row_mass).flatten()
+        worst = int(difference.argmax())
+        if float(difference[worst]) > 1e-3:
             raise ValueError(
-                f"row_marginal sums to {float(row_mass.flatten()[0]):g} and column_marginal to "
-                f"{float(column_mass.flatten()[0]):g}; need equal masses. Scale one: b * (a.sum() / b.sum())."
+                f"row_marginal sums to {float(row_mass.flatten()[worst]):g} and column_marginal to "
+                f"{float(column_mass.flatten()[worst]):g}; need equal masses. Scale one: b * (a.sum() / b.sum())."
             )

@@ -123,6 +123,7 @@ def sinkhorn_knopp(
     start = None
     if column_potential is not None:
         checks.check_vector("column_potential", column_potential, scores, n)
+        checks.check_start(column_potential)
         start = column_potential.to(dtype).expand(*batch, n)
     with torch.autocast(scores.device.type, enabled=False):
         logits = scores.to(dtype) / epsilon

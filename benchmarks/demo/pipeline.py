@@ -1,0 +1,165 @@
+"""The demo from pictures to report."""
+
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import otter_losses
+from otter_losses.functional import otter_targets
+
+from .features import DATA_PACKAGES, load_features
+from .noise import shuffle_captions
+from .pairs import Pair, list_pairs, render
+from .parallel import run_tasks
+from .plots import CREDITS, Match, plot_matches, plot_noise
+from .problem import Problem, build_problem
+from .report import by_cell, difference_table, sampling_error, score_table, write_json
+from .train import BATCH, METHODS, Outcome, Run, train
+
+QUICK_STEP = 12
+SHOWN_NOISE = 0.4
+SHOWN_PAIRS = 8
+SHOWN_CAPTIONS = 4
+SHOWN_SIZE = 256
+PROBE_SEED = 20_000
+"""Far from the seeds of the runs, so that the pairs shown have nothing to do with which captions are shuffled."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line's choices; `quick` stands for a smoke run on a few pictures."""
+
+    seeds: int
+    epochs: int
+    noises: tuple[float, ...]
+    output: Path
+    cache: Path
+    jobs: int
+    quick: bool
+
+
+def run_demo(options: Options) -> None:
+    started = time.perf_counter()
+    pairs = list_pairs()[:: QUICK_STEP if options.quick else 1]
+    problem, from_cache = load_problem(pairs, options.cache, options.jobs)
+    encoded = time.perf_counter()
+    print(_describe(pairs, problem, from_cache))
+
+    shown = min(options.noises, key=lambda noise: abs(noise - SHOWN_NOISE))
+    probe = _probe(len(problem.split.training))
+    runs = [
+        Run(method, noise, seed, options.epochs, probe if (method, noise, seed) == ("OTTER", shown, 0) else ())
+        for seed in range(options.seeds)
+        for noise in options.noises
+        for method in METHODS
+    ]
+    outcomes = run_tasks(train, problem, runs, jobs=options.jobs, label="training", unit="run")
+    trained = time.perf_counter()
+
+    scores = by_cell(outcomes)
+    error = sampling_error(scores, len(problem.split.test))
+    tables = f"{score_table(scores)}\n\n{difference_table(scores)}\n\n{_notes(options.seeds, error, options.quick)}\n"
+    print(f"\n{tables}")
+    (options.output / "table.md").write_text(tables, encoding="utf-8")
+    plot_noise(options.output / "noise.png", scores)
+    probed = next(outcome for outcome in outcomes if outcome.probe_features is not None)
+    plot_matches(options.output / "matches.png", _matches(pairs, problem, probed), shown, len(probe))
+    finished = time.perf_counter()
+
+    seconds = {"features": encoded - started, "training": trained - encoded, "all": finished - started}
+    facts = {
+        "quick": options.quick,
+        "features_from_cache": from_cache,
+        "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
+        "jobs": options.jobs,
+        **_machine(),
+        **_counts(pairs, problem),
+        "sampling_error": error,
+    }
+    write_json(options.output / "results.json", outcomes, facts)
+    print(f"Written to {options.output}/: table.md, noise.png, matches.png, results.json. {finished - started:.0f} s.")
+
+
+def load_problem(pairs: Sequence[Pair], cache: Path, jobs: int) -> tuple[Problem, bool]:
+    """The task that the pairs make, and whether their features came from the cache."""
+    features, from_cache = load_features(pairs, cache, jobs)
+    captions = [pair.caption for pair in pairs]
+    concepts = [pair.caption if pair.is_concept else None for pair in pairs]
+    return build_problem(features, captions, concepts), from_cache
+
+
+def _machine() -> dict[str, Any]:
+    versions = {
+        "python": platform.python_version(),
+        "otter_losses": otter_losses.__version__,
+        **{package: version(package) for package in ("torch", *DATA_PACKAGES)},
+    }
+    return {"machine": platform.machine(), "cpus": os.cpu_count(), "versions": versions}
+
+
+def _counts(pairs: Sequence[Pair], problem: Problem) -> dict[str, Any]:
+    split = problem.split
+    return {
+        "pictures": Counter(pair.source for pair in pairs),
+        "training_pairs": len(split.training),
+        "validation_pictures": len(split.validation),
+        "test_pictures": len(split.test),
+        "names": len(problem.names),
+        "dropped_by_name": split.dropped_by_name,
+        "dropped_by_picture": split.dropped_by_picture,
+    }
+
+
+def _describe(pairs: Sequence[Pair], problem: Problem, from_cache: bool) -> str:
+    split = problem.split
+    sources = ", ".join(f"{count:,} {source}" for source, count in Counter(pair.source for pair in pairs).items())
+    return (
+        f"Features of {len(pairs):,} drawn pictures, no photographs ({sources}){', from the cache' if from_cache else ''}.\n"
+        f"{CREDITS}.\n"
+        f"Training: {len(split.training):,} pairs, after dropping {split.dropped_by_name} with a held-out name and "
+        f"{split.dropped_by_picture} that look like a held-out picture.\n"
+        f"Validation: {len(split.validation):,} pictures. Test: {len(split.test):,} pictures of unseen concepts, "
+        f"to be found among {len(problem.names):,} names."
+    )
+
+
+def _notes(seeds: int, error: float, quick: bool) -> str:
+    notes = (
+        f"Percentages on unseen concepts, {seeds} seed{'s' * (seeds > 1)}; ± is the standard deviation over the seeds, in the "
+        "differences the standard error, followed by the seeds won. Seeds vary the training only: that the test is a sample of "
+        f"pictures adds about {error:.1f} points to every score."
+    )
+    return f"{notes}\nA QUICK RUN: too few pictures and epochs for its numbers to mean anything." if quick else notes
+
+
+def _probe(training_pairs: int) -> tuple[int, ...]:
+    """A random batch of training pairs for the picture of matches."""
+    generator = torch.Generator().manual_seed(PROBE_SEED)
+    return tuple(torch.randperm(training_pairs, generator=generator)[:BATCH].tolist())
+
+
+def _matches(pairs: Sequence[Pair], problem: Problem, outcome: Outcome) -> list[Match]:
+    """The first pairs of the probe: it is in random order, so they are a random choice."""
+    run = outcome.run
+    if outcome.probe_features is None:
+        raise ValueError("the outcome was not probed")
+    images, texts = map(torch.from_numpy, outcome.probe_features)
+    masses, _ = otter_targets(images, texts, epsilon=0.15, iterations=5, gamma_image=1.0, gamma_text=1.0)
+    training = problem.split.training
+    given = shuffle_captions(len(training), run.noise, run.seed)
+    captions = [pairs[training[given[pair]]].caption for pair in run.probe]
+    matches = []
+    for row, pair in enumerate(run.probe[:SHOWN_PAIRS]):
+        top = masses[row].topk(SHOWN_CAPTIONS)
+        transported = [(captions[index], mass) for index, mass in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+        own = pairs[training[pair]]
+        matches.append(Match(render(own, SHOWN_SIZE), captions[row], own.caption, transported))
+    return matches
