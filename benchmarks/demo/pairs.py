@@ -38,7 +38,7 @@ SVG_FOLDERS = {
 }
 MARGINS = {"openmoji": 0.0, "twemoji": 0.05, "noto": 0.1, "fontawesome": 0.08, "materialdesign": 0.08}
 """White on each side, as a share of the canvas; OpenMoji's drawings bring their own."""
-MATERIAL_STEP = 4
+MATERIAL_STEP = 1
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
     L_ij = (gamma_v v_i.v_j + gamma_t t_i.t_j + v_i.t_j) / epsilon,   the diagonal lowered by a penalty (infinite removes it)
 
-That is one product of width 2E, ``[v, t] [gamma_v v + t, gamma_t t]^T``. Where the student is its own teacher, ``C = v t^T`` is
-at hand, and with ``w = sqrt(gamma_v) v + sqrt(gamma_t) t`` and ``c = sqrt(gamma_v gamma_t)``
+That is one product of width 2E, ``[v, t] [gamma_v v + t, gamma_t t]^T``. With ``C = v t^T``,
+``w = sqrt(gamma_v) v + sqrt(gamma_t) t`` and ``c = sqrt(gamma_v gamma_t)`` it is also
 
     gamma_v v v^T + gamma_t t t^T + v t^T = w w^T + (1 - c) C - c C^T
 
-where ``w w^T`` is symmetric, so that half of it need be computed: half a product of width E instead of two.
+where ``w w^T`` is symmetric, so that half of it need be computed. Where the student is its own teacher C is at hand, which leaves
+half a product of width E instead of two; another teacher at ``c = 1`` needs one and a half.
 """
 
 import math
@@ -18,7 +19,6 @@ from torch import Tensor
 
 CHUNK_ELEMENTS = {"cpu": 1 << 19}
 """Elements of a row block worked on at once: on a CPU what its caches hold, elsewhere what fills the device."""
-
 
 PANEL = 256
 """Rows of a panel of the symmetric product; half a panel's share of it is computed twice."""
@@ -60,14 +60,21 @@ class Similarity:
 
     def matrix(self, cross: Tensor | None) -> Tensor:
         """All of ``L`` in a new (N, N) tensor, from ``cross = v t^T`` where the caller has it."""
-        if cross is None or self.v.device.type != "cpu":
+        c = math.sqrt(self.gamma_image * self.gamma_text)
+        on_cpu = self.v.device.type == "cpu"
+        if on_cpu and cross is None and c == 1:
+            matrix = _symmetric_product(self._w() * self.sharpness, self._w()).addmm_(self.t * -self.sharpness, self.v.T)
+        elif on_cpu and cross is not None:
+            matrix = cross * self.sharpness
+            if self.gamma_image or self.gamma_text:
+                _add_within(matrix, self._w() * self.sharpness, self._w(), c)
+        else:
             a, b = self._factors()
-            return self._lower_diagonal(a @ b.T, 0)
-        matrix = cross * self.sharpness
-        if self.gamma_image or self.gamma_text:
-            w = math.sqrt(self.gamma_image) * self.v + math.sqrt(self.gamma_text) * self.t
-            _add_within(matrix, w * self.sharpness, w, math.sqrt(self.gamma_image * self.gamma_text))
+            matrix = a @ b.T
         return self._lower_diagonal(matrix, 0)
+
+    def _w(self) -> Tensor:
+        return math.sqrt(self.gamma_image) * self.v + math.sqrt(self.gamma_text) * self.t
 
     def _lower_diagonal(self, logits: Tensor, offset: int) -> Tensor:
         if self.diagonal_penalty:
@@ -81,12 +88,25 @@ class Similarity:
         return bound
 
 
+def _panels(rows: int) -> list[slice]:
+    return [slice(start, min(start + PANEL, rows)) for start in range(0, rows, PANEL)]
+
+
+def _symmetric_product(scaled_w: Tensor, w: Tensor) -> Tensor:
+    """``w w^T``, the product scaled: panels up to the diagonal are computed, the rest copied."""
+    matrix = w.new_empty(len(w), len(w))
+    for panel in _panels(len(w)):
+        torch.mm(scaled_w[panel], w[: panel.stop].T, out=matrix[panel, : panel.stop])
+        matrix[: panel.start, panel] = matrix[panel, : panel.start].T.contiguous()
+    return matrix
+
+
 def _add_within(matrix: Tensor, scaled_w: Tensor, w: Tensor, c: float) -> None:
     """``C <- w w^T + (1 - c) C - c C^T`` in place, the product scaled as C is already.
 
     Transposes go through contiguous panels: a walk down a column of the whole matrix would miss the cache at every step.
     """
-    for panel in (slice(start, min(start + PANEL, len(w))) for start in range(0, len(w), PANEL)):
+    for panel in _panels(len(w)):
         before = slice(0, panel.start)
         across, down = matrix[panel, : panel.stop], matrix[before, panel]
         within = scaled_w[panel] @ w[: panel.stop].T

@@ -113,9 +113,12 @@ def _similarity(
 
 
 def _common_shift(x: Tensor, y: Tensor, scale: Tensor, cosines: Tensor | None) -> float | None:
-    """The maximum, where one exponential about it serves rows and columns; only the CPU may look."""
+    """An upper bound or the maximum, where one exponential about it serves rows and columns; only the CPU may look."""
     if cosines is None or x.device.type != "cpu":
         return None
+    bound = abs(float(scale) * float(torch.linalg.vector_norm(x, dim=1).amax() * torch.linalg.vector_norm(y, dim=1).amax()))
+    if 2 * bound <= safe_range(x.dtype):
+        return bound
     low, high = (float(bound) for bound in torch.aminmax(cosines))
     low, high = sorted((low * float(scale), high * float(scale)))
     return high if high - low <= safe_range(x.dtype) else None

@@ -33,7 +33,7 @@ class Kernel:
 
     @classmethod
     def build(cls, similarity: Similarity, spread: float | None, store: bool, cross: Tensor | None = None) -> "Kernel":
-        """Choose the domain, and store the matrix where asked.
+        """Choose the domain, and store the matrix where asked; `solve` opens it.
 
         `spread` is an upper bound on ``max L - min L`` off the diagonal for unit features, or None. On the CPU, where a look
         costs nothing, the features and, if need be, the stored matrix decide instead.
@@ -47,14 +47,15 @@ class Kernel:
                 low, shift = _measure(logits, similarity.diagonal_penalty)
                 spread = float(shift - low)
         domain: Domain = SCALING if spread is not None and spread <= limit else LOGARITHMIC
-        kernel = cls(similarity, domain, shift, logits)
-        if logits is not None:
-            for rows in kernel.chunks():
-                kernel._enter(logits[rows])
-        return kernel
+        return cls(similarity, domain, shift, logits)
 
     def _enter(self, logits: Tensor) -> Tensor:
         return logits.sub_(self.shift).exp_() if self.domain is SCALING else logits
+
+    def opening(self) -> Iterator[tuple[slice, Tensor]]:
+        """The first sweep, which a kernel that was just built needs: it brings the stored logits into the domain."""
+        for rows in self.chunks():
+            yield rows, self.block(rows) if self.stored is None else self._enter(self.stored[rows])
 
     def chunks(self) -> list[slice]:
         n = len(self.similarity.v)
@@ -80,11 +81,14 @@ def _measure(logits: Tensor, diagonal_penalty: float) -> tuple[Tensor, Tensor]:
 
 
 def solve(kernel: Kernel, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scalings ``v`` of the image problem's columns, ``u'`` and ``v'`` of the text problem's rows and columns."""
+    """Open the kernel and solve both problems on it.
+
+    Returns the scalings ``v`` of the image problem's columns, ``u'`` and ``v'`` of the text problem's rows and columns.
+    """
     domain = kernel.domain
     one = domain.enter(torch.ones_like(kernel.similarity.v[:, 0]))
     total: Tensor | None = None
-    for rows, block in kernel.sweep():
+    for rows, block in kernel.opening():
         sums = domain.column_sums(block, one[rows])
         total = sums if total is None else domain.merge(total, sums)
     assert total is not None
