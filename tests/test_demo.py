@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.demo import __main__ as command
 from benchmarks.demo import report
+from benchmarks.demo.cache import Arrays, load_or_make
 from benchmarks.demo.evaluate import hit_at_k
 from benchmarks.demo.noise import shuffle_captions
 from benchmarks.demo.problem import Features, Problem, build_problem
@@ -157,10 +158,7 @@ def test_json_holds_every_run(tmp_path: Path) -> None:
 
 
 def test_cache_is_used_when_intact_and_made_anew_otherwise(tmp_path: Path) -> None:
-    pytest.importorskip("safetensors")
-    from benchmarks.demo.cache import Arrays, load_or_make
-
-    path = tmp_path / "deep" / "features.safetensors"
+    path = tmp_path / "deep" / "features.npz"
     made: list[int] = []
 
     def make() -> Arrays:
@@ -174,8 +172,9 @@ def test_cache_is_used_when_intact_and_made_anew_otherwise(tmp_path: Path) -> No
     assert load() == (1.0, False)
     assert load() == (1.0, True)
     intact = path.read_bytes()
-    flipped = intact[:-1] + bytes([intact[-1] ^ 1])
-    for number, damaged in enumerate((b"", b"no safetensors", intact[:-5], flipped), start=2):
+    middle = len(intact) // 2
+    flipped = intact[:middle] + bytes([intact[middle] ^ 1]) + intact[middle + 1 :]
+    for number, damaged in enumerate((b"", b"no archive", intact[:-5], flipped), start=2):
         path.write_bytes(damaged)
         assert load() == (number, False)
         assert load() == (number, True)

@@ -1,39 +1,18 @@
 """sinkhorn_knopp: the properties that plans and potentials have, whatever the solver."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Problem, decimal_sinkhorn, make_features, make_scores, problems, relative
+from families import FAMILIES, Problem, decimal_sinkhorn, make_scores, problems
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
+from sinkhorn_cases import dtypes, l1, reference_plan, rounds, unit
 from torch import Tensor
 
 from otter_losses import SinkhornResult, sinkhorn_knopp
 from otter_losses.ops import reference
-
-rounds = st.integers(1, 12)
-dtypes = st.sampled_from((torch.float64, torch.float32))
-
-
-def unit(dtype: torch.dtype, problem: Problem) -> float:
-    """Rounding of a logarithm as large as score / epsilon, a few times over."""
-    return 8 * torch.finfo(dtype).eps * (1 + 1 / problem.epsilon)
-
-
-def reference_plan(problem: Problem, iterations: int) -> Tensor:
-    plans = [reference.sinkhorn(p.scores, p.epsilon, iterations, p.rows, p.columns) for p in problem.to(torch.float64).each()]
-    return torch.stack(plans).reshape(problem.scores.shape)
-
-
-def l1(actual: Tensor, expected: Tensor) -> float:
-    """L1 distance as a share of the expected mass; the worst of the batch."""
-    wanted = expected.detach().double()
-    distance = (actual.detach().double() - wanted).abs().sum((-2, -1)) / wanted.sum((-2, -1))
-    return float(distance.max())
-
 
 # ---- 1 to 6: marginals, values ----
 
@@ -368,184 +347,3 @@ def test_inputs_are_left_as_they_were() -> None:
 def test_results_repeat_to_the_bit() -> None:
     scores = make_scores("random", 300, 300, 0).float()
     assert all(torch.equal(sinkhorn_knopp(scores, eps), sinkhorn_knopp(scores, eps)) for eps in (0.15, 0.01))
-
-
-# ---- 17: gradients ----
-
-
-def gradient_problem(seed: int, zeros: bool) -> tuple[Tensor, Tensor, Tensor]:
-    scores = torch.stack([make_scores("random", 4, 5, seed), make_scores("random", 4, 5, seed + 1)])
-    rows = torch.tensor([0.4, 0.0 if zeros else 0.1, 0.3, 0.3], dtype=torch.float64)
-    columns = torch.tensor([0.25, 0.25, 0.0 if zeros else 0.1, 0.3, 0.2], dtype=torch.float64)
-    return scores, rows / rows.sum(), columns / columns.sum()
-
-
-@pytest.mark.parametrize("zeros", [False, True])
-@pytest.mark.parametrize("iterations", [1, 5])
-def test_unrolled_gradient_is_that_of_finite_differences(zeros: bool, iterations: int) -> None:
-    scores, rows, columns = gradient_problem(0, zeros)
-
-    def solve(scores: Tensor) -> Any:
-        return sinkhorn_knopp(scores, 0.4, iterations, row_marginal=rows, column_marginal=columns)
-
-    assert torch.autograd.gradcheck(solve, (scores.requires_grad_(),))
-
-
-def test_unrolled_gradient_by_the_marginals_is_that_of_finite_differences() -> None:
-    scores, rows, columns = gradient_problem(0, zeros=False)
-
-    def solve(scores: Tensor, rows: Tensor, columns: Tensor) -> Any:
-        return sinkhorn_knopp(scores, 0.4, 3, row_marginal=rows, column_marginal=columns)
-
-    # Steps of 1e-6 unbalance the masses by less than the check tolerates.
-    assert torch.autograd.gradcheck(solve, (scores.requires_grad_(), rows.requires_grad_(), columns.requires_grad_()))
-
-
-@pytest.mark.parametrize("name", ["row_potential", "column_potential", "marginal_error"])
-def test_gradient_through_the_other_results_is_that_of_finite_differences(name: str) -> None:
-    scores, rows, columns = gradient_problem(0, zeros=False)
-
-    def solve(scores: Tensor) -> Any:
-        result = sinkhorn_knopp(scores, 0.4, 2, row_marginal=rows, column_marginal=columns, return_result=True)
-        return getattr(result, name)
-
-    assert torch.autograd.gradcheck(solve, (scores.requires_grad_(),))
-
-
-def test_gradient_passes_around_forbidden_pairs() -> None:
-    forbidden = torch.eye(4, dtype=torch.bool)
-
-    def solve(scores: Tensor) -> Any:
-        return sinkhorn_knopp(scores.masked_fill(forbidden, -math.inf), 0.4, 3)
-
-    assert torch.autograd.gradcheck(solve, (make_scores("random", 4, 4, 2).requires_grad_(),))
-
-
-@pytest.mark.parametrize("zeros", [False, True])
-@pytest.mark.parametrize("epsilon", [1.0, 0.2])
-def test_implicit_gradient_is_the_unrolled_one_at_convergence(zeros: bool, epsilon: float) -> None:
-    scores, rows, columns = gradient_problem(3, zeros)
-    weights = make_scores("random", 4, 5, 9)
-    gradients = []
-    for implicit in (False, True):
-        leaf = scores.clone().requires_grad_()
-        plan = sinkhorn_knopp(
-            leaf, epsilon, 5_000, row_marginal=rows, column_marginal=columns, tolerance=1e-14, implicit=implicit
-        )
-        gradients.append(torch.autograd.grad((weights * plan).sum(), leaf)[0])
-    assert float(gradients[0].abs().sum()) > 1e-3
-    assert relative(gradients[1], gradients[0]) <= 1e-9
-
-
-def test_implicit_gradient_is_that_of_finite_differences() -> None:
-    scores, rows, columns = gradient_problem(3, zeros=True)
-
-    def solve(scores: Tensor) -> Any:
-        return sinkhorn_knopp(scores, 0.4, 5_000, row_marginal=rows, column_marginal=columns, tolerance=1e-15, implicit=True)
-
-    assert torch.autograd.gradcheck(solve, (scores.requires_grad_(),))
-
-
-def test_implicit_gradient_passes_around_forbidden_pairs() -> None:
-    forbidden = torch.eye(5, dtype=torch.bool)
-    weights = make_scores("random", 5, 5, 8)
-    gradients = []
-    for implicit in (False, True):
-        leaf = make_scores("random", 5, 5, 2).requires_grad_()
-        plan = sinkhorn_knopp(leaf.masked_fill(forbidden, -math.inf), 0.4, 5_000, tolerance=1e-14, implicit=implicit)
-        gradients.append(torch.autograd.grad((weights * plan).sum(), leaf)[0])
-    assert float(gradients[0].abs().sum()) > 1e-3
-    assert relative(gradients[1], gradients[0]) <= 1e-9
-
-
-def test_float32_gradient_is_the_float64_one() -> None:
-    scores = make_scores("random", 41, 30, 4).float()
-    weights = make_scores("random", 41, 30, 5)
-    gradients = []
-    for dtype in (torch.float32, torch.float64):
-        leaf = scores.to(dtype).requires_grad_()
-        gradients.append(torch.autograd.grad((weights.to(dtype) * sinkhorn_knopp(leaf, 0.05)).sum(), leaf)[0])
-    assert relative(gradients[0], gradients[1]) <= 1e-4
-
-
-# ---- 18, 19: half precision and hard inputs ----
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("epsilon", [0.15, 0.01, 0.001])
-def test_half_precision_scores_are_solved_as_the_float32_of_the_same_numbers(dtype: torch.dtype, epsilon: float) -> None:
-    scores = make_scores("random", 41, 41, 0).to(dtype)
-    plan = sinkhorn_knopp(scores, epsilon)
-    assert plan.dtype == torch.float32
-    assert torch.equal(plan, sinkhorn_knopp(scores.float(), epsilon))
-    assert l1(plan, reference.sinkhorn(scores.double(), epsilon, 5)) <= 1e-6 + 2e-7 / epsilon
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_scores_get_gradients_of_their_own_dtype(dtype: torch.dtype) -> None:
-    half = make_scores("random", 9, 9, 0).to(dtype).requires_grad_()
-    full = half.detach().float().requires_grad_()
-    weights = make_scores("random", 9, 9, 1).float()
-    (gradient,) = torch.autograd.grad((weights * sinkhorn_knopp(half)).sum(), half)
-    (expected,) = torch.autograd.grad((weights * sinkhorn_knopp(full)).sum(), full)
-    assert gradient.dtype == dtype
-    assert torch.equal(gradient, expected.to(dtype))
-
-
-def test_autocast_leaves_the_plan_alone() -> None:
-    scores = make_scores("random", 64, 64, 0).float()
-    plain = sinkhorn_knopp(scores)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(sinkhorn_knopp(scores), plain)
-
-
-def hard_scores(name: str) -> Tensor:
-    """The table of hard inputs, as similarities with the diagonal removed."""
-    family = {"outlier": "outlier", "equal": "equal", "duplicated": "duplicated"}.get(name, "clustered")
-    v, t = make_features(family, 41, 16, seed=5)
-    if name == "unnormalised":
-        v, t = 10 * v, 10 * t
-    return reference.similarity(v, t).fill_diagonal_(-math.inf)
-
-
-@pytest.mark.parametrize("name", ["duplicated", "outlier", "equal", "unnormalised", "clustered"])
-@pytest.mark.parametrize("epsilon", [0.15, 0.03, 0.01, 0.005, 0.001])
-@pytest.mark.parametrize("tracked", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
-def test_hard_inputs_give_the_reference_plan(name: str, epsilon: float, tracked: bool, dtype: torch.dtype) -> None:
-    scores = hard_scores(name).to(dtype)
-    result = sinkhorn_knopp(scores.clone().requires_grad_(tracked), epsilon, return_result=True)
-    size = float(scores.double().masked_fill(scores == -math.inf, 0.0).abs().max())
-    bound = 1e-10 if dtype == torch.float64 else 1e-6 + 2e-7 * max(size / 3, 1) / epsilon
-    assert bool(torch.isfinite(result.plan).all())
-    torch.testing.assert_close(result.plan.sum(0).double(), torch.full((41,), 1 / 41).double(), rtol=max(bound, 1e-6), atol=0)
-    assert l1(result.plan.detach(), reference.sinkhorn(scores.double(), epsilon, 5)) <= bound
-
-
-@pytest.mark.parametrize("epsilon", [1e-6, 1e30])
-def test_extreme_epsilon_keeps_the_mass(epsilon: float) -> None:
-    scores = make_scores("random", 9, 9, 0)
-    plan = sinkhorn_knopp(scores, epsilon)
-    assert bool(torch.isfinite(plan).all())
-    assert float(plan.sum()) == pytest.approx(1.0, rel=1e-6)
-
-
-@pytest.mark.parametrize("spread", [60.0, 79.0, 81.0, 100.0, 170.0, 200.0])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_float32_is_right_on_both_sides_of_the_switch_to_logarithms(spread: float, family: str) -> None:
-    scores = make_scores(family, 33, 29, 1).float()
-    width = float(scores.max() - scores.min())
-    epsilon = width / spread if width else 0.01
-    assert l1(sinkhorn_knopp(scores, epsilon), reference.sinkhorn(scores.double(), epsilon, 5)) <= 1e-6 + 4e-7 / epsilon
-
-
-@pytest.mark.parametrize("smallest", [1e-30, 1e-20, 1e-6])
-def test_float32_survives_marginals_of_very_different_sizes(smallest: float) -> None:
-    scores = make_scores("random", 8, 8, 1).float()
-    marginal = torch.ones(8)
-    marginal[::2] = smallest
-    marginal /= marginal.sum()
-    result = sinkhorn_knopp(scores, 0.03, row_marginal=marginal, column_marginal=marginal.flip(0), return_result=True)
-    torch.testing.assert_close(result.plan.sum(0), marginal.flip(0), rtol=1e-4, atol=0)
-    expected = reference.sinkhorn(scores.double(), 0.03, 5, marginal.double(), marginal.flip(0).double())
-    assert l1(result.plan, expected) <= 2e-5

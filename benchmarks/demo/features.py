@@ -37,7 +37,7 @@ PICTURES_A_TASK = 64
 def load_features(pairs: Sequence[Pair], folder: Path, jobs: int) -> tuple[Features, bool]:
     """The pairs' features, from the cache in `folder` where they are there (then the second value is True)."""
     fingerprint = _fingerprint(pairs)
-    path = folder / f"features-{fingerprint[:16]}.safetensors"
+    path = folder / f"features-{fingerprint[:16]}.npz"
     arrays, from_cache = load_or_make(path, fingerprint, lambda: _encode_all(pairs, jobs))
     return Features(arrays["images"].astype(np.float32), arrays["texts"].astype(np.float32)), from_cache
 

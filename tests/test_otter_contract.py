@@ -1,0 +1,284 @@
+"""OTTERLoss as autograd, autocast and a training loop meet it: precision, graphs, signatures, memory."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import Batch, make_batch, make_features, relative
+from otter_cases import BLOCKS, DENSE, bound, memories, reference_of, value_of
+from torch import Tensor
+
+import otter_losses
+from otter_losses import OTTERLoss
+from otter_losses.functional import otter_loss, otter_targets
+from otter_losses.ops import reference
+
+# ---- precision of the inputs ----
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-10)])
+@pytest.mark.parametrize("epsilon", [0.15, 0.01])
+@memories
+def test_half_precision_features_give_the_loss_of_those_numbers(
+    dtype: torch.dtype, rounding: float, epsilon: float, max_memory: int
+) -> None:
+    """Against float64 on the same rounded features; beyond that only the gradient's own rounding is allowed."""
+    batch = make_batch(127, 64).to(dtype)
+    expected, wanted = reference_of(batch, epsilon=epsilon)
+    loss = OTTERLoss(epsilon=epsilon, max_memory=max_memory)
+    value = value_of(batch, loss)
+    gradients = batch.gradients(value)
+    assert value.dtype == torch.float32
+    assert gradients[0].dtype == gradients[1].dtype == dtype
+    assert relative(value, expected) <= bound(torch.float32, epsilon)
+    for actual, exact in zip(gradients[:2], wanted[:2], strict=True):
+        assert relative(actual, exact) <= rounding
+    assert relative(gradients[2], wanted[2]) <= bound(torch.float32, epsilon)
+    full = batch.to(torch.float32)
+    unrounded = full.gradients(value_of(full, loss))
+    for actual, before in zip(gradients[:2], unrounded[:2], strict=True):
+        assert relative(before, wanted[0] if actual is gradients[0] else wanted[1]) <= 1e-4
+        assert torch.equal(actual, before.to(dtype))
+
+
+@memories
+def test_modalities_and_teacher_may_differ_in_dtype(max_memory: int) -> None:
+    batch = make_batch(41, 16)
+    mixed = Batch(batch.x.detach().float().requires_grad_(), batch.to(torch.bfloat16).y, batch.scale, batch.v.half(), batch.t)
+    expected, wanted = reference_of(mixed)
+    value = value_of(mixed, OTTERLoss(max_memory=max_memory))
+    gradients = mixed.gradients(value)
+    assert [each.dtype for each in gradients[:2]] == [torch.float32, torch.bfloat16]
+    assert relative(value, expected) <= 1e-5
+    assert relative(gradients[0], wanted[0]) <= 1e-4
+    assert relative(gradients[1], wanted[1]) <= 2**-8
+
+
+@memories
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing_to_the_bit(dtype: torch.dtype, max_memory: int) -> None:
+    batch = make_batch(127, 64).to(dtype)
+    loss = OTTERLoss(max_memory=max_memory)
+    plain = value_of(batch, loss)
+    expected = batch.gradients(plain)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = value_of(batch, loss)
+        gradients = batch.gradients(value)
+    assert torch.equal(value, plain)
+    assert all(torch.equal(actual, wanted) for actual, wanted in zip(gradients, expected, strict=True))
+
+
+def test_autocast_changes_no_targets() -> None:
+    v, t = make_features("random", 41, 16, dtype=torch.float32)
+    plain = otter_targets(v, t)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(otter_targets(v, t), plain, strict=True))
+
+
+# ---- autograd's contract ----
+
+
+@memories
+@pytest.mark.parametrize("epsilon", [0.15, 0.005])
+def test_results_repeat_to_the_bit(epsilon: float, max_memory: int) -> None:
+    def run() -> tuple[Tensor, ...]:
+        batch = make_batch(257, 64, dtype=torch.float32)
+        value = value_of(batch, OTTERLoss(epsilon=epsilon, max_memory=max_memory))
+        return (value.detach(), *batch.gradients(value))
+
+    assert all(torch.equal(first, second) for first, second in zip(run(), run(), strict=True))
+
+
+@memories
+@pytest.mark.parametrize("epsilon", [0.15, 0.005])
+def test_backward_can_run_twice_on_a_retained_graph(epsilon: float, max_memory: int) -> None:
+    batch = make_batch(41, 16, dtype=torch.float32)
+    value = value_of(batch, OTTERLoss(epsilon=epsilon, max_memory=max_memory))
+    torch.autograd.backward(value, retain_graph=True)
+    assert batch.x.grad is not None
+    first = batch.x.grad.clone()
+    torch.autograd.backward(value)
+    assert torch.equal(batch.x.grad, 2 * first)
+
+
+@memories
+@pytest.mark.parametrize("factor", [0.0, -1.0, 1024.0, 65536.0])
+def test_gradients_are_proportional_to_the_incoming_one(factor: float, max_memory: int) -> None:
+    """As under GradScaler."""
+    batch = make_batch(41, 16)
+    expected = value_of(batch, OTTERLoss(max_memory=max_memory))
+    value = factor * value_of(batch, OTTERLoss(max_memory=max_memory))
+    wanted = tuple(factor * gradient for gradient in batch.gradients(expected))
+    for actual, exact in zip(batch.gradients(value), wanted, strict=True):
+        assert relative(actual, exact) <= 1e-12
+
+
+@memories
+@pytest.mark.parametrize("frozen", ["x", "y", "scale", "x and scale", "y and scale"])
+def test_a_frozen_input_changes_no_other_gradient(frozen: str, max_memory: int) -> None:
+    batch = make_batch(41, 16)
+    _, wanted = reference_of(batch)
+    leaves = {"x": batch.x, "y": batch.y, "scale": batch.scale}
+    for name in frozen.split(" and "):
+        leaves[name] = leaves[name].detach()
+    value = OTTERLoss(max_memory=max_memory)(leaves["x"], leaves["y"], leaves["scale"], **batch.teacher())
+    value.backward()
+    for name, exact in zip(("x", "y", "scale"), wanted, strict=True):
+        if name in frozen.split(" and "):
+            assert leaves[name].grad is None
+        else:
+            gradient = leaves[name].grad
+            assert gradient is not None
+            assert relative(gradient, exact) <= 1e-10
+
+
+@memories
+def test_gradient_reaches_the_one_micro_batch_that_has_it(max_memory: int) -> None:
+    """Accumulation as open_clip does it: features of the other micro-batches are cached without a graph."""
+    batch = make_batch(12, 16)
+    _, wanted = reference_of(batch)
+    fresh_x, fresh_y = batch.x.detach()[4:8].requires_grad_(), batch.y.detach()[4:8].requires_grad_()
+    x = torch.cat((batch.x.detach()[:4], fresh_x, batch.x.detach()[8:]))
+    y = torch.cat((batch.y.detach()[:4], fresh_y, batch.y.detach()[8:]))
+    OTTERLoss(max_memory=max_memory)(x, y, batch.scale, **batch.teacher()).backward()
+    assert fresh_x.grad is not None
+    assert fresh_y.grad is not None
+    assert relative(fresh_x.grad, wanted[0][4:8]) <= 1e-10
+    assert relative(fresh_y.grad, wanted[1][4:8]) <= 1e-10
+
+
+@memories
+def test_no_gradient_flows_to_the_teacher(max_memory: int) -> None:
+    batch = make_batch(9, 16)
+    v, t = batch.v.requires_grad_(), batch.t.requires_grad_()
+    torch.autograd.backward(value_of(batch, OTTERLoss(max_memory=max_memory)))
+    assert v.grad is None
+    assert t.grad is None
+    assert batch.x.grad is not None
+
+
+@memories
+def test_without_gradients_only_the_value_comes(max_memory: int) -> None:
+    batch = make_batch(41, 16)
+    loss = OTTERLoss(max_memory=max_memory)
+    expected = value_of(batch, loss)
+    with torch.no_grad():
+        value = value_of(batch, loss)
+    with torch.inference_mode():
+        inferred = value_of(batch, loss)
+    assert not value.requires_grad
+    assert torch.equal(value, expected)
+    assert torch.equal(inferred, expected.detach())
+
+
+@memories
+def test_inputs_are_left_as_they_were(max_memory: int) -> None:
+    batch = make_batch(41, 16, dtype=torch.float32)
+    tensors = (batch.x, batch.y, batch.scale, batch.v, batch.t)
+    before = [tensor.detach().clone() for tensor in tensors]
+    torch.autograd.backward(value_of(batch, OTTERLoss(max_memory=max_memory)))
+    assert all(torch.equal(now, then) for now, then in zip(tensors, before, strict=True))
+
+
+@memories
+def test_second_derivatives_are_refused_by_name(max_memory: int) -> None:
+    batch = make_batch(9, 16)
+    value = value_of(batch, OTTERLoss(max_memory=max_memory))
+    (gradient,) = torch.autograd.grad(value, batch.x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.backward(gradient.sum())
+
+
+@memories
+@pytest.mark.parametrize("epsilon", [0.4, 0.001])
+@pytest.mark.parametrize("official", [False, True])
+def test_gradients_are_those_of_finite_differences(epsilon: float, official: bool, max_memory: int) -> None:
+    if official:
+        epsilon = 0.4
+    batch = make_batch(5, 3, scale=2.0)
+    bias = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
+    second = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    alpha = torch.tensor([0, 0.2, 0.5, 0.9, 1.0], dtype=torch.float64)
+    build: Callable[..., OTTERLoss] = OTTERLoss.official if official else OTTERLoss
+    loss = build(epsilon=epsilon, max_memory=max_memory)
+
+    def run(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, second: Tensor) -> Any:
+        parts = loss(x, y, scale, bias, **batch.teacher(), alpha=alpha, distill_logit_scale=second, output_dict=True)
+        return tuple(parts.values())
+
+    assert torch.autograd.gradcheck(run, (batch.x, batch.y, batch.scale, bias, second))
+
+
+# ---- module and function, memory ----
+
+
+def test_function_and_module_are_one() -> None:
+    batch = make_batch(9, 16)
+    module = OTTERLoss(alpha=0.3, epsilon=0.2, iterations=3, gamma_image=0.5, gamma_text=2.0)
+    value = otter_loss(
+        batch.x,
+        batch.y,
+        batch.scale,
+        dist_image_features=batch.v,
+        dist_text_features=batch.t,
+        alpha=0.3,
+        epsilon=0.2,
+        iterations=3,
+        gamma_image=0.5,
+        gamma_text=2.0,
+    )
+    assert isinstance(value, Tensor)
+    assert torch.equal(value, value_of(batch, module))
+
+
+def test_defaults_are_the_papers() -> None:
+    batch = make_batch(9, 16)
+    expected = reference.otter_loss(batch.x, batch.y, batch.scale, batch.v, batch.t, 0.5, 0.15, 5, 1.0, 1.0)
+    assert relative(value_of(batch, OTTERLoss()), expected) <= 1e-12
+
+
+def test_positions_are_open_clips() -> None:
+    batch = make_batch(9, 16)
+    value = OTTERLoss()(batch.x, batch.y, batch.scale, None, batch.v, batch.t, batch.scale, torch.tensor(-10.0), False)
+    assert torch.equal(value, value_of(batch, OTTERLoss()))
+
+
+MEMORY_SCRIPT = """
+import sys
+import torch
+from otter_losses import OTTERLoss
+
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+
+def now():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1])
+
+torch.set_num_threads(1)
+n, epsilon, max_memory = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+loss = OTTERLoss(epsilon=epsilon, iterations=1, max_memory=max_memory)
+def step(n):
+    x, y = (torch.nn.functional.normalize(torch.randn(n, 32), dim=1).requires_grad_() for _ in range(2))
+    scale = torch.tensor(14.3, requires_grad=True)
+    before = now()
+    loss(x, y, scale).backward()
+    return before
+step(128)
+before = step(n)
+print((peak() - before) * 1024 / (4 * n * n))
+"""
+
+
+@pytest.mark.parametrize(("epsilon", "max_memory", "most"), [(0.15, DENSE, 3.0), (0.01, DENSE, 3.0), (0.15, BLOCKS, 1.0)])
+def test_peak_memory_is_bounded(epsilon: float, max_memory: int, most: float) -> None:
+    """Resident memory of a fresh process beyond its inputs, in N x N float32 matrices of 64 MiB, which go back to the system."""
+    root = Path(otter_losses.__file__).parent.parent
+    command = [sys.executable, "-c", MEMORY_SCRIPT, "4096", str(epsilon), str(max_memory)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    matrices = float(output.stdout)
+    assert matrices <= most
+    assert max_memory == BLOCKS or matrices >= 1
