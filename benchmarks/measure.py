@@ -1,11 +1,15 @@
-"""Time and peak memory of callables, all in one run."""
+"""Time and peak memory of callables, all in one run, and the machine they ran on."""
 
+import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,3 +55,24 @@ def peak_in_fresh_process(module: str, *arguments: str) -> int:
     """Bytes that ``python -m module`` with the arguments prints as its last line: a peak needs a process of its own."""
     done = subprocess.run([sys.executable, "-m", module, *arguments], check=True, capture_output=True, text=True)
     return int(done.stdout.split()[-1])
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What ran, on what."""
+    name = platform.processor() or platform.machine()
+    if device == "cpu" and Path("/proc/cpuinfo").exists():
+        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        name = models[0].split(":")[1].strip() if models else name
+    elif device != "cpu":
+        name = torch.cuda.get_device_name() if torch.cuda.is_available() else device
+    commit = ""
+    if shutil.which("git"):
+        commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    return {
+        "device": name,
+        "capability": torch.backends.cpu.get_cpu_capability() if device == "cpu" else "",
+        "threads": torch.get_num_threads() if device == "cpu" else 0,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit,
+    }

@@ -11,36 +11,15 @@ of its own, in N x N float32 matrices.
 import argparse
 import importlib.util
 import json
-import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import contenders
-from benchmarks.measure import Timing, peak_in_fresh_process, time_all
+from benchmarks.measure import Timing, machine, peak_in_fresh_process, time_all
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What ran, on what."""
-    name = platform.processor() or platform.machine()
-    if device == "cpu" and Path("/proc/cpuinfo").exists():
-        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        name = models[0].split(":")[1].strip() if models else name
-    elif device != "cpu":
-        name = torch.cuda.get_device_name() if torch.cuda.is_available() else device
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    return {
-        "device": name,
-        "capability": torch.backends.cpu.get_cpu_capability() if device == "cpu" else "",
-        "threads": torch.get_num_threads() if device == "cpu" else 0,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit,
-    }
 
 
 def rows_for(pairs: int, width: int, device: str, repetitions: int, memory: bool, with_pot: bool) -> list[dict[str, Any]]:

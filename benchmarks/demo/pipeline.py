@@ -1,7 +1,5 @@
 """The demo from pictures to report."""
 
-import os
-import platform
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +10,7 @@ from typing import Any
 
 import torch
 
-import otter_losses
+from benchmarks.measure import machine
 from otter_losses.functional import otter_targets
 
 from .features import DATA_PACKAGES, load_features
@@ -80,7 +78,8 @@ def run_demo(options: Options) -> None:
         "features_from_cache": from_cache,
         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
         "jobs": options.jobs,
-        **_machine(),
+        "machine": machine("cpu"),
+        "versions": {package: version(package) for package in ("otter-losses", *DATA_PACKAGES)},
         **_counts(pairs, problem),
         "sampling_error": error,
     }
@@ -94,15 +93,6 @@ def load_problem(pairs: Sequence[Pair], cache: Path, jobs: int) -> tuple[Problem
     captions = [pair.caption for pair in pairs]
     concepts = [pair.caption if pair.is_concept else None for pair in pairs]
     return build_problem(features, captions, concepts), from_cache
-
-
-def _machine() -> dict[str, Any]:
-    versions = {
-        "python": platform.python_version(),
-        "otter_losses": otter_losses.__version__,
-        **{package: version(package) for package in ("torch", *DATA_PACKAGES)},
-    }
-    return {"machine": platform.machine(), "cpus": os.cpu_count(), "versions": versions}
 
 
 def _counts(pairs: Sequence[Pair], problem: Problem) -> dict[str, Any]:
