@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "--noise",
         type=_share,
         nargs="+",
-        default=[0.0, 0.4],
+        default=[0.0, 0.2, 0.4],
         metavar="SHARE",
         help="shares of the training captions to shuffle",
     )

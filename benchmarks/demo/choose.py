@@ -12,7 +12,7 @@ from .pipeline import load_problem
 from .report import table
 from .train import BASELINE, Run, train
 
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 SEEDS = (100, 101, 102)
 NOISES = (0.0, 0.4)
 

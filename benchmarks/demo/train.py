@@ -22,7 +22,7 @@ from .noise import shuffle_captions
 from .problem import Problem
 
 BATCH = 512
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 1e-3
 WIDTH = 384
 INITIAL_SCALE = 1 / 0.07
 MAX_SCALE = 100.0
