@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+import otter_losses
 from benchmarks.measure import machine
 from otter_losses.functional import otter_targets
 
@@ -78,8 +79,9 @@ def run_demo(options: Options) -> None:
         "features_from_cache": from_cache,
         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
         "jobs": options.jobs,
+        "otter_losses": otter_losses.__version__,
         "machine": machine("cpu"),
-        "versions": {package: version(package) for package in ("otter-losses", *DATA_PACKAGES)},
+        "versions": {package: version(package) for package in DATA_PACKAGES},
         **_counts(pairs, problem),
         "sampling_error": error,
     }
