@@ -7,13 +7,20 @@ only (`set_debug`, or the environment variable ``OTTER_LOSSES_DEBUG=1``), and a 
 
 import math
 import os
+from numbers import Real
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _debug = os.environ.get("OTTER_LOSSES_DEBUG", "0") not in ("", "0")
 
 BACKENDS = ("auto", "torch", "triton", "cuda")
+
+LARGEST = 1e15
+"""Of features and scales. Beyond, their products leave float32."""
+
+SMALLEST_EPSILON = 1e-30
 
 
 def set_debug(enabled: bool) -> None:
@@ -38,6 +45,11 @@ def may_read(tensor: Tensor) -> bool:
     return not torch.compiler.is_compiling() and tensor.device.type != "meta" and (tensor.device.type == "cpu" or _debug)
 
 
+def savable(tensor: Tensor) -> Tensor:
+    """The tensor, copied if it was made under `torch.inference_mode`: autograd keeps no such tensor for its backward."""
+    return tensor.clone() if not torch.compiler.is_compiling() and tensor.is_inference() else tensor
+
+
 def check_backend(backend: str) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; need one of {', '.join(map(repr, BACKENDS))}.")
@@ -49,8 +61,8 @@ def check_backend(backend: str) -> None:
 
 
 def check_number(name: str, value: float, *, low: float = -math.inf, high: float = math.inf, above: bool = False) -> None:
-    """A finite Python number in [low, high], or (low, high] with `above`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """A finite number in [low, high], or (low, high] with `above`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         raise TypeError(f"{name} is a {type(value).__name__}; need a number.")
     if not low <= value <= high or abs(value) == math.inf or (above and value == low):
         bounds = f"above {low:g}" if above else f"of at least {low:g}"
@@ -65,8 +77,14 @@ def check_count(name: str, value: int, low: int) -> None:
         raise ValueError(f"{name} is {value}; need an int of at least {low}.")
 
 
-def check_transport(epsilon: float, iterations: int, gamma_image: float, gamma_text: float) -> None:
+def check_epsilon(epsilon: float) -> None:
     check_number("epsilon", epsilon, low=0.0, above=True)
+    if epsilon < SMALLEST_EPSILON:
+        raise ValueError(f"epsilon is {epsilon}; need at least {SMALLEST_EPSILON:g}. Small values take hard matches already.")
+
+
+def check_transport(epsilon: float, iterations: int, gamma_image: float, gamma_text: float) -> None:
+    check_epsilon(epsilon)
     check_count("iterations", iterations, 1)
     check_number("gamma_image", gamma_image, low=0.0)
     check_number("gamma_text", gamma_text, low=0.0)
@@ -86,16 +104,32 @@ def check_floating(name: str, tensor: Tensor) -> None:
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
+    """Finite, and at most `LARGEST` in magnitude."""
     if may_read(tensor) and tensor.numel():
         values = tensor.detach()
-        if not math.isfinite(float(values.sum(dtype=torch.promote_types(values.dtype, torch.float32)))):
-            finite = torch.isfinite(values)
-            if not bool(finite.all()):
-                place = tuple(int(index) for index in (~finite).nonzero()[0])
-                raise ValueError(
-                    f"{name} holds {float(values[place])} at {list(place)}; need finite numbers. Look for a division by zero, "
-                    "an overflow in half precision or a learning rate that is too high upstream."
-                )
+        low, high = (float(bound) for bound in torch.aminmax(values))
+        if low >= -LARGEST and high <= LARGEST:
+            return
+        finite = torch.isfinite(values)
+        if bool(finite.all()):
+            raise ValueError(f"{name} has values from {low:g} to {high:g}; need magnitudes of at most {LARGEST:g}. Normalise.")
+        place = tuple(int(index) for index in (~finite).nonzero()[0])
+        raise ValueError(
+            f"{name} holds {float(values[place])} at {list(place)}; need finite numbers. Look for a division by zero, "
+            "an overflow in half precision or a learning rate that is too high upstream."
+        )
+
+
+def check_untransformed(name: str, tensor: Tensor) -> None:
+    """Not inside a transform that would not see the analytic gradients and return zeros."""
+    if not torch.compiler.is_compiling() and (
+        torch._C._functorch.is_functorch_wrapped_tensor(tensor) or forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+    ):
+        raise RuntimeError(
+            f"{name} is inside a transform of torch.func or forward-mode differentiation, which the analytic gradients of "
+            "otter_losses do not take part in. Use backward() or torch.autograd.grad, or the functions of "
+            "otter_losses.ops.reference, which autograd differentiates in any mode."
+        )
 
 
 def check_features(image_name: str, image: Tensor, text_name: str, text: Tensor) -> None:
@@ -111,9 +145,12 @@ def check_features(image_name: str, image: Tensor, text_name: str, text: Tensor)
         )
     if image.device != text.device:
         raise ValueError(f"{image_name} is on {image.device} and {text_name} on {text.device}; need one device.")
-    if image.shape[0] == 0:
-        raise ValueError(f"{image_name} and {text_name} are empty, shape {tuple(image.shape)}; need at least one pair.")
+    if image.numel() == 0:
+        raise ValueError(
+            f"{image_name} and {text_name} are empty, shape {tuple(image.shape)}; need at least one pair and one feature."
+        )
     for name, tensor in ((image_name, image), (text_name, text)):
+        check_untransformed(name, tensor)
         check_finite(name, tensor)
         if _debug and may_read(tensor):
             norms = torch.linalg.vector_norm(tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)), dim=1)
@@ -144,11 +181,13 @@ def check_teacher(image: Tensor | None, text: Tensor | None, pairs: int, device:
 def check_scalar(name: str, value: Tensor | float) -> None:
     """A number, or a tensor of one element of any shape; finite."""
     if isinstance(value, Tensor):
+        if value.is_complex():
+            raise TypeError(f"{name} has dtype {value.dtype}; need a real number.")
         if value.numel() != 1:
             raise ValueError(f"{name} has shape {tuple(value.shape)}; need one number: a float, a 0-D tensor or shape [1].")
         check_finite(name, value.reshape(()))
     else:
-        check_number(name, value)
+        check_number(name, value, low=-LARGEST, high=LARGEST)
 
 
 def check_alpha(alpha: Tensor | float, pairs: int, device: torch.device) -> None:
@@ -192,11 +231,25 @@ def check_vector(name: str, vector: Tensor, scores: Tensor, size: int) -> None:
         raise ValueError(f"{name} is on {vector.device} and scores on {scores.device}; need one device.")
 
 
+def check_quotient(scores: Tensor, epsilon: float) -> None:
+    """Scores over epsilon stay far within their type."""
+    if may_read(scores) and scores.numel():
+        values = scores.detach().masked_fill(scores == -math.inf, 0)
+        high, limit = float(values.abs().amax()) / epsilon, torch.finfo(scores.dtype).max / 2**20
+        if not high <= limit:
+            raise ValueError(f"scores / epsilon reaches {high:g}; need at most {limit:g} for {scores.dtype}. Raise epsilon.")
+
+
 def check_start(potential: Tensor) -> None:
+    """No NaN or +inf, and somewhere to start in each problem."""
     if may_read(potential) and potential.numel():
-        high = float(potential.detach().amax())
-        if not high < math.inf:
-            raise ValueError(f"column_potential holds {high}; need finite numbers, or -inf for a column of no mass.")
+        high = potential.detach().amax(-1)
+        if not bool((high < math.inf).all()):
+            raise ValueError(
+                f"column_potential holds {float(high.amax())}; need finite numbers, or -inf for a column of no mass."
+            )
+        if not bool((high > -math.inf).all()):
+            raise ValueError("column_potential is -inf in every column; need a finite number in a column that has mass.")
 
 
 def check_non_negative(name: str, marginal: Tensor) -> None:

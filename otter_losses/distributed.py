@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from otter_losses import checks
+
 
 def check_world(rank: int, world_size: int) -> None:
     """The rank and world size a loss was built with are those of the default process group."""
@@ -19,6 +21,41 @@ def check_world(rank: int, world_size: int) -> None:
             f"rank={rank}, world_size={world_size} were given, but this process is rank {dist.get_rank()} of "
             f"{dist.get_world_size()}; pass rank=torch.distributed.get_rank(), world_size=torch.distributed.get_world_size()."
         )
+
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_alike(tensors: dict[str, Tensor | None]) -> None:
+    """Every rank brings the same tensors, shapes and dtypes; gathering others would end the process or mix up rows.
+
+    Comparing them costs one small collective and a look at its result. On a GPU, which the look would stop, it is made in debug
+    mode only (`set_debug`, on all ranks).
+    """
+    present = [tensor for tensor in tensors.values() if tensor is not None]
+    if not checks.may_read(present[0]):
+        return
+    # One row a tensor: dimensions, rows, width, dtype; zeros for one that is not there.
+    mine = torch.zeros(len(tensors), 4, dtype=torch.int64)
+    for row, tensor in zip(mine, tensors.values(), strict=True):
+        if tensor is not None:
+            shape = (*tensor.shape, 0, 0)[:2]
+            row.copy_(torch.tensor([tensor.dim(), *shape, DTYPES.index(tensor.dtype)]))
+    mine = mine.to(present[0].device)
+    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, mine)
+    for rank, theirs in enumerate(everyone):
+        for name, first, other in zip(tensors, everyone[0].tolist(), theirs.tolist(), strict=True):
+            if first != other:
+                raise ValueError(
+                    f"{name} is {_describe(first)} on rank 0 and {_describe(other)} on rank {rank}; need the same on every rank. "
+                    "Use drop_last=True in the data loader, and the same model and precision everywhere."
+                )
+
+
+def _describe(row: list[int]) -> str:
+    dimensions, rows, width, dtype = row
+    return f"{DTYPES[dtype]} of shape {(rows, width)[:dimensions]}" if dimensions else "None"
 
 
 class _Gather(torch.autograd.Function):

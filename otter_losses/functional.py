@@ -15,7 +15,7 @@ from otter_losses import checks
 from otter_losses.ops import sigmoid as _sigmoid
 from otter_losses.ops import soft_target as _soft_target
 from otter_losses.ops.similarity import Similarity
-from otter_losses.ops.transport import Kernel, solve
+from otter_losses.ops.transport import Kernel, diagonal_vanishes, solve
 
 DEFAULT_MAX_MEMORY = 2 << 30
 """Bytes that the N x N matrices of a loss may take before they are recomputed in row blocks: N = 16,384 for OTTER in float32."""
@@ -59,29 +59,34 @@ def otter_loss(
     checks.check_transport(epsilon, iterations, gamma_image, gamma_text)
     v, t = _teacher(x, dist_image_features, dist_text_features)
     second = None if distill_logit_scale is None else _scalar("distill_logit_scale", distill_logit_scale, x)
+    penalty = 100 * (gamma_image + gamma_text) if official else math.inf
 
-    trusts_all = not isinstance(alpha, Tensor) and alpha == 1
+    transports = n > 1 and (isinstance(alpha, Tensor) or alpha < 1)
+    # Two matrices of the transported part share the memory with one of a contrastive part at another scale.
+    plain_memory = max_memory if not transports else 0 if second is None else max_memory // 3
     statistics = plain = None
-    if not trusts_all and n > 1:
+    if transports:
         statistics = _soft_target.soft_target(
             x,
             y,
             scale if second is None else second,
             v,
             t,
-            x.new_tensor(1 / epsilon),
+            x.new_full((), 1 / epsilon),
             gamma_image,
             gamma_text,
-            100 * (gamma_image + gamma_text) if official else math.inf,
-            _spread(epsilon, gamma_image, gamma_text),
+            penalty,
+            _spread(epsilon, gamma_image, gamma_text, penalty, x.dtype),
             iterations,
             official,
-            max_memory,
+            max_memory - plain_memory,
         )[0]
     if statistics is None or second is not None:
-        plain = _plain_statistics(x, y, scale, max_memory)
+        plain = _plain_statistics(x, y, scale, plain_memory)
     contrastive = _contrastive(statistics if plain is None else plain)
     distill = torch.zeros_like(contrastive) if statistics is None else _distill(statistics, divergence=official)
+    if statistics is None and second is not None:
+        distill = distill + 0 * second  # a parameter that DDP expects a gradient of
     directions = 2.0 if official else 1.0
     return _combine(alpha, contrastive * directions, distill * directions, logit_bias, output_dict)
 
@@ -192,7 +197,8 @@ def distillation_loss(
     if epsilon is None:
         sharpness = (scale if dist_logit_scale is None else _scalar("dist_logit_scale", dist_logit_scale, x)).detach()
     else:
-        sharpness = x.new_tensor(1 / epsilon)
+        sharpness = x.new_full((), 1 / epsilon)
+    penalty = math.inf if remove_diagonal else 0.0
     statistics = _soft_target.soft_target(
         x,
         y,
@@ -202,8 +208,8 @@ def distillation_loss(
         sharpness,
         gamma_image,
         gamma_text,
-        math.inf if remove_diagonal else 0.0,
-        None if epsilon is None else _spread(epsilon, gamma_image, gamma_text),
+        penalty,
+        None if epsilon is None else _spread(epsilon, gamma_image, gamma_text, penalty, x.dtype),
         0,
         False,
         max_memory,
@@ -276,8 +282,8 @@ def otter_targets(
     if len(v) == 1:
         return v.new_ones(1, 1), v.new_ones(1, 1)
     with torch.autocast(v.device.type, enabled=False):
-        similarity = Similarity(v, t, v.new_tensor(1 / epsilon), gamma_image, gamma_text, math.inf)
-        kernel = Kernel.build(similarity, _spread(epsilon, gamma_image, gamma_text), store=True)
+        similarity = Similarity(v, t, v.new_full((), 1 / epsilon), gamma_image, gamma_text, math.inf)
+        kernel = Kernel.build(similarity, _spread(epsilon, gamma_image, gamma_text, math.inf, dtype), store=True)
         image_columns, text_rows, text_columns = solve(kernel, iterations)
         domain, matrix = kernel.domain, kernel.block(slice(0, len(v)))
         image_rows = domain.match(domain.enter(torch.ones_like(v[:, 0])), domain.row_sums(matrix, image_columns))
@@ -291,8 +297,9 @@ def _compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 def _scalar(name: str, value: Tensor | float, like: Tensor) -> Tensor:
     checks.check_scalar(name, value)
-    scalar: Tensor = torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(())
-    return scalar
+    if isinstance(value, Tensor):
+        return checks.savable(value).to(like).reshape(())
+    return like.new_ones(()) * value  # new_full would make torch.compile specialise on every value
 
 
 def _student(
@@ -302,19 +309,22 @@ def _student(
     checks.check_count("max_memory", max_memory, 0)
     checks.check_features("image_features", image_features, "text_features", text_features)
     dtype = _compute_dtype(image_features, text_features)
-    x, y = image_features.to(dtype), text_features.to(dtype)
+    x, y = (checks.savable(features).to(dtype) for features in (image_features, text_features))
     return x, y, _scalar("logit_scale", logit_scale, x)
 
 
 def _teacher(x: Tensor, v: Tensor | None, t: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """The teacher's features as constants of the computing dtype; None twice stands for the student's own."""
     checks.check_teacher(v, t, len(x), x.device)
-    return (None, None) if v is None or t is None else (v.detach().to(x.dtype), t.detach().to(x.dtype))
+    if v is None or t is None:
+        return None, None
+    return checks.savable(v.detach()).to(x.dtype), checks.savable(t.detach()).to(x.dtype)
 
 
-def _spread(epsilon: float, gamma_image: float, gamma_text: float) -> float:
-    """No two of a unit-norm teacher's logits are further apart."""
-    return 2 * (gamma_image + gamma_text + 1) / epsilon
+def _spread(epsilon: float, gamma_image: float, gamma_text: float, penalty: float, dtype: torch.dtype) -> float:
+    """No two of a unit-norm teacher's logits are further apart, a diagonal that vanishes aside."""
+    lowered = 0.0 if diagonal_vanishes(penalty / epsilon, dtype) else penalty
+    return (2 * (gamma_image + gamma_text + 1) + lowered) / epsilon
 
 
 def _plain_statistics(x: Tensor, y: Tensor, scale: Tensor, max_memory: int) -> Tensor:
@@ -342,15 +352,16 @@ def _distill(statistics: Tensor, divergence: bool = False) -> Tensor:
 def _combine(
     alpha: Tensor | float, contrastive: Tensor, distill: Tensor, logit_bias: Tensor | float | None, output_dict: bool
 ) -> Tensor | Parts:
-    prior: Any = alpha.to(contrastive) if isinstance(alpha, Tensor) else alpha
+    prior: Any = checks.savable(alpha).to(contrastive) if isinstance(alpha, Tensor) else alpha
     parts = {"contrastive_loss": (prior * contrastive).mean(), "distill_loss": ((1 - prior) * distill).mean()}
     return _output(parts, logit_bias, output_dict)
 
 
 def _output(parts: Parts, logit_bias: Tensor | float | None, output_dict: bool) -> Tensor | Parts:
+    if logit_bias is not None:
+        checks.check_scalar("logit_bias", logit_bias)
     if isinstance(logit_bias, Tensor):
         # Softmaxes do not see a common bias: its gradient is zero, which DDP wants rather than none.
-        checks.check_scalar("logit_bias", logit_bias)
         first = parts["contrastive_loss"]
         parts["contrastive_loss"] = first + 0 * logit_bias.reshape(()).to(first)
     if output_dict:

@@ -110,7 +110,7 @@ def sinkhorn_knopp(
         True
     """
     checks.check_backend(backend)
-    checks.check_number("epsilon", epsilon, low=0.0, above=True)
+    checks.check_epsilon(epsilon)
     checks.check_count("iterations", iterations, 1)
     if tolerance is not None:
         checks.check_number("tolerance", tolerance, low=0.0)
@@ -125,8 +125,10 @@ def sinkhorn_knopp(
         checks.check_vector("column_potential", column_potential, scores, n)
         checks.check_start(column_potential)
         start = column_potential.to(dtype).expand(*batch, n)
-    with torch.autocast(scores.device.type, enabled=False):
-        logits = scores.to(dtype) / epsilon
+    with torch.autocast("cpu" if scores.device.type == "meta" else scores.device.type, enabled=False):
+        wide = scores.to(dtype)
+        checks.check_quotient(wide, epsilon)
+        logits = wide / epsilon
         if implicit:
             if rows.requires_grad or columns.requires_grad:
                 raise ValueError("implicit=True differentiates in scores only, but a marginal requires a gradient. Detach it.")
@@ -143,7 +145,7 @@ def _marginal(name: str, marginal: Tensor | None, scores: Tensor, size: int, dty
         return torch.full((*scores.shape[:-2], size), 1 / max(size, 1), dtype=dtype, device=scores.device)
     checks.check_vector(name, marginal, scores, size)
     checks.check_non_negative(name, marginal)
-    return marginal.to(dtype).expand(*scores.shape[:-2], size)
+    return checks.savable(marginal).to(dtype).expand(*scores.shape[:-2], size)
 
 
 def _solve(

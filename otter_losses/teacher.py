@@ -1,5 +1,6 @@
 """A teacher that follows its student: the exponential moving average of its weights."""
 
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from otter_losses import checks
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 class EMATeacher(nn.Module):
     r"""Exponential moving average of a model, for use as the distillation teacher.
@@ -15,8 +18,9 @@ class EMATeacher(nn.Module):
     .. math:: \theta' \leftarrow d_n \theta' + (1 - d_n) \theta, \qquad d_n = \min\big(d, \tfrac{1 + n}{10 + n}\big)
 
     after the n-th step, counted from 1 (without warm-up, always d). Floating-point buffers, such as BatchNorm's statistics, are
-    averaged as well; others are copied. The teacher starts as a copy of the model, stays in eval mode whatever mode its parent is
-    put in, and computes without gradient. It is saved and loaded through ``state_dict`` with its step count.
+    averaged as well; others are copied. Averages of float16 and bfloat16 tensors, whose small steps would be rounded away, are
+    kept in float32 beside them. The teacher starts as a copy of the model, stays in eval mode whatever mode its parent is put in,
+    and computes without gradient. It is saved and loaded through ``state_dict`` with its step count.
 
     Args:
         model: the student; wrapped in DistributedDataParallel or torch.compile or not.
@@ -49,31 +53,37 @@ class EMATeacher(nn.Module):
             raise ValueError("decay is 1; need less, or the teacher never learns. The paper's is 0.999.")
         self.decay = decay
         self.warmup = warmup
-        self._average = AveragedModel(_unwrap(model), avg_fn=self._mix, use_buffers=True)
+        self.average = AveragedModel(_unwrap(model), avg_fn=self._mix, use_buffers=True)
         # AveragedModel replaces the average by the model at count 0; counting from 1 makes the first update an average too.
-        self._average.n_averaged.fill_(1)
-        self._average.requires_grad_(False)
+        self.average.n_averaged.fill_(1)
+        self.average.requires_grad_(False)
+        self.exact = _Exact(self.module)
         super().train(False)
 
     @property
     def module(self) -> nn.Module:
-        module: nn.Module = self._average.module
+        module: nn.Module = self.average.module
         return module
 
     @property
     def updates(self) -> int:
         """How many times `update` was called. Reading it waits for the device."""
-        return int(self._average.n_averaged) - 1
+        return int(self.average.n_averaged) - 1
+
+    def _weight(self, count: Tensor | int, like: Tensor) -> Tensor:
+        """Of the student, 0-D."""
+        steps = torch.as_tensor(count, device=like.device, dtype=torch.float32)
+        weight = 1 - self.decay + 0 * steps
+        if self.warmup:
+            weight = torch.maximum(weight, 9 / (10 + steps))
+        return weight.to(like.dtype)
 
     def _mix(self, average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
         if not (average.is_floating_point() or average.is_complex()):
             return current
-        steps = torch.as_tensor(count, device=average.device, dtype=torch.float32)
-        weight = 1 - self.decay + 0 * steps
-        if self.warmup:
-            weight = torch.maximum(weight, 9 / (10 + steps))
-        real = torch.promote_types(average.dtype, torch.float32)
-        return torch.lerp(average.to(real), current.to(real), weight.to(real)).to(average.dtype)
+        if average.dtype in HALF:
+            return average  # averaged in `exact`
+        return torch.lerp(average, current.to(average), self._weight(count, average.real))
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -85,16 +95,20 @@ class EMATeacher(nn.Module):
         student = _unwrap(model)
         ours, theirs = _shapes(self.module), _shapes(student)
         if ours != theirs:
-            different = sorted(set(ours.items()) ^ set(theirs.items()))[0]
+            different = next(pair for pairs in zip_longest(ours, theirs) if pairs[0] != pairs[1] for pair in pairs if pair)
             raise ValueError(
                 f"model differs from the teacher at {different[0]!r}, shape {different[1]}; need the model that EMATeacher "
                 "was built from. Build a new EMATeacher after changing the architecture."
             )
-        self._average.update_parameters(student)
+        count = self.average.n_averaged.clone()
+        self.average.update_parameters(student)
+        for average, exact, current in zip(_halves(self.module), self.exact.buffers(), _halves(student), strict=True):
+            exact.lerp_(current.to(exact), self._weight(count, exact))
+            average.copy_(exact)
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._average(*args, **kwargs)
+        return self.average(*args, **kwargs)
 
     def train(self, mode: bool = True) -> "EMATeacher":
         """Stay in eval mode: a teacher drops out nothing and learns no statistics of its own."""
@@ -112,6 +126,20 @@ def _unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def _shapes(model: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    return {name: tuple(tensor.shape) for name, tensor in tensors}
+    return [(name, tuple(tensor.shape)) for name, tensor in tensors]
+
+
+def _halves(model: nn.Module) -> list[Tensor]:
+    """Parameters and buffers in half precision."""
+    return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.dtype in HALF]
+
+
+class _Exact(nn.Module):
+    """Float32 copies of a model's half-precision tensors, saved and moved with it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        for index, tensor in enumerate(_halves(model)):
+            self.register_buffer(str(index), tensor.detach().float())

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from families import make_batch
@@ -333,3 +334,35 @@ def test_unknown_arguments_are_named() -> None:
 def test_a_teacher_needs_a_model() -> None:
     with pytest.raises(TypeError, match=r"model is a Tensor; need a torch\.nn\.Module"):
         EMATeacher(rows())  # type: ignore[arg-type]
+
+
+@every_loss
+def test_magnitudes_that_would_overflow(build: type[PairLoss]) -> None:
+    with pytest.raises(ValueError, match=r"image_features has values from .*; need magnitudes of at most 1e\+15"):
+        build()(1e20 * rows(), rows(), 14.3)
+    with pytest.raises(ValueError, match="logit_scale is 1e\\+38; need a finite number"):
+        build()(rows(), rows(), 1e38)
+
+
+@every_loss
+def test_features_without_width(build: type[PairLoss]) -> None:
+    with pytest.raises(ValueError, match=r"are empty, shape \(4, 0\); need at least one pair and one feature"):
+        build()(torch.zeros(4, 0), torch.zeros(4, 0), 14.3)
+
+
+@every_loss
+@pytest.mark.parametrize("bias", ["a", math.nan])
+def test_biases_that_are_no_numbers(build: type[PairLoss], bias: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="logit_bias is"):
+        build()(rows(), rows(), 14.3, bias)
+
+
+@every_loss
+def test_complex_scales(build: type[PairLoss]) -> None:
+    with pytest.raises(TypeError, match=r"logit_scale has dtype torch\.complex64; need a real number"):
+        build()(rows(), rows(), torch.tensor(14 + 1j))
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    plain = OTTERLoss()(rows(), rows(), 14.0)
+    assert torch.equal(OTTERLoss(alpha=np.float32(0.5))(rows(), rows(), np.float32(14)), plain)

@@ -106,3 +106,10 @@ def test_sinkhorn_compiles_whole(epsilon: float, implicit: bool) -> None:
     assert relative(results[1][0], results[0][0]) <= 1e-10
     assert relative(results[1][1], results[0][1]) <= 1e-9
     assert relative(torch.compile(run, fullgraph=True, backend="aot_eager")(scores), run(scores)) <= 1e-10
+
+
+def test_a_scale_that_changes_every_step_does_not_recompile_every_step() -> None:
+    batch, loss = make_batch(9, 8, dtype=torch.float32), OTTERLoss()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for step in range(12):
+        assert relative(compiled(batch.x, batch.y, 14.0 + step), loss(batch.x, batch.y, 14.0 + step)) <= 1e-6

@@ -80,6 +80,24 @@ def test_all_options_equal_written_out_targets(
 
 
 @memories
+@pytest.mark.parametrize("scale", [0.0, -5.0])
+@pytest.mark.parametrize("remove_diagonal", [False, True])
+def test_teachers_scale_may_be_zero_or_negative(scale: float, remove_diagonal: bool, max_memory: int) -> None:
+    batch = make_batch(41, 16)
+    loss = DistillationLoss(remove_diagonal=remove_diagonal, max_memory=max_memory)
+    assert error(batch, value_of(batch, loss, dist_logit_scale=scale), scale, remove_diagonal=remove_diagonal) <= 1e-10
+
+
+@memories
+def test_the_given_pair_may_be_the_only_likely_one(max_memory: int) -> None:
+    """The largest logits lie on the diagonal, far from all others."""
+    v = torch.eye(5, dtype=torch.float64)
+    batch = make_batch(5, 5)
+    sure = Batch(batch.x, batch.y, batch.scale, v, v).to(torch.float32)
+    assert error(sure, value_of(sure, DistillationLoss(max_memory=max_memory), dist_logit_scale=95.0), 95.0) <= 4e-6
+
+
+@memories
 @pytest.mark.parametrize("n", [1, 2, 41])
 @pytest.mark.parametrize("remove_diagonal", [False, True])
 def test_alpha_may_differ_from_pair_to_pair(n: int, remove_diagonal: bool, max_memory: int) -> None:

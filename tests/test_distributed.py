@@ -83,9 +83,9 @@ def run_case(model: nn.Module, loss: PairLoss, batch: dict[str, Tensor], teacher
     return {"value": value.detach(), **{name: gradient.clone() for name, gradient in gradients.items() if gradient is not None}}
 
 
-def message_of(loss: PairLoss, batch: dict[str, Tensor]) -> str:
+def message_of(loss: PairLoss, images: Tensor, **call: Any) -> str:
     try:
-        loss(batch["images"], batch["images"], 1.0)
+        loss(images, images, 1.0, **call)
     except ValueError as error:
         return str(error)
     return "no error"
@@ -100,8 +100,16 @@ def work(rank: int, world: int, folder: str) -> None:
     for name, teacher, switch in cases():
         contract: dict[str, Any] = {"rank": rank, "world_size": world, **({switch: True} if switch else {})}
         results[name, teacher, switch] = run_case(model, BUILDERS[name](**contract), batch, teacher)
-    results["wrong world"] = message_of(InfoNCELoss(rank=rank, world_size=world + 1), batch)
-    results["wrong rank"] = message_of(OTTERLoss(rank=(rank + 1) % world, world_size=world), batch)
+    results["wrong world"] = message_of(InfoNCELoss(rank=rank, world_size=world + 1), batch["images"])
+    results["wrong rank"] = message_of(OTTERLoss(rank=(rank + 1) % world, world_size=world), batch["images"])
+    loss, last = OTTERLoss(rank=rank, world_size=world), rank == world - 1
+    results["uneven"] = message_of(loss, batch["images"][1 if last else 0 :])
+    results["mixed dtypes"] = message_of(loss, batch["images"].float() if last else batch["images"])
+    results["one teacher"] = message_of(
+        loss, batch["images"], **({} if last else {"dist_image_features": batch["v"], "dist_text_features": batch["t"]})
+    )
+    results["local message"] = message_of(loss, batch["images"], alpha=torch.ones(LOCAL - 1))
+    results["one alpha"] = float(loss(batch["images"], batch["images"], 1.0, alpha=torch.tensor([0.3], dtype=torch.float64)))
     # One tensor as both modalities: gradients that share memory must not be summed into one another.
     twice = batch["images"].clone().requires_grad_()
     InfoNCELoss(rank=rank, world_size=world)(twice, twice, 5.0).backward()
@@ -149,3 +157,19 @@ def test_a_world_that_disagrees_is_refused(ranks: list[dict[Any, Any]]) -> None:
         assert here in results["wrong world"]
         assert f"rank={(rank + 1) % world}, world_size={world} were given" in results["wrong rank"]
         assert here in results["wrong rank"]
+
+
+def test_ranks_that_bring_other_tensors_are_named_on_every_rank(ranks: list[dict[Any, Any]]) -> None:
+    here, there = "is torch.float64 of shape (5, 6) on rank 0 and", f"on rank {len(ranks) - 1}"
+    for results in ranks:
+        assert f"image_features {here} torch.float64 of shape (4, 6) {there}" in results["uneven"]
+        assert f"image_features {here} torch.float32 of shape (5, 6) {there}" in results["mixed dtypes"]
+        assert f"dist_image_features is torch.float64 of shape (5, 9) on rank 0 and None {there}" in results["one teacher"]
+
+
+def test_a_prior_is_checked_against_the_ranks_own_pairs(ranks: list[dict[Any, Any]]) -> None:
+    images = whole_batch(len(ranks))["images"]
+    expected = float(OTTERLoss(alpha=0.3)(images, images, 1.0))
+    for results in ranks:
+        assert "alpha has shape (4,); need a number or shape (5,)" in results["local message"]
+        assert results["one alpha"] == pytest.approx(expected, rel=1e-12)

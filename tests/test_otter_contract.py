@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from families import Batch, make_batch, make_features, relative
 from otter_cases import BLOCKS, DENSE, bound, memories, reference_of, value_of
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import otter_losses
 from otter_losses import OTTERLoss
@@ -118,6 +120,30 @@ def test_gradients_are_proportional_to_the_incoming_one(factor: float, max_memor
 
 
 @memories
+@pytest.mark.parametrize("factor", [2.0**16, 2.0**30])
+def test_gradients_of_a_scaled_loss_stay_in_range(factor: float, max_memory: int) -> None:
+    """Opposite features and logits as far apart as plain numbers allow, in float32."""
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
+    y = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    v = F.normalize(torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.01, 0.0]], dtype=torch.float64), dim=1)
+    batch = Batch(x.requires_grad_(), y.requires_grad_(), torch.tensor(40.0, dtype=torch.float64, requires_grad=True), v, v)
+    for epsilon in (0.0751, 0.15):
+        exact = batch.gradients(value_of(batch, OTTERLoss(epsilon=epsilon)))
+        single = batch.to(torch.float32)
+        actual = single.gradients(factor * value_of(single, OTTERLoss(epsilon=epsilon, max_memory=max_memory)))
+        for got, wanted in zip(actual, exact, strict=True):
+            assert relative(got / factor, wanted) <= 1e-5
+
+
+@memories
+def test_far_apart_logits_are_not_held_as_plain_numbers(max_memory: int) -> None:
+    x, y = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    for scale in (70.0, -70.0):
+        expected = F.cross_entropy(scale * x @ y.T, torch.arange(2)) + F.cross_entropy(scale * y @ x.T, torch.arange(2))
+        assert relative(OTTERLoss(alpha=1.0, max_memory=max_memory)(x, y, scale), expected / 2) <= 1e-6
+
+
+@memories
 @pytest.mark.parametrize("frozen", ["x", "y", "scale", "x and scale", "y and scale"])
 def test_a_frozen_input_changes_no_other_gradient(frozen: str, max_memory: int) -> None:
     batch = make_batch(41, 16)
@@ -182,6 +208,46 @@ def test_inputs_are_left_as_they_were(max_memory: int) -> None:
     before = [tensor.detach().clone() for tensor in tensors]
     torch.autograd.backward(value_of(batch, OTTERLoss(max_memory=max_memory)))
     assert all(torch.equal(now, then) for now, then in zip(tensors, before, strict=True))
+
+
+def forward_mode(function: Callable[[Tensor], Any], x: Tensor) -> None:
+    with forward_ad.dual_level():
+        function(forward_ad.make_dual(x, x))  # type: ignore[no-untyped-call]
+
+
+TRANSFORMS: dict[str, Callable[[Callable[[Tensor], Any], Tensor], Any]] = {
+    "jvp": lambda function, x: torch.func.jvp(function, (x,), (x,)),
+    "grad": lambda function, x: torch.func.grad(function)(x),
+    "vmap": lambda function, x: torch.func.vmap(function)(x[None]),
+    "dual numbers": forward_mode,
+}
+
+
+# Forward mode itself imports what torch deprecates.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_transforms_that_would_see_no_gradient_are_refused(transform: str) -> None:
+    batch = make_batch(9, 16)
+
+    def function(x: Tensor) -> Any:
+        return OTTERLoss()(x, batch.y, 14.3)
+
+    with pytest.raises(RuntimeError, match=r"image_features is inside a transform of torch\.func or forward-mode"):
+        TRANSFORMS[transform](function, batch.x.detach())
+
+
+def test_what_was_computed_under_inference_mode_may_teach() -> None:
+    batch = make_batch(9, 16)
+    expected = value_of(batch, OTTERLoss(), alpha=torch.linspace(0, 1, 9))
+    wanted = batch.gradients(expected)
+    with torch.inference_mode():
+        v, t, alpha, y = batch.v.clone(), batch.t.clone(), torch.linspace(0, 1, 9), batch.y.detach().clone()
+    cached = Batch(batch.x, batch.y, batch.scale, v, t)
+    value = value_of(cached, OTTERLoss(), alpha=alpha)
+    for actual, exact in zip(cached.gradients(value), wanted, strict=True):
+        assert torch.equal(actual, exact)
+    locked, plain = (torch.autograd.grad(OTTERLoss()(batch.x, text, 14.3), batch.x)[0] for text in (y, batch.y))
+    assert torch.equal(locked, plain)
 
 
 @memories
@@ -250,6 +316,7 @@ def test_positions_are_open_clips() -> None:
 MEMORY_SCRIPT = """
 import sys
 import torch
+import torch.nn.functional as F
 from otter_losses import OTTERLoss
 
 def peak():

@@ -88,3 +88,43 @@ def test_second_temperature_has_its_own_gradient(official: bool, max_memory: int
 def test_official_is_one_process_only() -> None:
     with pytest.raises(ValueError, match=r"world_size is 2; official\(\) reproduces the released arithmetic of one process"):
         OTTERLoss.official(rank=0, world_size=2)
+
+
+@memories
+@pytest.mark.parametrize("dtype", BOTH)
+def test_official_with_a_diagonal_that_is_low_but_needed(dtype: torch.dtype, max_memory: int) -> None:
+    """Three pairs, of which the diagonal must carry mass although it is lowered beyond what plain float32 numbers hold."""
+    batch = make_batch(3, 8)
+    options: dict[str, Any] = {"gamma_image": 0.01, "gamma_text": 0.01, "epsilon": 0.017, "iterations": 20}
+    contrastive, distill = reference.released_loss(batch.x, batch.y, batch.scale, batch.v, batch.t, **options)
+    value = value_of(batch.to(dtype), OTTERLoss.official(max_memory=max_memory, **options))
+    assert relative(value, contrastive + distill) <= bound(dtype, 0.017)
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(9, 1.0), (1, 0.5)])
+def test_second_temperature_gets_a_gradient_of_zero_where_nothing_is_transported(n: int, alpha: float) -> None:
+    """A parameter without a gradient is an error under DistributedDataParallel."""
+    second = torch.tensor(20.0, requires_grad=True)
+    torch.autograd.backward(value_of(make_batch(n, 8), OTTERLoss(alpha), distill_logit_scale=second))
+    assert second.grad is not None
+    assert float(second.grad) == 0
+
+
+def test_second_temperature_keeps_its_third_matrix_within_max_memory() -> None:
+    batch, n = make_batch(40, 8, dtype=torch.float32), 40
+
+    def stored(max_memory: int) -> int:
+        """Matrices kept for the backward."""
+        sizes: list[int] = []
+
+        def pack(tensor: Tensor) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            value_of(batch, OTTERLoss(max_memory=max_memory), distill_logit_scale=20.0)
+        return sizes.count(n * n)
+
+    assert stored(3 * n * n * 4) == 3
+    assert stored(3 * n * n * 4 - 1) == 2
+    assert stored(2 * n * n * 4) == 0

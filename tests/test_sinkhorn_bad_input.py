@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from otter_losses import (
     sinkhorn_knopp,
@@ -62,6 +63,26 @@ def test_transport_problems_that_cannot_be_solved(
 ) -> None:
     with pytest.raises(error, match=message):
         sinkhorn_knopp(scores, **options)
+
+
+def test_a_start_without_any_column_is_refused() -> None:
+    with pytest.raises(ValueError, match="column_potential is -inf in every column"):
+        sinkhorn_knopp(torch.zeros(2, 2, 2), column_potential=torch.tensor([[0.0, 0.0], [-math.inf, -math.inf]]))
+
+
+@pytest.mark.parametrize(("scores", "epsilon"), [(torch.full((2, 2), 1e38), 0.1), (torch.zeros(2, 2), 1e-40)])
+def test_scores_that_overflow_once_divided_are_refused(scores: Tensor, epsilon: float) -> None:
+    with pytest.raises(ValueError, match="epsilon"):
+        sinkhorn_knopp(scores, epsilon)
+
+
+def test_the_smallest_epsilon_still_has_a_plan() -> None:
+    plan = sinkhorn_knopp(torch.tensor([[1.0, -torch.inf], [0.0, 1.0]]), 1e-30)
+    assert torch.equal(plan, 0.5 * torch.eye(2))
+
+
+def test_shapes_alone_can_be_asked_for() -> None:
+    assert sinkhorn_knopp(torch.empty(2, 3, 4, device="meta")).shape == (2, 3, 4)
 
 
 @pytest.mark.parametrize("potential", [math.nan, math.inf])

@@ -104,3 +104,29 @@ def test_float32_gradient_is_the_float64_one() -> None:
         leaf = scores.to(dtype).requires_grad_()
         gradients.append(torch.autograd.grad((weights.to(dtype) * sinkhorn_knopp(leaf, 0.05)).sum(), leaf)[0])
     assert relative(gradients[0], gradients[1]) <= 1e-4
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+def test_gradient_passes_around_items_that_may_match_nothing(implicit: bool) -> None:
+    """A padded problem of a batch has the gradients of the problem without its padding."""
+    scores, weights = make_scores("random", 3, 3, 5), make_scores("random", 3, 3, 6)
+    small = scores[:2, :2].clone().requires_grad_()
+    plan = sinkhorn_knopp(small, 0.4, 200, implicit=implicit)
+    (wanted,) = torch.autograd.grad((weights[:2, :2] * plan).sum(), small)
+    padded = scores.clone()
+    padded[2], padded[:, 2] = -math.inf, -math.inf
+    padded.requires_grad_()
+    mass = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64)
+    plan = sinkhorn_knopp(padded, 0.4, 200, row_marginal=mass, column_marginal=mass, implicit=implicit)
+    (actual,) = torch.autograd.grad((weights * plan).sum(), padded)
+    assert relative(actual[:2, :2], wanted) <= 1e-9
+    assert not actual[2].any()
+    assert not actual[:, 2].any()
+
+
+def test_gradient_by_a_marginal_is_finite_where_it_is_zero() -> None:
+    mass = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64, requires_grad=True)
+    plan = sinkhorn_knopp(make_scores("random", 3, 3, 5), 0.4, 3, row_marginal=mass, column_marginal=mass.detach())
+    (gradient,) = torch.autograd.grad((plan**2).sum(), mass)
+    assert bool(gradient.isfinite().all())
+    assert float(gradient[0]) != 0

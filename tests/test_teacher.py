@@ -1,5 +1,6 @@
 """EMATeacher: the average computed by hand, and what wrapping, saving and training must not change."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +243,30 @@ def test_decay_outside_its_range_is_refused(decay: float) -> None:
 def test_what_is_no_module_is_refused() -> None:
     with pytest.raises(TypeError, match=r"model is a function; need a torch\.nn\.Module"):
         EMATeacher(lambda x: x)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_averages_do_not_stall(dtype: torch.dtype) -> None:
+    """Steps far below the rounding of the weights add up, also over a saved and loaded state."""
+    start = torch.nn.Linear(4, 4).to(dtype)
+    teacher = EMATeacher(start, decay=0.999, warmup=False)
+    moved = copy.deepcopy(start)
+    with torch.no_grad():
+        moved.weight.add_(0.5 * moved.weight.abs() + 0.05)
+    for _ in range(2):
+        for _ in range(500):
+            teacher.update(moved)
+        state = teacher.state_dict()
+        teacher = EMATeacher(start, decay=0.999, warmup=False)
+        teacher.load_state_dict(state)
+    weight = teacher.module.get_parameter("weight")
+    assert weight.dtype == dtype
+    share = (weight - start.weight).float() / (moved.weight - start.weight).float()
+    assert float(share.detach().mean()) == pytest.approx(1 - 0.999**1000, abs=0.02)
+
+
+def test_the_same_tensors_in_another_order_are_refused() -> None:
+    first = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    second = nn.ModuleDict({"b": nn.Linear(2, 2), "a": nn.Linear(2, 2)})
+    with pytest.raises(ValueError, match=r"model differs from the teacher at 'a\.weight'"):
+        EMATeacher(first).update(second)

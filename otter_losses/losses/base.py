@@ -7,6 +7,9 @@ from torch import Tensor, nn
 from otter_losses import checks, distributed
 from otter_losses.functional import DEFAULT_MAX_MEMORY, Parts
 
+Features = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+GATHERED = ("image_features", "text_features", "dist_image_features", "dist_text_features", "alpha")
+
 
 class PairLoss(nn.Module):
     """A loss over a batch of pairs, called as open_clip calls its own. It has no parameters.
@@ -50,6 +53,24 @@ class PairLoss(nn.Module):
         """The function beneath."""
         raise NotImplementedError(f"{type(self).__name__} must name the function it computes.")
 
+    def _gathered(self, features: Features, overrides: dict[str, Any]) -> tuple[Features, dict[str, Any]]:
+        """The features, and a prior for each pair, of all ranks."""
+        distributed.check_world(self.rank, self.world_size)
+        image, text, dist_image, dist_text = features
+        checks.check_features("image_features", image, "text_features", text)
+        checks.check_teacher(dist_image, dist_text, len(image), image.device)
+        alpha = overrides.get("alpha")
+        if isinstance(alpha, Tensor):
+            checks.check_alpha(alpha, len(image), image.device)
+        per_pair = alpha if isinstance(alpha, Tensor) and alpha.dim() == 1 and len(alpha) == len(image) else None
+        distributed.check_alike(dict(zip(GATHERED, (*features, per_pair), strict=True)))
+        if per_pair is not None:
+            overrides = {**overrides, "alpha": distributed.gather(per_pair)}
+        gathered = distributed.gather(image), distributed.gather(text)
+        if dist_image is None or dist_text is None:
+            return (*gathered, None, None), overrides
+        return (*gathered, distributed.gather(dist_image), distributed.gather(dist_text)), overrides
+
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options().items())
 
@@ -84,20 +105,14 @@ class PairLoss(nn.Module):
         Raises:
             ValueError, TypeError: naming the argument, what came, what is needed and the fix.
         """
-        features: list[Tensor | None] = [image_features, text_features, dist_image_features, dist_text_features]
+        features = (image_features, text_features, dist_image_features, dist_text_features)
         if self.world_size > 1:
-            distributed.check_world(self.rank, self.world_size)
-            features = [None if each is None else distributed.gather(each) for each in features]
-            alpha = overrides.get("alpha")
-            if isinstance(alpha, Tensor) and alpha.dim() == 1:
-                overrides["alpha"] = distributed.gather(alpha)
+            features, overrides = self._gathered(features, overrides)
         return self.compute(
-            features[0],
-            features[1],
+            *features[:2],
             logit_scale,
             logit_bias,
-            features[2],
-            features[3],
+            *features[2:],
             dist_logit_scale,
             dist_logit_bias,
             output_dict,

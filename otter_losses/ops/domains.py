@@ -58,13 +58,14 @@ class Logarithmic:
     """Logarithms. Safe for any spread, and differentiable by autograd; several times the cost."""
 
     def enter(self, values: Tensor) -> Tensor:
-        return values.log()
+        positive = values > 0
+        return torch.where(positive, values, torch.ones_like(values)).log().masked_fill(~positive, -torch.inf)
 
     def row_sums(self, kernel: Tensor, columns: Tensor) -> Tensor:
-        return (kernel + columns.unsqueeze(-2)).logsumexp(-1)
+        return _log_sum(kernel + columns.unsqueeze(-2), -1)
 
     def column_sums(self, kernel: Tensor, rows: Tensor) -> Tensor:
-        return (kernel + rows.unsqueeze(-1)).logsumexp(-2)
+        return _log_sum(kernel + rows.unsqueeze(-1), -2)
 
     def merge(self, left: Tensor, right: Tensor) -> Tensor:
         return torch.logaddexp(left, right)
@@ -76,6 +77,14 @@ class Logarithmic:
 
     def plan(self, kernel: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return (kernel + rows.unsqueeze(-1) + columns.unsqueeze(-2)).exp()
+
+
+def _log_sum(values: Tensor, dim: int) -> Tensor:
+    """``logsumexp``, with a gradient of zero rather than NaN where every value is -inf."""
+    if not values.requires_grad:
+        return values.logsumexp(dim)
+    empty = (values == -torch.inf).all(dim)
+    return values.masked_fill(empty.unsqueeze(dim), 0.0).logsumexp(dim).masked_fill(empty, -torch.inf)
 
 
 SCALING = Scaling()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from otter_losses.ops.similarity import row_chunks
-from otter_losses.ops.soft_target import refuse_second_derivative, stores
+from otter_losses.ops.soft_target import refuse_second_derivative, stores, wanted, wanted_gradients
 
 
 def _unlikely(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, rows: slice) -> Tensor:
@@ -46,26 +46,30 @@ def _(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, max_memory: int) -> tup
 
 @torch.library.custom_op("otter_losses::sigmoid_backward", mutates_args=())
 def sigmoid_backward(
-    gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, kept: Tensor
+    gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, kept: Tensor, wants_dx: bool, wants_dy: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, y, scale and bias for the gradient (N,) of the row losses."""
+    """Gradients of x, y, scale and bias for the gradient (N,) of the row losses; see `soft_target_backward`."""
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         n = len(x)
-        dx, dy, dbias = torch.empty_like(x), torch.zeros_like(y), x.new_zeros(())
+        dx, dy, dbias = wanted(x, wants_dx), wanted(y, wants_dy).zero_(), x.new_zeros(())
         for rows in row_chunks(n, n, x.device):
             unlikely = kept[rows] if kept.numel() else _unlikely(x, y, scale, bias, rows)
             g = unlikely.sigmoid().mul_(gradient[rows, None])
             g.diagonal(rows.start).neg_()
             dbias += g.sum()
-            torch.mm(g, y, out=dx[rows])
-            dy.addmm_(g.T, x[rows])
-        dscale = (x * dx).sum()
+            if wants_dx:
+                torch.mm(g, y, out=dx[rows])
+            if wants_dy:
+                dy.addmm_(g.T, x[rows])
+        dscale = ((x * dx) if wants_dx else (y * dy)).sum()
         return dx.mul_(scale), dy.mul_(scale), dscale, dbias
 
 
 @sigmoid_backward.register_fake
-def _(gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(y), x.new_empty(()), x.new_empty(())
+def _(
+    gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, kept: Tensor, wants_dx: bool, wants_dy: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return wanted(x, wants_dx), wanted(y, wants_dy), x.new_empty(()), x.new_empty(())
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -76,7 +80,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if gradient is None:
         return (None,) * 5
-    return (*sigmoid_backward(gradient, *ctx.saved_tensors), None)
+    wants_dx, wants_dy = wanted_gradients(ctx)
+    dx, dy, dscale, dbias = sigmoid_backward(gradient, *ctx.saved_tensors, wants_dx, wants_dy)
+    return dx if wants_dx else None, dy if wants_dy else None, dscale, dbias, None
 
 
 sigmoid.register_autograd(_backward, setup_context=_save)

@@ -77,7 +77,9 @@ class Similarity:
         return math.sqrt(self.gamma_image) * self.v + math.sqrt(self.gamma_text) * self.t
 
     def _lower_diagonal(self, logits: Tensor, offset: int) -> Tensor:
-        if self.diagonal_penalty:
+        if self.diagonal_penalty == math.inf:
+            logits.diagonal(offset).fill_(-math.inf)
+        elif self.diagonal_penalty:
             logits.diagonal(offset).sub_(self.diagonal_penalty * self.sharpness)
         return logits
 

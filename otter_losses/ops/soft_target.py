@@ -169,6 +169,11 @@ def _(
     return x.new_empty(7, n), x.new_empty(4, n), kernel, matrix, x.new_empty(4)
 
 
+def wanted(like: Tensor, wants: bool) -> Tensor:
+    """Room for a gradient, or an empty stand-in."""
+    return torch.empty_like(like) if wants else like.new_empty(0)
+
+
 @torch.library.custom_op("otter_losses::soft_target_backward", mutates_args=())
 def soft_target_backward(
     gradient: Tensor,
@@ -187,8 +192,13 @@ def soft_target_backward(
     gamma_text: float,
     diagonal_penalty: float,
     spread: float | None,
+    wants_dx: bool,
+    wants_dy: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, y and the scale for the gradient (7, N) of the statistics, row block by row block."""
+    """Gradients of x, y and the scale for the gradient (7, N) of the statistics, row block by row block.
+
+    Either product is left out, and its gradient empty, where it is not wanted; the scale's gradient needs one of them.
+    """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         n = len(x)
         if x.device.type == "cpu":
@@ -199,12 +209,15 @@ def soft_target_backward(
         teacher = None
         if similarity is not None:
             teacher = Kernel(similarity, LOGARITHMIC if logarithmic else SCALING, state[0], stored if stored.numel() else None)
+        # Weights below reach e^80 times the gradient, which a loss scaled for half precision would carry out of range.
+        magnitude = gradient.abs().amax().clamp_min(torch.finfo(gradient.dtype).tiny)
+        gradient = gradient / magnitude
         row_weight, column_weight = gradient[ROW_LSE], gradient[COLUMN_LSE]
         if exponentials:
             row_weight = row_weight * (state[1] - statistics[ROW_LSE]).exp()
             column_weight = column_weight * (state[1] - statistics[COLUMN_LSE]).exp()
 
-        dx, dy = torch.empty_like(x), torch.zeros_like(y)
+        dx, dy = wanted(x, wants_dx), wanted(y, wants_dy).zero_()
         for rows in row_chunks(n, n, x.device):
             if exponentials:
                 g = (row_weight[rows, None] + column_weight).mul_(cosines[rows])
@@ -215,9 +228,12 @@ def soft_target_backward(
             if teacher is not None:
                 _add_plans(g, teacher, rows, scalings, gradient)
             g.diagonal(rows.start).add_(gradient[PAIR, rows])
-            torch.mm(g, y, out=dx[rows])
-            dy.addmm_(g.T, x[rows])
-        dscale = (x * dx).sum()
+            if wants_dx:
+                torch.mm(g, y, out=dx[rows])
+            if wants_dy:
+                dy.addmm_(g.T, x[rows])
+        dscale = ((x * dx) if wants_dx else (y * dy)).sum() * magnitude
+        scale = scale * magnitude
         return dx.mul_(scale), dy.mul_(scale), dscale
 
 
@@ -251,8 +267,10 @@ def _(
     gamma_text: float,
     diagonal_penalty: float,
     spread: float | None,
+    wants_dx: bool,
+    wants_dy: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(y), x.new_empty(())
+    return wanted(x, wants_dx), wanted(y, wants_dy), x.new_empty(())
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -261,11 +279,18 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.set_materialize_grads(False)
 
 
+def wanted_gradients(ctx: Any) -> tuple[bool, bool]:
+    """Whether x and y get one; the scale's comes with either."""
+    wants_x, wants_y = ctx.needs_input_grad[:2]
+    return wants_x or not wants_y, wants_y
+
+
 def _backward(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if gradient is None:
         return (None,) * 13
-    dx, dy, dscale = soft_target_backward(gradient, *ctx.saved_tensors, *ctx.options)
-    return (dx, dy, dscale) + (None,) * 10
+    wants_dx, wants_dy = wanted_gradients(ctx)
+    dx, dy, dscale = soft_target_backward(gradient, *ctx.saved_tensors, *ctx.options, wants_dx, wants_dy)
+    return (dx if wants_dx else None, dy if wants_dy else None, dscale) + (None,) * 10
 
 
 def refuse_second_derivative(ctx: Any, *gradients: Tensor | None) -> NoReturn:

@@ -35,16 +35,17 @@ class Kernel:
     def build(cls, similarity: Similarity, spread: float | None, store: bool, cross: Tensor | None = None) -> "Kernel":
         """Choose the domain, and store the matrix where asked; `solve` opens it.
 
-        `spread` is an upper bound on ``max L - min L`` off the diagonal for unit features, or None. On the CPU, where a look
-        costs nothing, the features and, if need be, the stored matrix decide instead.
+        `spread` is an upper bound on ``max L - min L`` for unit features, a diagonal that vanishes aside, or None. On the CPU,
+        where a look costs nothing, the features and, if need be, the stored matrix decide instead.
         """
         shift = similarity.bound()
         limit = safe_range(shift.dtype)
         logits = similarity.matrix(cross) if store else None
         if shift.device.type == "cpu":
-            spread = 2 * float(shift)
+            penalty = similarity.diagonal_penalty * abs(float(similarity.sharpness)) if similarity.diagonal_penalty else 0.0
+            spread = 2 * float(shift) + (0.0 if diagonal_vanishes(penalty, shift.dtype) else penalty)
             if logits is not None and not spread <= limit:
-                low, shift = _measure(logits, similarity.diagonal_penalty)
+                low, shift = _measure(logits)
                 spread = float(shift - low)
         domain: Domain = SCALING if spread is not None and spread <= limit else LOGARITHMIC
         return cls(similarity, domain, shift, logits)
@@ -70,14 +71,23 @@ class Kernel:
             yield rows, self.block(rows)
 
 
-def _measure(logits: Tensor, diagonal_penalty: float) -> tuple[Tensor, Tensor]:
-    """Least and greatest entry; the least leaves out a lowered diagonal, which may vanish as a removed one does."""
+def diagonal_vanishes(penalty: float, dtype: torch.dtype) -> bool:
+    """Whether a diagonal lowered by that much carries no mass where the other entries span no more than `safe_range`.
+
+    The scalings make up for twice that span at most.
+    """
+    return penalty > 4 * safe_range(dtype)
+
+
+def _measure(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest entry, without a diagonal so low that it carries no mass."""
     diagonal = logits.diagonal().clone()
-    if diagonal_penalty:
-        logits.diagonal().fill_(float(logits[0, -1]))
+    logits.diagonal().fill_(float(logits[0, -1]))
     low, high = torch.aminmax(logits)
     logits.diagonal().copy_(diagonal)
-    return low, torch.maximum(high, diagonal.amax())
+    if float(low - diagonal.amax()) > 2 * safe_range(logits.dtype):
+        return low, high
+    return torch.minimum(low, diagonal.amin()), torch.maximum(high, diagonal.amax())
 
 
 def solve(kernel: Kernel, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
