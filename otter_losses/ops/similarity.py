@@ -61,20 +61,22 @@ class Similarity:
     def matrix(self, cross: Tensor | None) -> Tensor:
         """All of ``L`` in a new (N, N) tensor, from ``cross = v t^T`` where the caller has it."""
         c = math.sqrt(self.gamma_image * self.gamma_text)
-        on_cpu = self.v.device.type == "cpu"
-        if on_cpu and cross is None and c == 1:
-            matrix = _symmetric_product(self._w() * self.sharpness, self._w()).addmm_(self.t * -self.sharpness, self.v.T)
-        elif on_cpu and cross is not None:
+        halves = self.v.device.type == "cpu" and float(self.sharpness) > 0
+        if halves and cross is None and c == 1:
+            matrix = _symmetric_product(self._w()).addmm_(self.t, self.v.T, alpha=-float(self.sharpness))
+        elif halves and cross is not None:
             matrix = cross * self.sharpness
             if self.gamma_image or self.gamma_text:
-                _add_within(matrix, self._w() * self.sharpness, self._w(), c)
+                _add_within(matrix, self._w(), c)
         else:
             a, b = self._factors()
             matrix = a @ b.T
         return self._lower_diagonal(matrix, 0)
 
     def _w(self) -> Tensor:
-        return math.sqrt(self.gamma_image) * self.v + math.sqrt(self.gamma_text) * self.t
+        """``w`` times the root of the sharpness, so that its products come out scaled."""
+        image, text = (math.sqrt(gamma * float(self.sharpness)) for gamma in (self.gamma_image, self.gamma_text))
+        return torch.add(self.v * image, self.t, alpha=text)
 
     def _lower_diagonal(self, logits: Tensor, offset: int) -> Tensor:
         if self.diagonal_penalty == math.inf:
@@ -94,24 +96,24 @@ def _panels(rows: int) -> list[slice]:
     return [slice(start, min(start + PANEL, rows)) for start in range(0, rows, PANEL)]
 
 
-def _symmetric_product(scaled_w: Tensor, w: Tensor) -> Tensor:
-    """``w w^T``, the product scaled: panels up to the diagonal are computed, the rest copied."""
+def _symmetric_product(w: Tensor) -> Tensor:
+    """``w w^T``: panels up to the diagonal are computed, the rest copied."""
     matrix = w.new_empty(len(w), len(w))
     for panel in _panels(len(w)):
-        torch.mm(scaled_w[panel], w[: panel.stop].T, out=matrix[panel, : panel.stop])
+        torch.mm(w[panel], w[: panel.stop].T, out=matrix[panel, : panel.stop])
         matrix[: panel.start, panel] = matrix[panel, : panel.start].T.contiguous()
     return matrix
 
 
-def _add_within(matrix: Tensor, scaled_w: Tensor, w: Tensor, c: float) -> None:
-    """``C <- w w^T + (1 - c) C - c C^T`` in place, the product scaled as C is already.
+def _add_within(matrix: Tensor, w: Tensor, c: float) -> None:
+    """``C <- w w^T + (1 - c) C - c C^T`` in place.
 
     Transposes go through contiguous panels: a walk down a column of the whole matrix would miss the cache at every step.
     """
     for panel in _panels(len(w)):
         before = slice(0, panel.start)
         across, down = matrix[panel, : panel.stop], matrix[before, panel]
-        within = scaled_w[panel] @ w[: panel.stop].T
+        within = w[panel] @ w[: panel.stop].T
         above = torch.sub(within[:, before], across[:, before], alpha=c).T.contiguous()
         within.sub_(matrix[: panel.stop, panel].contiguous().T.contiguous(), alpha=c)
         if c == 1:
