@@ -80,7 +80,7 @@ def sinkhorn_knopp(
     Args:
         scores: (..., M, N), larger = better match; -inf forbids a pair. A row or column of which every entry is forbidden gets no
             mass, which `marginal_error` then shows.
-        epsilon: regularisation, above 0, in the units of the scores. Small is sharp and needs more iterations.
+        epsilon: regularisation, at least 1e-30, in the units of the scores. Small is sharp and needs more iterations.
         iterations: rounds, at least 1; the most, where a tolerance is given.
         row_marginal, column_marginal: (M,) and (N,), or with the batch dimensions of `scores`: non-negative, of equal mass. By
             default uniform with mass 1.

@@ -28,12 +28,13 @@ class OTTERLoss(PairLoss):
     Args:
         alpha: prior that a given pair is right, a number in [0, 1]. The call's ``alpha=`` overrides it, with a number or with one
             value a pair, shape (N,).
-        epsilon: entropic regularisation (the paper's lambda), above 0; small is sharp. Up to 80 times smaller than the range of S
-            the solver works in plain numbers, below that in logarithms at several times the cost.
+        epsilon: entropic regularisation (the paper's lambda), at least 1e-30; small is sharp. Up to 80 times smaller than the
+            range of S the solver works in plain numbers, below that in logarithms at several times the cost.
         iterations: Sinkhorn-Knopp rounds, at least 1.
         gamma_image, gamma_text: weights of the similarities within a modality, at least 0.
         backend: "auto" or "torch".
-        max_memory: bytes the N x N matrices may take (there are two) before they are recomputed in row blocks.
+        max_memory: bytes the N x N matrices may take (there are two; three with `distill_logit_scale`) before they are
+            recomputed in row blocks.
         local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod: open_clip's; see `PairLoss`.
 
     Shape: see `PairLoss.forward`; beyond it the call takes ``alpha`` and ``distill_logit_scale``, a second scale (float, 0-D or

@@ -98,10 +98,12 @@ def _panels(rows: int) -> list[slice]:
 
 def _symmetric_product(w: Tensor) -> Tensor:
     """``w w^T``: panels up to the diagonal are computed, the rest copied."""
-    matrix = w.new_empty(len(w), len(w))
+    matrix, space = w.new_empty(len(w), len(w)), w.new_empty(PANEL * len(w))
     for panel in _panels(len(w)):
-        torch.mm(w[panel], w[: panel.stop].T, out=matrix[panel, : panel.stop])
-        matrix[: panel.start, panel] = matrix[panel, : panel.start].T.contiguous()
+        computed = matrix[panel, : panel.stop]
+        torch.mm(w[panel], w[: panel.stop].T, out=computed)
+        above = matrix[: panel.start, panel]
+        above.copy_(space[: above.numel()].view(above.shape).copy_(computed[:, : panel.start].T))
     return matrix
 
 

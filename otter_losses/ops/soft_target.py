@@ -74,11 +74,18 @@ def soft_target(
             cosines = x @ y.T
 
         shift = _common_shift(x, y, scale, cosines)
-        for rows in row_chunks(n, n, x.device):
-            z = (x[rows] @ y.T).mul_(scale) if cosines is None else cosines[rows] * scale
+        chunks = row_chunks(n, n, x.device)
+        # Fresh memory costs a page fault per 4 KiB, more than the arithmetic on it: row blocks share theirs.
+        logits, scratch = x.new_empty(2, chunks[0].stop, n)
+        for rows in chunks:
+            z = logits[: rows.stop - rows.start]
+            if cosines is None:
+                torch.mm(x[rows], y.T, out=z).mul_(scale)
+            else:
+                torch.mul(cosines[rows], scale, out=z)
             statistics[PAIR, rows] = z.diagonal(rows.start)
             if teacher is not None:
-                _expected_logits(teacher, rows, z, scalings, statistics, entropy)
+                _expected_logits(teacher, rows, z, scalings, statistics, entropy, scratch[: len(z)])
             if shift is None or cosines is None:
                 statistics[ROW_LSE, rows] = z.logsumexp(1)
                 partial = z.logsumexp(0)
@@ -124,14 +131,16 @@ def _common_shift(x: Tensor, y: Tensor, scale: Tensor, cosines: Tensor | None) -
     return high if high - low <= safe_range(x.dtype) else None
 
 
-def _expected_logits(teacher: Kernel, rows: slice, z: Tensor, scalings: Tensor, statistics: Tensor, entropy: bool) -> None:
+def _expected_logits(
+    teacher: Kernel, rows: slice, z: Tensor, scalings: Tensor, statistics: Tensor, entropy: bool, scratch: Tensor
+) -> None:
     """Finish the image problem's row scalings, then add up the logits, and the entropies, under both plans."""
     domain, kernel = teacher.domain, teacher.block(rows)
     one = domain.enter(torch.ones_like(z[:, 0]))
     scalings[0, rows] = domain.match(one, domain.row_sums(kernel, scalings[1]))
     image_rows, image_columns, text_rows, text_columns = scalings
     if domain is SCALING and not entropy:
-        weighted = kernel * z
+        weighted = torch.mul(kernel, z, out=scratch)
         statistics[ROW_DOT, rows] = image_rows[rows] * (weighted @ image_columns)
         statistics[COLUMN_DOT] += (text_rows[rows] @ weighted) * text_columns
         return
@@ -218,15 +227,17 @@ def soft_target_backward(
             column_weight = column_weight * (state[1] - statistics[COLUMN_LSE]).exp()
 
         dx, dy = wanted(x, wants_dx), wanted(y, wants_dy).zero_()
-        for rows in row_chunks(n, n, x.device):
+        chunks = row_chunks(n, n, x.device)
+        space, scratch = x.new_empty(2, chunks[0].stop, n)
+        for rows in chunks:
             if exponentials:
-                g = (row_weight[rows, None] + column_weight).mul_(cosines[rows])
+                g = torch.add(row_weight[rows, None], column_weight, out=space[: rows.stop - rows.start]).mul_(cosines[rows])
             else:
                 z = cosines[rows] * scale if cosines.numel() else (x[rows] @ y.T).mul_(scale)
                 g = (z - statistics[ROW_LSE, rows, None]).exp_().mul_(row_weight[rows, None])
                 g.add_((z - statistics[COLUMN_LSE]).exp_().mul_(column_weight))
             if teacher is not None:
-                _add_plans(g, teacher, rows, scalings, gradient)
+                _add_plans(g, teacher, rows, scalings, gradient, scratch[: len(g)])
             g.diagonal(rows.start).add_(gradient[PAIR, rows])
             if wants_dx:
                 torch.mm(g, y, out=dx[rows])
@@ -237,13 +248,15 @@ def soft_target_backward(
         return dx.mul_(scale), dy.mul_(scale), dscale
 
 
-def _add_plans(g: Tensor, teacher: Kernel, rows: slice, scalings: Tensor, gradient: Tensor) -> None:
+def _add_plans(g: Tensor, teacher: Kernel, rows: slice, scalings: Tensor, gradient: Tensor, scratch: Tensor) -> None:
     kernel = teacher.block(rows)
     image_rows, image_columns, text_rows, text_columns = scalings
     if teacher.domain is SCALING:
         # Kernel times row scaling first: row times column scaling of a removed entry can overflow.
-        g.addcmul_(kernel * (gradient[ROW_DOT, rows] * image_rows[rows]).unsqueeze(1), image_columns)
-        g.addcmul_(kernel * text_rows[rows].unsqueeze(1), gradient[COLUMN_DOT] * text_columns)
+        torch.mul(kernel, (gradient[ROW_DOT, rows] * image_rows[rows]).unsqueeze(1), out=scratch)
+        g.addcmul_(scratch, image_columns)
+        torch.mul(kernel, text_rows[rows].unsqueeze(1), out=scratch)
+        g.addcmul_(scratch, gradient[COLUMN_DOT] * text_columns)
     else:
         g.add_(teacher.domain.plan(kernel, image_rows[rows], image_columns).mul_(gradient[ROW_DOT, rows, None]))
         g.add_(teacher.domain.plan(kernel, text_rows[rows], text_columns).mul_(gradient[COLUMN_DOT]))
