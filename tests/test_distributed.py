@@ -17,7 +17,7 @@ from otter_losses import DistillationLoss, InfoNCELoss, LabelSmoothingLoss, OTTE
 from otter_losses.losses.base import PairLoss
 
 LOCAL = 5
-WORLDS = (2, 3)
+WORLDS = (2, 3, 4)
 
 BUILDERS: dict[str, Callable[..., PairLoss]] = {
     "otter": OTTERLoss,

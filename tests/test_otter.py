@@ -14,7 +14,7 @@ from otter_losses.ops import reference
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 41, 127, 257])
-@pytest.mark.parametrize("d", [8, 384, 640])
+@pytest.mark.parametrize("d", [8, 384, 640, 1152])
 @pytest.mark.parametrize("epsilon", [0.15, 0.03, 0.005, 0.001])
 def test_value_and_gradients_equal_the_reference_at_odd_sizes(n: int, d: int, epsilon: float) -> None:
     batch = make_batch(n, d, seed=n + d)
