@@ -117,9 +117,9 @@ def test_any_settings_equal_the_reference(
     seed: int,
 ) -> None:
     batch = make_batch(n, d, seed, scale, family)
-    options = {"epsilon": epsilon, "iterations": iterations, "gamma_image": gammas[0], "gamma_text": gammas[1]}
+    options: dict[str, Any] = {"epsilon": epsilon, "iterations": iterations, "gamma_image": gammas[0], "gamma_text": gammas[1]}
     expected = reference_of(batch, alpha, **options)
-    value = value_of(batch, OTTERLoss(alpha=alpha, max_memory=max_memory, **options))  # type: ignore[arg-type]
+    value = value_of(batch, OTTERLoss(alpha=alpha, max_memory=max_memory, **options))
     assert worst_error(value, batch.gradients(value), *expected) <= 1e-10
 
 

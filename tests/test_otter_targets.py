@@ -1,5 +1,7 @@
 """otter_targets: the transported matches themselves."""
 
+from typing import Any
+
 import pytest
 import torch
 from families import FAMILIES, decimal_targets, make_features, relative
@@ -25,10 +27,10 @@ def test_targets_equal_the_equations_in_sixty_digits(family: str, epsilon: float
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
 def test_targets_are_distributions_over_the_other_pairs(dtype: torch.dtype, n: int, epsilon: float, gamma: float) -> None:
     v, t = make_features("clustered", n, 8, dtype=dtype)
-    options = {"epsilon": epsilon, "gamma_image": gamma, "gamma_text": gamma}
-    exact = reference.otter_targets(v.double(), t.double(), **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"epsilon": epsilon, "gamma_image": gamma, "gamma_text": gamma}
+    exact = reference.otter_targets(v.double(), t.double(), **options)
     rounding = torch.float64 if dtype == torch.float64 else torch.float32
-    for plan, expected in zip(otter_targets(v, t, **options), exact, strict=True):  # type: ignore[arg-type]
+    for plan, expected in zip(otter_targets(v, t, **options), exact, strict=True):
         assert plan.dtype == rounding
         assert bool((plan.diagonal() == 0).all())
         assert bool((plan >= 0).all())
