@@ -1,5 +1,7 @@
 """OTTERLoss: values and gradients against the float64 reference, and what must follow from them."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
