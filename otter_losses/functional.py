@@ -53,7 +53,7 @@ def otter_loss(
         >>> otter_loss(x, y, 14.3, alpha=0.5).shape
         torch.Size([])
     """
-    x, y, scale = _student(image_features, text_features, logit_scale, backend, max_memory)
+    x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory)
     n = len(x)
     checks.check_alpha(alpha, n, x.device)
     checks.check_transport(epsilon, iterations, gamma_image, gamma_text)
@@ -113,7 +113,7 @@ def info_nce_loss(
         >>> round(float(info_nce_loss(torch.eye(4), torch.eye(4), 1.0)), 4)
         0.7437
     """
-    x, y, scale = _student(image_features, text_features, logit_scale, backend, max_memory)
+    x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory)
     value = _contrastive(_plain_statistics(x, y, scale, max_memory)).mean()
     return _output({"contrastive_loss": value}, logit_bias, output_dict)
 
@@ -142,7 +142,7 @@ def label_smoothing_loss(
         >>> round(float(label_smoothing_loss(torch.eye(4), torch.eye(4), 1.0, smoothing=0.1)), 4)
         0.8437
     """
-    x, y, scale = _student(image_features, text_features, logit_scale, backend, max_memory)
+    x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory)
     checks.check_smoothing(smoothing, convention)
     n = len(x)
     if convention == "torch":
@@ -186,7 +186,7 @@ def distillation_loss(
         >>> sorted(distillation_loss(x, y, 14.3, output_dict=True))
         ['contrastive_loss', 'distill_loss']
     """
-    x, y, scale = _student(image_features, text_features, logit_scale, backend, max_memory)
+    x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory)
     n = len(x)
     checks.check_alpha(alpha, n, x.device)
     checks.check_transport(1.0 if epsilon is None else epsilon, 1, gamma_image, gamma_text)
@@ -239,7 +239,7 @@ def siglip_loss(
         >>> round(float(siglip_loss(torch.eye(2), torch.eye(2), 10.0, -10.0)), 4)
         0.6932
     """
-    x, y, scale = _student(image_features, text_features, logit_scale, backend, max_memory)
+    x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory)
     bias = _scalar("logit_bias", 0.0 if logit_bias is None else logit_bias, x)
     value = _sigmoid.sigmoid(x, y, scale, bias, max_memory)[0].mean()
     return _output({"contrastive_loss": value}, None, output_dict)
@@ -303,11 +303,18 @@ def _scalar(name: str, value: Tensor | float, like: Tensor) -> Tensor:
 
 
 def _student(
-    image_features: Tensor, text_features: Tensor, logit_scale: Tensor | float, backend: str, max_memory: int
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float | None,
+    backend: str,
+    max_memory: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     checks.check_backend(backend)
     checks.check_count("max_memory", max_memory, 0)
     checks.check_features("image_features", image_features, "text_features", text_features)
+    if logit_bias is not None:
+        checks.check_scalar("logit_bias", logit_bias)
     dtype = _compute_dtype(image_features, text_features)
     x, y = (checks.savable(features).to(dtype) for features in (image_features, text_features))
     return x, y, _scalar("logit_scale", logit_scale, x)
@@ -358,8 +365,6 @@ def _combine(
 
 
 def _output(parts: Parts, logit_bias: Tensor | float | None, output_dict: bool) -> Tensor | Parts:
-    if logit_bias is not None:
-        checks.check_scalar("logit_bias", logit_bias)
     if isinstance(logit_bias, Tensor):
         # Softmaxes do not see a common bias: its gradient is zero, which DDP wants rather than none.
         first = parts["contrastive_loss"]

@@ -366,3 +366,9 @@ def test_complex_scales(build: type[PairLoss]) -> None:
 def test_numbers_of_numpy_are_numbers() -> None:
     plain = OTTERLoss()(rows(), rows(), 14.0)
     assert torch.equal(OTTERLoss(alpha=np.float32(0.5))(rows(), rows(), np.float32(14)), plain)
+
+
+@every_loss
+def test_a_teacher_given_one_place_early_is_told_where_it_landed(build: type[PairLoss]) -> None:
+    with pytest.raises(ValueError, match=r"logit_bias has shape \(4, 3\); need one number"):
+        build()(rows(), rows(), 14.3, rows(), rows())
