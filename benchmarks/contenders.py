@@ -78,6 +78,11 @@ def losses(batch: Batch) -> dict[str, Callable[[], object]]:
         "eager SigLIP": lambda: eager_siglip(x, y, scale),
         "SigLIPLoss": lambda: siglip(x, y, scale),
     }
+    if x.is_cuda:
+        fused_otter, fused_info_nce, fused_siglip = (loss(backend="triton") for loss in (OTTERLoss, InfoNCELoss, SigLIPLoss))
+        values["OTTERLoss, triton"] = lambda: fused_otter(x, y, scale, dist_image_features=v, dist_text_features=t)
+        values["InfoNCELoss, triton"] = lambda: fused_info_nce(x, y, scale)
+        values["SigLIPLoss, triton"] = lambda: fused_siglip(x, y, scale)
 
     def step(value: Callable[[], object]) -> Callable[[], object]:
         def run() -> object:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+RESULTS = Path(__file__).parent / "results"
+
 Contenders = dict[str, Callable[[], object]]
 
 

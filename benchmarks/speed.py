@@ -17,9 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks import contenders
-from benchmarks.measure import Timing, machine, peak_in_fresh_process, time_all
-
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.measure import RESULTS, Timing, machine, peak_in_fresh_process, time_all
 
 
 def rows_for(pairs: int, width: int, device: str, repetitions: int, memory: bool, with_pot: bool) -> list[dict[str, Any]]:

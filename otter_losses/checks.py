@@ -50,13 +50,14 @@ def savable(tensor: Tensor) -> Tensor:
     return tensor.clone() if not torch.compiler.is_compiling() and tensor.is_inference() else tensor
 
 
-def check_backend(backend: str) -> None:
+def check_backend(backend: str, shipped: tuple[str, ...] = ("auto", "torch", "triton")) -> None:
+    """One of the names, and with kernels for what is asked."""
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; need one of {', '.join(map(repr, BACKENDS))}.")
-    if backend in ("triton", "cuda"):
+    if backend not in shipped:
         raise RuntimeError(
-            f"backend={backend!r} is not there: this version of otter_losses ships no {backend} kernels. "
-            "Use backend='auto' or 'torch', which run on any device."
+            f"backend={backend!r} is not there: this version of otter_losses ships no {backend} kernels for it. "
+            f"Use {' or '.join(map(repr, shipped))}."
         )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from otter_losses import checks
 from otter_losses.ops import sigmoid as _sigmoid
 from otter_losses.ops import soft_target as _soft_target
+from otter_losses.ops.fused import check_usable
 from otter_losses.ops.similarity import Similarity
 from otter_losses.ops.transport import Kernel, diagonal_vanishes, solve
 
@@ -80,9 +81,10 @@ def otter_loss(
             iterations,
             official,
             max_memory - plain_memory,
+            backend == "triton",
         )[0]
     if statistics is None or second is not None:
-        plain = _plain_statistics(x, y, scale, plain_memory)
+        plain = _plain_statistics(x, y, scale, plain_memory, backend)
     contrastive = _contrastive(statistics if plain is None else plain)
     distill = torch.zeros_like(contrastive) if statistics is None else _distill(statistics, divergence=official)
     if statistics is None and second is not None:
@@ -114,7 +116,7 @@ def info_nce_loss(
         0.7437
     """
     x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory)
-    value = _contrastive(_plain_statistics(x, y, scale, max_memory)).mean()
+    value = _contrastive(_plain_statistics(x, y, scale, max_memory, backend)).mean()
     return _output({"contrastive_loss": value}, logit_bias, output_dict)
 
 
@@ -151,7 +153,7 @@ def label_smoothing_loss(
     else:
         share = smoothing / (n - 1) if n > 1 else 0.0
         own = 1 - smoothing - share if n > 1 else 1.0
-    statistics = _plain_statistics(x, y, scale, max_memory)
+    statistics = _plain_statistics(x, y, scale, max_memory, backend)
     lse = (statistics[_soft_target.ROW_LSE] + statistics[_soft_target.COLUMN_LSE]) / 2
     all_logits = scale * (x.sum(0) * y.sum(0)).sum()
     value = (lse - own * statistics[_soft_target.PAIR]).mean() - share * all_logits / n
@@ -192,7 +194,7 @@ def distillation_loss(
     checks.check_transport(1.0 if epsilon is None else epsilon, 1, gamma_image, gamma_text)
     v, t = _teacher(x, dist_image_features, dist_text_features)
     if (not isinstance(alpha, Tensor) and alpha == 1) or n == 1:
-        contrastive = _contrastive(_plain_statistics(x, y, scale, max_memory))
+        contrastive = _contrastive(_plain_statistics(x, y, scale, max_memory, backend))
         return _combine(alpha, contrastive, torch.zeros_like(contrastive), logit_bias, output_dict)
     if epsilon is None:
         sharpness = (scale if dist_logit_scale is None else _scalar("dist_logit_scale", dist_logit_scale, x)).detach()
@@ -213,6 +215,7 @@ def distillation_loss(
         0,
         False,
         max_memory,
+        backend == "triton",
     )[0]
     return _combine(alpha, _contrastive(statistics), _distill(statistics), logit_bias, output_dict)
 
@@ -241,7 +244,7 @@ def siglip_loss(
     """
     x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory)
     bias = _scalar("logit_bias", 0.0 if logit_bias is None else logit_bias, x)
-    value = _sigmoid.sigmoid(x, y, scale, bias, max_memory)[0].mean()
+    value = _sigmoid.sigmoid(x, y, scale, bias, max_memory, backend == "triton")[0].mean()
     return _output({"contrastive_loss": value}, None, output_dict)
 
 
@@ -317,6 +320,8 @@ def _student(
         checks.check_scalar("logit_bias", logit_bias)
     dtype = _compute_dtype(image_features, text_features)
     x, y = (checks.savable(features).to(dtype) for features in (image_features, text_features))
+    if backend == "triton":
+        check_usable(x)
     return x, y, _scalar("logit_scale", logit_scale, x)
 
 
@@ -334,8 +339,10 @@ def _spread(epsilon: float, gamma_image: float, gamma_text: float, penalty: floa
     return (2 * (gamma_image + gamma_text + 1) + lowered) / epsilon
 
 
-def _plain_statistics(x: Tensor, y: Tensor, scale: Tensor, max_memory: int) -> Tensor:
-    statistics: Tensor = _soft_target.soft_target(x, y, scale, None, None, None, 0.0, 0.0, 0.0, None, 0, False, max_memory)[0]
+def _plain_statistics(x: Tensor, y: Tensor, scale: Tensor, max_memory: int, backend: str) -> Tensor:
+    statistics: Tensor = _soft_target.soft_target(
+        x, y, scale, None, None, None, 0.0, 0.0, 0.0, None, 0, False, max_memory, backend == "triton"
+    )[0]
     return statistics
 
 

@@ -109,7 +109,7 @@ def sinkhorn_knopp(
         >>> bool((result.marginal_error <= 1e-4).all())
         True
     """
-    checks.check_backend(backend)
+    checks.check_backend(backend, shipped=("auto", "torch"))
     checks.check_epsilon(epsilon)
     checks.check_count("iterations", iterations, 1)
     if tolerance is not None:

@@ -1,5 +1,6 @@
 """Settings all tests share."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +8,9 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from otter_losses import set_debug
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read where a kernel is defined: before its module is imported
 
 settings.register_profile(
     "otter",

@@ -24,13 +24,20 @@ def _unlikely(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, rows: slice) ->
 
 
 @torch.library.custom_op("otter_losses::sigmoid", mutates_args=())
-def sigmoid(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, max_memory: int) -> tuple[Tensor, Tensor]:
-    """Row losses (N,) of features x, y (N, D), 0-D scale and bias; and ``-l z`` (N, N), empty if not kept."""
+def sigmoid(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, max_memory: int, fused: bool) -> tuple[Tensor, Tensor]:
+    """Row losses (N,) of features x, y (N, D), 0-D scale and bias; and ``-l z`` (fused: ``x y^T``), (N, N), empty if not kept."""
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         n = len(x)
         dense = stores(n, 1, x.element_size(), max_memory)
-        kept = _unlikely(x, y, scale, bias, slice(0, n)) if dense else x.new_empty(0)
         losses = x.new_empty(n)
+        if fused:
+            from otter_losses.ops.fused import passes
+
+            kept = x @ y.T if dense else x.new_empty(0)
+            for rows in row_chunks(n, n, x.device):
+                passes.sigmoid_losses(kept[rows] if dense else x[rows] @ y.T, scale, bias, rows, losses[rows])
+            return losses, kept
+        kept = _unlikely(x, y, scale, bias, slice(0, n)) if dense else x.new_empty(0)
         for rows in row_chunks(n, n, x.device):
             unlikely = kept[rows] if dense else _unlikely(x, y, scale, bias, rows)
             losses[rows] = -F.logsigmoid(-unlikely).sum(1)
@@ -38,7 +45,7 @@ def sigmoid(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, max_memory: int) 
 
 
 @sigmoid.register_fake
-def _(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, max_memory: int) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, max_memory: int, fused: bool) -> tuple[Tensor, Tensor]:
     n = x.shape[0]
     dense = stores(n, 1, x.element_size(), max_memory)
     return x.new_empty(n), x.new_empty(n, n) if dense else x.new_empty(0)
@@ -46,17 +53,23 @@ def _(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, max_memory: int) -> tup
 
 @torch.library.custom_op("otter_losses::sigmoid_backward", mutates_args=())
 def sigmoid_backward(
-    gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, kept: Tensor, wants_dx: bool, wants_dy: bool
+    gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, kept: Tensor, fused: bool, wants_dx: bool, wants_dy: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, y, scale and bias for the gradient (N,) of the row losses; see `soft_target_backward`."""
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         n = len(x)
         dx, dy, dbias = wanted(x, wants_dx), wanted(y, wants_dy).zero_(), x.new_zeros(())
         for rows in row_chunks(n, n, x.device):
-            unlikely = kept[rows] if kept.numel() else _unlikely(x, y, scale, bias, rows)
-            g = unlikely.sigmoid().mul_(gradient[rows, None])
-            g.diagonal(rows.start).neg_()
-            dbias += g.sum()
+            if fused:
+                from otter_losses.ops.fused import passes
+
+                g = x[rows] @ y.T if not kept.numel() else torch.empty_like(kept[rows])
+                dbias += passes.sigmoid_gradient(kept[rows] if kept.numel() else g, scale, bias, gradient, rows, g)
+            else:
+                unlikely = kept[rows] if kept.numel() else _unlikely(x, y, scale, bias, rows)
+                g = unlikely.sigmoid().mul_(gradient[rows, None])
+                g.diagonal(rows.start).neg_()
+                dbias += g.sum()
             if wants_dx:
                 torch.mm(g, y, out=dx[rows])
             if wants_dy:
@@ -67,22 +80,23 @@ def sigmoid_backward(
 
 @sigmoid_backward.register_fake
 def _(
-    gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, kept: Tensor, wants_dx: bool, wants_dy: bool
+    gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, kept: Tensor, fused: bool, wants_dx: bool, wants_dy: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return wanted(x, wants_dx), wanted(y, wants_dy), x.new_empty(()), x.new_empty(())
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:4], output[1])
+    ctx.fused = inputs[5]
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if gradient is None:
-        return (None,) * 5
+        return (None,) * 6
     wants_dx, wants_dy = wanted_gradients(ctx)
-    dx, dy, dscale, dbias = sigmoid_backward(gradient, *ctx.saved_tensors, wants_dx, wants_dy)
-    return dx if wants_dx else None, dy if wants_dy else None, dscale, dbias, None
+    dx, dy, dscale, dbias = sigmoid_backward(gradient, *ctx.saved_tensors, ctx.fused, wants_dx, wants_dy)
+    return dx if wants_dx else None, dy if wants_dy else None, dscale, dbias, None, None
 
 
 sigmoid.register_autograd(_backward, setup_context=_save)

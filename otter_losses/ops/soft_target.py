@@ -50,6 +50,7 @@ def soft_target(
     iterations: int,
     entropy: bool,
     max_memory: int,
+    fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The statistics, (7, N), of student features x, y (N, D) and a 0-D scale, all of one dtype.
 
@@ -68,24 +69,28 @@ def soft_target(
         similarity = _similarity(x, y, v, t, sharpness, gamma_image, gamma_text, diagonal_penalty)
         teacher = None
         if similarity is not None:
-            teacher = Kernel.build(similarity, spread, store=dense, cross=cosines)
+            teacher = Kernel.build(similarity, spread, store=dense, cross=cosines, fused=fused)
             scalings[1], scalings[2], scalings[3] = solve(teacher, iterations)
         if dense and cosines is None:
             cosines = x @ y.T
 
-        shift = _common_shift(x, y, scale, cosines)
+        shift = None if fused else _common_shift(x, y, scale, cosines)
         chunks = row_chunks(n, n, x.device)
         # Fresh memory costs a page fault per 4 KiB, more than the arithmetic on it: row blocks share theirs.
-        logits, scratch = x.new_empty(2, chunks[0].stop, n)
+        logits, *scratch = x.new_empty(1 if fused else 2, chunks[0].stop, n)
         for rows in chunks:
             z = logits[: rows.stop - rows.start]
+            if fused:
+                block = cosines[rows] if cosines is not None else torch.mm(x[rows], y.T, out=z)
+                _fused_statistics(block, scale, teacher, rows, scalings, statistics, entropy)
+                continue
             if cosines is None:
                 torch.mm(x[rows], y.T, out=z).mul_(scale)
             else:
                 torch.mul(cosines[rows], scale, out=z)
             statistics[PAIR, rows] = z.diagonal(rows.start)
             if teacher is not None:
-                _expected_logits(teacher, rows, z, scalings, statistics, entropy, scratch[: len(z)])
+                _expected_logits(teacher, rows, z, scalings, statistics, entropy, scratch[0][: len(z)])
             if shift is None or cosines is None:
                 statistics[ROW_LSE, rows] = z.logsumexp(1)
                 partial = z.logsumexp(0)
@@ -155,6 +160,25 @@ def _expected_logits(
         statistics[dot, where] += plan.mul_(z).sum(dim)
 
 
+def _fused_statistics(
+    cosines: Tensor,
+    scale: Tensor,
+    teacher: Kernel | None,
+    rows: slice,
+    scalings: Tensor,
+    statistics: Tensor,
+    entropy: bool,
+) -> None:
+    from otter_losses.ops.fused import passes
+
+    if teacher is None:
+        passes.statistics(cosines, scale, None, scalings, statistics, rows, False, False)
+        return
+    domain, kernel = teacher.domain, teacher.block(rows)
+    scalings[0, rows] = domain.match(domain.enter(torch.ones_like(scalings[0, rows])), domain.row_sums(kernel, scalings[1]))
+    passes.statistics(cosines, scale, kernel, scalings, statistics, rows, entropy, domain is LOGARITHMIC)
+
+
 @soft_target.register_fake
 def _(
     x: Tensor,
@@ -170,6 +194,7 @@ def _(
     iterations: int,
     entropy: bool,
     max_memory: int,
+    fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     n = x.shape[0]
     dense = stores(n, 1 if sharpness is None else 2, x.element_size(), max_memory)
@@ -201,6 +226,7 @@ def soft_target_backward(
     gamma_text: float,
     diagonal_penalty: float,
     spread: float | None,
+    fused: bool,
     wants_dx: bool,
     wants_dy: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -228,17 +254,25 @@ def soft_target_backward(
 
         dx, dy = wanted(x, wants_dx), wanted(y, wants_dy).zero_()
         chunks = row_chunks(n, n, x.device)
-        space, scratch = x.new_empty(2, chunks[0].stop, n)
+        space, *scratch = x.new_empty(1 if fused else 2, chunks[0].stop, n)
         for rows in chunks:
-            if exponentials:
-                g = torch.add(row_weight[rows, None], column_weight, out=space[: rows.stop - rows.start]).mul_(cosines[rows])
+            g = space[: rows.stop - rows.start]
+            if fused:
+                from otter_losses.ops.fused import passes
+
+                block = cosines[rows] if cosines.numel() else torch.mm(x[rows], y.T, out=g)
+                kernel = None if teacher is None else teacher.block(rows)
+                passes.logits_gradient(block, scale, kernel, scalings, statistics, gradient, rows, logarithmic, g)
             else:
-                z = cosines[rows] * scale if cosines.numel() else (x[rows] @ y.T).mul_(scale)
-                g = (z - statistics[ROW_LSE, rows, None]).exp_().mul_(row_weight[rows, None])
-                g.add_((z - statistics[COLUMN_LSE]).exp_().mul_(column_weight))
-            if teacher is not None:
-                _add_plans(g, teacher, rows, scalings, gradient, scratch[: len(g)])
-            g.diagonal(rows.start).add_(gradient[PAIR, rows])
+                if exponentials:
+                    torch.add(row_weight[rows, None], column_weight, out=g).mul_(cosines[rows])
+                else:
+                    z = cosines[rows] * scale if cosines.numel() else (x[rows] @ y.T).mul_(scale)
+                    torch.sub(z, statistics[ROW_LSE, rows, None], out=g).exp_().mul_(row_weight[rows, None])
+                    g.add_((z - statistics[COLUMN_LSE]).exp_().mul_(column_weight))
+                if teacher is not None:
+                    _add_plans(g, teacher, rows, scalings, gradient, scratch[0][: len(g)])
+                g.diagonal(rows.start).add_(gradient[PAIR, rows])
             if wants_dx:
                 torch.mm(g, y, out=dx[rows])
             if wants_dy:
@@ -280,6 +314,7 @@ def _(
     gamma_text: float,
     diagonal_penalty: float,
     spread: float | None,
+    fused: bool,
     wants_dx: bool,
     wants_dy: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -288,7 +323,7 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:6], *output)
-    ctx.options = inputs[6:10]
+    ctx.options = (*inputs[6:10], inputs[13])
     ctx.set_materialize_grads(False)
 
 
@@ -300,10 +335,10 @@ def wanted_gradients(ctx: Any) -> tuple[bool, bool]:
 
 def _backward(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if gradient is None:
-        return (None,) * 13
+        return (None,) * 14
     wants_dx, wants_dy = wanted_gradients(ctx)
     dx, dy, dscale = soft_target_backward(gradient, *ctx.saved_tensors, *ctx.options, wants_dx, wants_dy)
-    return (dx if wants_dx else None, dy if wants_dy else None, dscale) + (None,) * 10
+    return (dx if wants_dx else None, dy if wants_dy else None, dscale) + (None,) * 11
 
 
 def refuse_second_derivative(ctx: Any, *gradients: Tensor | None) -> NoReturn:

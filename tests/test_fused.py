@@ -1,0 +1,191 @@
+"""The Triton kernels give what plain torch gives: on a GPU where there is one, else in Triton's interpreter."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import Batch, make_batch, make_scores, relative, worst_error
+from torch import Tensor
+
+from otter_losses import DistillationLoss, InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss, sinkhorn_knopp
+from otter_losses.losses.base import PairLoss
+from otter_losses.ops import fused, similarity
+
+pytest.importorskip("triton", reason="triton is there on Linux only")
+# The interpreter computes lanes beyond the matrix's edge too, and numpy tells of it.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DENSE, BLOCKS = 2 << 30, 0
+memories = pytest.mark.parametrize("max_memory", [DENSE, BLOCKS], ids=["dense", "blocks"])
+
+BUILDERS: dict[str, Callable[..., PairLoss]] = {
+    "otter": OTTERLoss,
+    "otter, logarithms": lambda **options: OTTERLoss(epsilon=0.01, **options),
+    "official": OTTERLoss.official,
+    "official, logarithms": lambda **options: OTTERLoss.official(epsilon=0.01, **options),
+    "info_nce": InfoNCELoss,
+    "label_smoothing": LabelSmoothingLoss,
+    "distillation": DistillationLoss,
+    "distillation, off the diagonal": lambda **options: DistillationLoss(remove_diagonal=True, epsilon=0.15, **options),
+    "siglip": SigLIPLoss,
+}
+
+
+def on_device(batch: Batch, dtype: torch.dtype = torch.float32) -> Batch:
+    tensors = (batch.x, batch.y, batch.scale, batch.v, batch.t)
+    return Batch(*(tensor.detach().to(DEVICE, dtype).requires_grad_(tensor.requires_grad) for tensor in tensors))
+
+
+def error(name: str, batch: Batch, own_teacher: bool = False, **options: Any) -> float:
+    """Of value and gradients, features, scale and bias, against float64 in plain torch on the same numbers."""
+    single = on_device(batch)
+    results = []
+    for given, backend in ((single, "triton"), (single.to(torch.float64), "torch")):
+        bias = torch.tensor(-3.0, dtype=given.x.dtype, device=DEVICE, requires_grad=True)
+        teacher = {} if own_teacher else given.teacher()
+        value = BUILDERS[name](backend=backend, **options)(given.x, given.y, given.scale, bias, **teacher)
+        assert isinstance(value, Tensor)
+        results.append((value, torch.autograd.grad(value, (given.x, given.y, given.scale, bias))))
+    (value, (dx, dy, dscale, dbias)), (expected, (*wanted, wanted_dbias)) = results
+    worst = worst_error(value, (dx, dy, dscale), expected, (wanted[0], wanted[1], wanted[2]), float(batch.scale.detach()))
+    return max(worst, float((dbias - wanted_dbias).abs()) / max(float(wanted_dbias.abs()), 1.0))
+
+
+@memories
+@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("n", [1, 2, 41])
+def test_every_loss_equals_float64(name: str, n: int, max_memory: int) -> None:
+    assert error(name, make_batch(n, 24), max_memory=max_memory) <= (1e-5 if "logarithms" in name else 4e-6)
+
+
+@memories
+def test_students_own_features_teach(max_memory: int) -> None:
+    assert error("otter", make_batch(41, 24), own_teacher=True, max_memory=max_memory) <= 4e-6
+
+
+@pytest.mark.parametrize("family", ["clustered", "duplicated", "outlier", "equal"])
+def test_hard_data(family: str) -> None:
+    assert error("otter, logarithms", make_batch(41, 24, family=family)) <= 5e-5
+
+
+@pytest.mark.parametrize("scale", [0.0, -14.3, 100.0])
+@pytest.mark.parametrize("name", ["otter", "info_nce", "siglip"])
+def test_any_scale(name: str, scale: float) -> None:
+    assert error(name, make_batch(41, 24, scale=scale)) <= 1e-5
+
+
+@memories
+@pytest.mark.parametrize("name", ["otter", "info_nce", "siglip"])
+def test_the_diagonal_of_a_later_row_block(monkeypatch: pytest.MonkeyPatch, name: str, max_memory: int) -> None:
+    monkeypatch.setattr(similarity, "CHUNK_ELEMENTS", {DEVICE: 1})
+    batch = make_batch(300, 8)
+    assert len(similarity.row_chunks(300, 300, torch.device(DEVICE))) == 2
+    assert error(name, batch, max_memory=max_memory) <= 4e-6
+
+
+def test_a_prior_for_each_pair_parts_and_a_second_temperature() -> None:
+    batch = on_device(make_batch(41, 24))
+    call: dict[str, Any] = {"alpha": torch.linspace(0, 1, 41, device=DEVICE), "distill_logit_scale": 20.0, "output_dict": True}
+    found = OTTERLoss(backend="triton")(batch.x, batch.y, batch.scale, **batch.teacher(), **call)
+    expected = OTTERLoss()(batch.x, batch.y, batch.scale, **batch.teacher(), **call)
+    for name, part in expected.items():
+        assert relative(found[name], part) <= 2e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_features_are_computed_as_the_float32_of_the_same_numbers(dtype: torch.dtype) -> None:
+    half = on_device(make_batch(41, 24), dtype)
+    single = half.to(torch.float32)
+    value = OTTERLoss(backend="triton")(half.x, half.y, half.scale, **half.teacher())
+    expected = OTTERLoss(backend="triton")(single.x, single.y, half.scale.float(), **single.teacher())
+    assert value.dtype == torch.float32
+    assert torch.equal(value, expected)
+    assert half.gradients(value)[0].dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["otter", "siglip"])
+def test_results_repeat_to_the_bit(name: str) -> None:
+    batch = on_device(make_batch(41, 24))
+    runs = [BUILDERS[name](backend="triton")(batch.x, batch.y, batch.scale, **batch.teacher()) for _ in range(2)]
+    first, second = ([value, *batch.gradients(value)] for value in runs)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", ["otter", "siglip"])
+def test_losses_compile_whole(name: str) -> None:
+    batch, loss = on_device(make_batch(41, 24)), BUILDERS[name](backend="triton")
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    value, expected = (run(batch.x, batch.y, batch.scale, **batch.teacher()) for run in (compiled, loss))
+    assert worst_error(value, batch.gradients(value), expected, batch.gradients(expected)) <= 1e-6
+
+
+@pytest.mark.parametrize("logarithmic", [False, True])
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (3, 300), (70, 33)])
+def test_sweep_of_a_block_of_any_shape(m: int, n: int, logarithmic: bool) -> None:
+    """A forbidden pair, and totals of the blocks before."""
+    from otter_losses.ops.fused import passes
+
+    logits = 3 * make_scores("random", m, n, 0).to(DEVICE)
+    logits[0, -1] = -torch.inf if n > 1 else 0.0
+    image, text, before = (make_scores("random", 1, n, seed)[0].to(DEVICE) for seed in (1, 2, 3))
+    plain = [vector if logarithmic else vector.exp() for vector in (image, text, before, before)]
+    block = (logits if logarithmic else logits.exp()).float()
+    columns_1, columns_2, totals_1, totals_2 = (vector.float() for vector in plain)
+    rows = passes.sweep(block, (columns_1, columns_2), (totals_1, totals_2), logarithmic)
+    for found, total, columns in ((rows[0], totals_1, image), (rows[1], totals_2, text)):
+        expected = -(logits + columns).logsumexp(1)
+        sums = torch.logaddexp(before, (logits + expected[:, None]).logsumexp(0))
+        assert relative(found, expected if logarithmic else expected.exp(), floor=1.0) <= 2e-6
+        assert relative(total, sums if logarithmic else sums.exp(), floor=1.0) <= 2e-6
+
+
+# ---- what cannot run says what is missing ----
+
+
+def test_float64_is_refused() -> None:
+    batch = on_device(make_batch(3, 4), torch.float64)
+    with pytest.raises(RuntimeError, match=r"computes in float32, but the features are torch\.float64"):
+        OTTERLoss(backend="triton")(batch.x, batch.y, 14.3)
+
+
+def test_a_cpu_is_refused_outside_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    features = make_batch(3, 4).x.detach().float()
+    with pytest.raises(RuntimeError, match="needs features on a CUDA device, but they are on cpu"):
+        SigLIPLoss(backend="triton")(features, features, 14.3)
+
+
+def test_a_missing_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "find_spec", lambda name: None)
+    features = make_batch(3, 4).x.detach().float()
+    with pytest.raises(RuntimeError, match="needs the package triton, which is not installed"):
+        InfoNCELoss(backend="triton")(features, features, 14.3)
+
+
+def test_transport_alone_has_no_kernels() -> None:
+    with pytest.raises(RuntimeError, match=r"ships no triton kernels for it\. Use 'auto' or 'torch'"):
+        sinkhorn_knopp(torch.zeros(2, 2), backend="triton")
+
+
+# ---- compilation for real GPUs ----
+
+
+def test_every_kernel_compiles_for_every_gpu_without_spills(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
+    command = [sys.executable, "-m", "benchmarks.kernels", "--output", str(tmp_path / "kernels")]
+    subprocess.run(command, check=True, capture_output=True, env=environment, cwd=Path(__file__).parent.parent)
+    builds = json.loads((tmp_path / "kernels.json").read_text())["builds"]
+    assert {build["architecture"] for build in builds} == {70, 80, 90, 100}
+    assert len({build["kernel"] for build in builds}) == 7
+    for build in builds:
+        assert build["local_bytes"] == build["stack_bytes"] == 0, build
+        assert 0 < build["registers"] <= 128, build
+        assert build["shared_bytes"] <= 16 << 10, build
