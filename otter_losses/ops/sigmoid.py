@@ -58,6 +58,7 @@ def sigmoid_backward(
     """Gradients of x, y, scale and bias for the gradient (N,) of the row losses; see `soft_target_backward`."""
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         n = len(x)
+        gradient = gradient.contiguous()  # a sum's gradient is one number seen N times
         dx, dy, dbias = wanted(x, wants_dx), wanted(y, wants_dy).zero_(), x.new_zeros(())
         for rows in row_chunks(n, n, x.device):
             if fused:

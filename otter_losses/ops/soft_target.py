@@ -246,7 +246,7 @@ def soft_target_backward(
             teacher = Kernel(similarity, LOGARITHMIC if logarithmic else SCALING, state[0], stored if stored.numel() else None)
         # Weights below reach e^80 times the gradient, which a loss scaled for half precision would carry out of range.
         magnitude = gradient.abs().amax().clamp_min(torch.finfo(gradient.dtype).tiny)
-        gradient = gradient / magnitude
+        gradient = (gradient / magnitude).contiguous()
         row_weight, column_weight = gradient[ROW_LSE], gradient[COLUMN_LSE]
         if exponentials:
             row_weight = row_weight * (state[1] - statistics[ROW_LSE]).exp()

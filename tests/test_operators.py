@@ -1,0 +1,46 @@
+"""The custom operators keep torch's contract: schema, fake tensors, autograd, tracing."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from families import make_batch
+from torch import Tensor
+
+from otter_losses.ops.sigmoid import sigmoid
+from otter_losses.ops.soft_target import soft_target
+
+memories = pytest.mark.parametrize("max_memory", [2 << 30, 0], ids=["dense", "blocks"])
+kernels = pytest.mark.parametrize("fused", [False, True], ids=["torch", "triton"])
+# Lanes beyond the matrix's edge, as numpy sees them in the interpreter; a deprecation inside opcheck's own tracing.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*"),
+]
+
+
+def check(operator: Any, arguments: tuple[object, ...], fused: bool) -> None:
+    if fused:
+        pytest.importorskip("triton", reason="triton is there on Linux only")
+    results = torch.library.opcheck(operator, arguments)
+    assert set(results.values()) == {"SUCCESS"}
+
+
+@kernels
+@memories
+@pytest.mark.parametrize("teacher", ["own", "given", "none"])
+def test_soft_target(teacher: str, max_memory: int, fused: bool) -> None:
+    batch = make_batch(9, 6, dtype=torch.float32)
+    v, t = (batch.v, batch.t) if teacher == "given" else (None, None)
+    sharpness: Tensor | None = None if teacher == "none" else torch.tensor(1 / 0.15)
+    options = (sharpness, 1.0, 1.0, math.inf, 40.0, 3, False, max_memory, fused)
+    check(soft_target, (batch.x, batch.y, batch.scale.detach().requires_grad_(), v, t, *options), fused)
+
+
+@kernels
+@memories
+def test_sigmoid(max_memory: int, fused: bool) -> None:
+    batch = make_batch(9, 6, dtype=torch.float32)
+    bias = torch.tensor(-1.0, requires_grad=True)
+    check(sigmoid, (batch.x, batch.y, batch.scale, bias, max_memory, fused), fused)
