@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from otter_losses import checks
-from otter_losses.ops.domains import LOGARITHMIC, SCALING, Domain, safe_range
+from otter_losses.ops.domains import LOGARITHMIC, SCALING, Domain, reads_freely, safe_range
 
 
 class SinkhornResult(NamedTuple):
@@ -189,7 +189,7 @@ def _row_error(domain: Domain, u: Tensor, row_sums: Tensor, rows: Tensor) -> Ten
 
 def _scaling_shift(logits: Tensor, rows: Tensor, columns: Tensor) -> float | None:
     """The maximum to subtract where plain numbers are known to be safe, else None."""
-    if not checks.may_read(logits) or logits.device.type != "cpu" or logits.numel() == 0:
+    if not checks.may_read(logits) or not reads_freely(logits) or logits.numel() == 0:
         return None
     low, high = (float(bound) for bound in torch.aminmax(logits))
     spread = high - low

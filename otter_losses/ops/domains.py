@@ -91,6 +91,11 @@ SCALING = Scaling()
 LOGARITHMIC = Logarithmic()
 
 
+def reads_freely(tensor: Tensor) -> bool:
+    """Whether a look at the tensor's numbers costs nothing. Elsewhere than on the CPU it would stop the device at every step."""
+    return tensor.device.type == "cpu"
+
+
 def safe_range(dtype: torch.dtype) -> float:
     """The spread of exponents, max minus min, that `Scaling` survives: half of what the type's exponent can hold.
 

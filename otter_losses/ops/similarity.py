@@ -17,6 +17,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from otter_losses.ops.domains import reads_freely
+
 CHUNK_ELEMENTS = {"cpu": 1 << 19}
 """Elements of a row block worked on at once: on a CPU what its caches hold, elsewhere what fills the device."""
 
@@ -61,7 +63,7 @@ class Similarity:
     def matrix(self, cross: Tensor | None) -> Tensor:
         """All of ``L`` in a new (N, N) tensor, from ``cross = v t^T`` where the caller has it."""
         c = math.sqrt(self.gamma_image * self.gamma_text)
-        halves = self.v.device.type == "cpu" and float(self.sharpness) > 0
+        halves = reads_freely(self.v) and float(self.sharpness) > 0
         if halves and cross is None and c == 1:
             matrix = _symmetric_product(self._w()).addmm_(self.t, self.v.T, alpha=-float(self.sharpness))
         elif halves and cross is not None:

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from otter_losses.ops.domains import LOGARITHMIC, SCALING, safe_range
+from otter_losses.ops.domains import LOGARITHMIC, SCALING, reads_freely, safe_range
 from otter_losses.ops.similarity import Similarity, row_chunks
 from otter_losses.ops.transport import Kernel, solve
 
@@ -126,7 +126,7 @@ def _similarity(
 
 def _common_shift(x: Tensor, y: Tensor, scale: Tensor, cosines: Tensor | None) -> float | None:
     """An upper bound or the maximum, where one exponential about it serves rows and columns; only the CPU may look."""
-    if cosines is None or x.device.type != "cpu":
+    if cosines is None or not reads_freely(x):
         return None
     bound = abs(float(scale) * float(torch.linalg.vector_norm(x, dim=1).amax() * torch.linalg.vector_norm(y, dim=1).amax()))
     if 2 * bound <= safe_range(x.dtype):
@@ -236,7 +236,7 @@ def soft_target_backward(
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         n = len(x)
-        if x.device.type == "cpu":
+        if reads_freely(x):
             logarithmic, exponentials = bool(state[2]), bool(state[3])
         else:
             logarithmic, exponentials = spread is None or spread > safe_range(x.dtype), False

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otter_losses.ops.domains import LOGARITHMIC, SCALING, Domain, safe_range
+from otter_losses.ops.domains import LOGARITHMIC, SCALING, Domain, reads_freely, safe_range
 from otter_losses.ops.similarity import Similarity, row_chunks
 
 
@@ -44,7 +44,7 @@ class Kernel:
         shift = similarity.bound()
         limit = safe_range(shift.dtype)
         logits = similarity.matrix(cross) if store else None
-        if shift.device.type == "cpu":
+        if reads_freely(shift):
             penalty = similarity.diagonal_penalty * abs(float(similarity.sharpness)) if similarity.diagonal_penalty else 0.0
             spread = 2 * float(shift) + (0.0 if diagonal_vanishes(penalty, shift.dtype) else penalty)
             if logits is not None and not spread <= limit:
