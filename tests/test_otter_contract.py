@@ -319,11 +319,8 @@ import torch
 import torch.nn.functional as F
 from otter_losses import OTTERLoss
 
-def peak():
-    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
-
-def now():
-    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1])
+def status(field):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1])
 
 torch.set_num_threads(1)
 n, epsilon, max_memory = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
@@ -331,12 +328,12 @@ loss = OTTERLoss(epsilon=epsilon, iterations=1, max_memory=max_memory)
 def step(n):
     x, y = (torch.nn.functional.normalize(torch.randn(n, 32), dim=1).requires_grad_() for _ in range(2))
     scale = torch.tensor(14.3, requires_grad=True)
-    before = now()
+    before, files = status("VmRSS"), status("RssFile")
     loss(x, y, scale).backward()
-    return before
+    libraries = status("RssFile") - files  # pages of code that were touched for the first time
+    return status("VmHWM") - before - libraries
 step(128)
-before = step(n)
-print((peak() - before) * 1024 / (4 * n * n))
+print(step(n) * 1024 / (4 * n * n))
 """
 
 

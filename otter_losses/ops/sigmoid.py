@@ -59,7 +59,7 @@ def sigmoid_backward(
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         n = len(x)
         gradient = gradient.contiguous()  # a sum's gradient is one number seen N times
-        dx, dy, dbias = wanted(x, wants_dx), wanted(y, wants_dy).zero_(), x.new_zeros(())
+        dx, dy, dbias = wanted(x, wants_dx), wanted(y, wants_dy), x.new_zeros(())
         for rows in row_chunks(n, n, x.device):
             if fused:
                 from otter_losses.ops.fused import passes
@@ -74,7 +74,7 @@ def sigmoid_backward(
             if wants_dx:
                 torch.mm(g, y, out=dx[rows])
             if wants_dy:
-                dy.addmm_(g.T, x[rows])
+                dy.addmm_(g.T, x[rows], beta=min(rows.start, 1))  # the first block overwrites
         dscale = ((x * dx) if wants_dx else (y * dy)).sum()
         return dx.mul_(scale), dy.mul_(scale), dscale, dbias
 

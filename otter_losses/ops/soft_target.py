@@ -252,7 +252,7 @@ def soft_target_backward(
             row_weight = row_weight * (state[1] - statistics[ROW_LSE]).exp()
             column_weight = column_weight * (state[1] - statistics[COLUMN_LSE]).exp()
 
-        dx, dy = wanted(x, wants_dx), wanted(y, wants_dy).zero_()
+        dx, dy = wanted(x, wants_dx), wanted(y, wants_dy)
         chunks = row_chunks(n, n, x.device)
         space, *scratch = x.new_empty(1 if fused else 2, chunks[0].stop, n)
         for rows in chunks:
@@ -276,7 +276,7 @@ def soft_target_backward(
             if wants_dx:
                 torch.mm(g, y, out=dx[rows])
             if wants_dy:
-                dy.addmm_(g.T, x[rows])
+                dy.addmm_(g.T, x[rows], beta=min(rows.start, 1))  # the first block overwrites
         dscale = ((x * dx) if wants_dx else (y * dy)).sum() * magnitude
         scale = scale * magnitude
         return dx.mul_(scale), dy.mul_(scale), dscale
