@@ -11,6 +11,7 @@ of its own, in N x N float32 matrices.
 import argparse
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 
 from benchmarks import contenders
 from benchmarks.measure import RESULTS, Timing, machine, peak_in_fresh_process, time_all
+from benchmarks.memory import peak, reset_peak
 
 
 def rows_for(pairs: int, width: int, device: str, repetitions: int, memory: bool, with_pot: bool) -> list[dict[str, Any]]:
@@ -30,11 +32,20 @@ def rows_for(pairs: int, width: int, device: str, repetitions: int, memory: bool
     ):
         timings = time_all(runs, repetitions, device)
         for name, timing in timings.items():
-            peak = peak_in_fresh_process("benchmarks.memory", name, str(pairs), str(width), device) if memory else None
+            most = _peak(name, runs[name], pairs, width, device) if memory else None
             rows.append(
-                {"pairs": pairs, "width": width, "group": group, "name": name, "base": base, "peak_bytes": peak, **_row(timing)}
+                {"pairs": pairs, "width": width, "group": group, "name": name, "base": base, "peak_bytes": most, **_row(timing)}
             )
     return rows
+
+
+def _peak(name: str, run: Callable[[], object], pairs: int, width: int, device: str) -> int:
+    """Bytes beyond the inputs. A GPU's allocator counts its own; the CPU's resident set needs a process of its own."""
+    if device == "cpu":
+        return peak_in_fresh_process("benchmarks.memory", name, str(pairs), str(width), device)
+    before = reset_peak(device)
+    run()
+    return peak(device) - before
 
 
 def _row(timing: Timing) -> dict[str, Any]:
