@@ -4,8 +4,8 @@
     python -m benchmarks.speed --pairs 512 2048 --repetitions 15
 
 Prints a table and writes it, with every repetition's time, to ``benchmarks/results/speed-DEVICE.{json,md}``. Ratios are of
-medians within one run; "IQR" is the interquartile range over the median. Memory is the peak beyond the inputs, each in a process
-of its own, in N x N float32 matrices.
+medians within one run; "IQR" is the interquartile range over the median. Memory is the peak beyond the inputs, in N x N
+float32 matrices; on the CPU each is measured in a process of its own.
 """
 
 import argparse

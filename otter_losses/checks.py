@@ -211,17 +211,24 @@ def check_alpha(alpha: Tensor | float, pairs: int, device: torch.device) -> None
             raise ValueError(f"alpha has values from {low:g} to {high:g}; need numbers in [0, 1]: how far each pair is believed.")
 
 
-def check_scores(scores: Tensor) -> None:
-    """(..., M, N), finite or -inf."""
+def check_scores(scores: Tensor, epsilon: float) -> None:
+    """(..., M, N), finite or -inf, and over epsilon far within the computing type."""
     check_floating("scores", scores)
     if scores.dim() < 2:
         raise ValueError(
             f"scores has shape {tuple(scores.shape)}; need (..., M, N), a row for each item, a column for each match."
         )
     if may_read(scores) and scores.numel():
-        high = float(scores.detach().amax())
+        values = scores.detach()
+        low, high = (float(bound) for bound in torch.aminmax(values))
         if not high < math.inf:
             raise ValueError(f"scores holds {high}; need finite numbers, or -inf for a pair that is forbidden.")
+        if low == -math.inf:
+            low = float(values.masked_fill(values == -math.inf, 0).amin())
+        dtype = torch.promote_types(scores.dtype, torch.float32)
+        largest, limit = max(-low, high) / epsilon, torch.finfo(dtype).max / 2**20
+        if not largest <= limit:
+            raise ValueError(f"scores / epsilon reaches {largest:g}; need at most {limit:g} for {dtype}. Raise epsilon.")
 
 
 def check_vector(name: str, vector: Tensor, scores: Tensor, size: int) -> None:
@@ -232,15 +239,6 @@ def check_vector(name: str, vector: Tensor, scores: Tensor, size: int) -> None:
         raise ValueError(f"{name} has shape {tuple(vector.shape)}; need ({size},) or {shape} for scores {tuple(scores.shape)}.")
     if vector.device != scores.device:
         raise ValueError(f"{name} is on {vector.device} and scores on {scores.device}; need one device.")
-
-
-def check_quotient(scores: Tensor, epsilon: float) -> None:
-    """Scores over epsilon stay far within their type."""
-    if may_read(scores) and scores.numel():
-        values = scores.detach().masked_fill(scores == -math.inf, 0)
-        high, limit = float(values.abs().amax()) / epsilon, torch.finfo(scores.dtype).max / 2**20
-        if not high <= limit:
-            raise ValueError(f"scores / epsilon reaches {high:g}; need at most {limit:g} for {scores.dtype}. Raise epsilon.")
 
 
 def check_start(potential: Tensor) -> None:

@@ -62,7 +62,7 @@ def otter_loss(
     second = None if distill_logit_scale is None else _scalar("distill_logit_scale", distill_logit_scale, x)
     penalty = 100 * (gamma_image + gamma_text) if official else math.inf
 
-    transports = n > 1 and (isinstance(alpha, Tensor) or alpha < 1)
+    transports = _shares(alpha, n)
     # Two matrices of the transported part share the memory with one of a contrastive part at another scale.
     plain_memory = max_memory if not transports else 0 if second is None else max_memory // 3
     statistics = plain = None
@@ -193,7 +193,7 @@ def distillation_loss(
     checks.check_alpha(alpha, n, x.device)
     checks.check_transport(1.0 if epsilon is None else epsilon, 1, gamma_image, gamma_text)
     v, t = _teacher(x, dist_image_features, dist_text_features)
-    if (not isinstance(alpha, Tensor) and alpha == 1) or n == 1:
+    if not _shares(alpha, n):
         contrastive = _contrastive(_plain_statistics(x, y, scale, max_memory, backend))
         return _combine(alpha, contrastive, torch.zeros_like(contrastive), logit_bias, output_dict)
     if epsilon is None:
@@ -331,6 +331,11 @@ def _teacher(x: Tensor, v: Tensor | None, t: Tensor | None) -> tuple[Tensor | No
     if v is None or t is None:
         return None, None
     return checks.savable(v.detach()).to(x.dtype), checks.savable(t.detach()).to(x.dtype)
+
+
+def _shares(alpha: Tensor | float, pairs: int) -> bool:
+    """Whether any target is shared out beside the given pairs."""
+    return pairs > 1 and (isinstance(alpha, Tensor) or alpha < 1)
 
 
 def _spread(epsilon: float, gamma_image: float, gamma_text: float, penalty: float, dtype: torch.dtype) -> float:

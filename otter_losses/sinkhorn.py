@@ -114,7 +114,7 @@ def sinkhorn_knopp(
     checks.check_count("iterations", iterations, 1)
     if tolerance is not None:
         checks.check_number("tolerance", tolerance, low=0.0)
-    checks.check_scores(scores)
+    checks.check_scores(scores, epsilon)
     *batch, m, n = scores.shape
     dtype = torch.promote_types(scores.dtype, torch.float32)
     rows = _marginal("row_marginal", row_marginal, scores, m, dtype)
@@ -126,9 +126,7 @@ def sinkhorn_knopp(
         checks.check_start(column_potential)
         start = column_potential.to(dtype).expand(*batch, n)
     with torch.autocast("cpu" if scores.device.type == "meta" else scores.device.type, enabled=False):
-        wide = scores.to(dtype)
-        checks.check_quotient(wide, epsilon)
-        logits = wide / epsilon
+        logits = scores.to(dtype) / epsilon
         if implicit:
             if rows.requires_grad or columns.requires_grad:
                 raise ValueError("implicit=True differentiates in scores only, but a marginal requires a gradient. Detach it.")

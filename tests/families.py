@@ -1,6 +1,6 @@
 """Data the tests share, the distances they measure with, and an oracle that has nothing in common with the library."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 
@@ -250,3 +250,26 @@ def decimal_targets(v: Tensor, t: Tensor, epsilon: float, iterations: int, gamma
     ]
     plan = decimal_sinkhorn(torch.tensor(scores, dtype=torch.float64), epsilon, iterations)
     return plan / plan.sum(1, keepdim=True)
+
+
+# ---- what every loss must keep ----
+
+
+def check_autocast(batch: Batch, evaluate: Callable[[], Tensor]) -> None:
+    """Value and gradients are the same to the bit under autocast."""
+    plain = evaluate()
+    expected = batch.gradients(plain)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = evaluate()
+        gradients = batch.gradients(value)
+    assert torch.equal(value, plain)
+    assert all(torch.equal(actual, wanted) for actual, wanted in zip(gradients, expected, strict=True))
+
+
+def check_half(batch: Batch, value: Tensor, exact: Batch, expected: Tensor, rounding: float) -> None:
+    """The float32 value is that of the rounded features; their gradients differ by the rounding to their own dtype."""
+    assert value.dtype == torch.float32
+    assert relative(value, expected, floor=1.0) <= 2e-6
+    for actual, wanted in zip(batch.gradients(value)[:2], exact.gradients(expected)[:2], strict=True):
+        assert actual.dtype == batch.x.dtype
+        assert relative(actual, wanted) <= rounding

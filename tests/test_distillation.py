@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Batch, make_batch, relative, worst_error
+from families import FAMILIES, Batch, check_autocast, check_half, make_batch, relative, worst_error
 from torch import Tensor
 
 from otter_losses import DistillationLoss, InfoNCELoss
@@ -166,23 +166,13 @@ def test_half_precision_features_give_the_loss_of_those_numbers(dtype: torch.dty
     exact = batch.to(torch.float64)
     expected = expected_value(exact, 20.0)
     value = value_of(batch, DistillationLoss(max_memory=max_memory), dist_logit_scale=20.0)
-    assert value.dtype == torch.float32
-    assert relative(value, expected, floor=1.0) <= 2e-6
-    for actual, wanted in zip(batch.gradients(value)[:2], exact.gradients(expected)[:2], strict=True):
-        assert actual.dtype == dtype
-        assert relative(actual, wanted) <= rounding
+    check_half(batch, value, exact, expected, rounding)
 
 
 @memories
 def test_autocast_changes_nothing_to_the_bit(max_memory: int) -> None:
     batch = make_batch(127, 64, dtype=torch.float32)
-    plain = value_of(batch, DistillationLoss(max_memory=max_memory))
-    expected = batch.gradients(plain)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = value_of(batch, DistillationLoss(max_memory=max_memory))
-        gradients = batch.gradients(value)
-    assert torch.equal(value, plain)
-    assert all(torch.equal(actual, wanted) for actual, wanted in zip(gradients, expected, strict=True))
+    check_autocast(batch, lambda: value_of(batch, DistillationLoss(max_memory=max_memory)))
 
 
 def test_function_and_module_are_one() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, Batch, make_batch, relative, worst_error
+from families import FAMILIES, Batch, check_autocast, make_batch, relative, worst_error
 from torch import Tensor
 
 from otter_losses import InfoNCELoss
@@ -111,13 +111,7 @@ def test_half_precision_features_give_the_loss_of_those_numbers(dtype: torch.dty
 @memories
 def test_autocast_changes_nothing_to_the_bit(max_memory: int) -> None:
     batch = make_batch(127, 64, dtype=torch.float32)
-    plain = value_of(batch, max_memory)
-    expected = batch.gradients(plain)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = value_of(batch, max_memory)
-        gradients = batch.gradients(value)
-    assert torch.equal(value, plain)
-    assert all(torch.equal(actual, wanted) for actual, wanted in zip(gradients, expected, strict=True))
+    check_autocast(batch, lambda: value_of(batch, max_memory))
 
 
 @memories

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from families import Batch, make_batch, make_features, relative
+from families import Batch, check_autocast, make_batch, make_features, relative
 from otter_cases import BLOCKS, DENSE, bound, memories, reference_of, value_of
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -65,13 +65,7 @@ def test_modalities_and_teacher_may_differ_in_dtype(max_memory: int) -> None:
 def test_autocast_changes_nothing_to_the_bit(dtype: torch.dtype, max_memory: int) -> None:
     batch = make_batch(127, 64).to(dtype)
     loss = OTTERLoss(max_memory=max_memory)
-    plain = value_of(batch, loss)
-    expected = batch.gradients(plain)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = value_of(batch, loss)
-        gradients = batch.gradients(value)
-    assert torch.equal(value, plain)
-    assert all(torch.equal(actual, wanted) for actual, wanted in zip(gradients, expected, strict=True))
+    check_autocast(batch, lambda: value_of(batch, loss))
 
 
 def test_autocast_changes_no_targets() -> None:

@@ -29,6 +29,10 @@ PANEL = 256
 def row_chunks(rows: int, columns: int, device: torch.device) -> list[slice]:
     """Row blocks of about `CHUNK_ELEMENTS`, at least 256 rows each."""
     height = max(CHUNK_ELEMENTS.get(device.type, 1 << 26) // max(columns, 1), 256)
+    return _slices(rows, height)
+
+
+def _slices(rows: int, height: int) -> list[slice]:
     return [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
 
 
@@ -94,14 +98,10 @@ class Similarity:
         return bound
 
 
-def _panels(rows: int) -> list[slice]:
-    return [slice(start, min(start + PANEL, rows)) for start in range(0, rows, PANEL)]
-
-
 def _symmetric_product(w: Tensor) -> Tensor:
     """``w w^T``: panels up to the diagonal are computed, the rest copied."""
     matrix, space = w.new_empty(len(w), len(w)), w.new_empty(PANEL * len(w))
-    for panel in _panels(len(w)):
+    for panel in _slices(len(w), PANEL):
         computed = matrix[panel, : panel.stop]
         torch.mm(w[panel], w[: panel.stop].T, out=computed)
         above = matrix[: panel.start, panel]
@@ -114,7 +114,7 @@ def _add_within(matrix: Tensor, w: Tensor, c: float) -> None:
 
     Transposes go through contiguous panels: a walk down a column of the whole matrix would miss the cache at every step.
     """
-    for panel in _panels(len(w)):
+    for panel in _slices(len(w), PANEL):
         before = slice(0, panel.start)
         across, down = matrix[panel, : panel.stop], matrix[before, panel]
         within = w[panel] @ w[: panel.stop].T

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from otter_losses.ops.domains import LOGARITHMIC, SCALING, reads_freely, safe_range
+from otter_losses.ops.domains import LOGARITHMIC, SCALING, Domain, reads_freely, safe_range
 from otter_losses.ops.similarity import Similarity, row_chunks
 from otter_losses.ops.transport import Kernel, solve
 
@@ -77,20 +77,29 @@ def soft_target(
         shift = None if fused else _common_shift(x, y, scale, cosines)
         chunks = row_chunks(n, n, x.device)
         # Fresh memory costs a page fault per 4 KiB, more than the arithmetic on it: row blocks share theirs.
-        logits, *scratch = x.new_empty(1 if fused else 2, chunks[0].stop, n)
+        logits = x.new_empty(chunks[0].stop if cosines is None or not fused else 0, n)
+        scratch = x.new_empty(0 if fused else chunks[0].stop, n)
         for rows in chunks:
             z = logits[: rows.stop - rows.start]
+            kernel = None
+            if teacher is not None:
+                kernel = teacher.block(rows)
+                one = teacher.domain.enter(torch.ones_like(scalings[0, rows]))
+                scalings[0, rows] = teacher.domain.match(one, teacher.domain.row_sums(kernel, scalings[1]))
             if fused:
+                from otter_losses.ops.fused import passes
+
                 block = cosines[rows] if cosines is not None else torch.mm(x[rows], y.T, out=z)
-                _fused_statistics(block, scale, teacher, rows, scalings, statistics, entropy)
+                logarithmic = teacher is not None and teacher.domain is LOGARITHMIC
+                passes.statistics(block, scale, kernel, scalings, statistics, rows, entropy, logarithmic)
                 continue
             if cosines is None:
                 torch.mm(x[rows], y.T, out=z).mul_(scale)
             else:
                 torch.mul(cosines[rows], scale, out=z)
             statistics[PAIR, rows] = z.diagonal(rows.start)
-            if teacher is not None:
-                _expected_logits(teacher, rows, z, scalings, statistics, entropy, scratch[0][: len(z)])
+            if teacher is not None and kernel is not None:
+                _expected_logits(teacher.domain, kernel, rows, z, scalings, statistics, entropy, scratch[: len(z)])
             if shift is None or cosines is None:
                 statistics[ROW_LSE, rows] = z.logsumexp(1)
                 partial = z.logsumexp(0)
@@ -137,12 +146,9 @@ def _common_shift(x: Tensor, y: Tensor, scale: Tensor, cosines: Tensor | None) -
 
 
 def _expected_logits(
-    teacher: Kernel, rows: slice, z: Tensor, scalings: Tensor, statistics: Tensor, entropy: bool, scratch: Tensor
+    domain: Domain, kernel: Tensor, rows: slice, z: Tensor, scalings: Tensor, statistics: Tensor, entropy: bool, scratch: Tensor
 ) -> None:
-    """Finish the image problem's row scalings, then add up the logits, and the entropies, under both plans."""
-    domain, kernel = teacher.domain, teacher.block(rows)
-    one = domain.enter(torch.ones_like(z[:, 0]))
-    scalings[0, rows] = domain.match(one, domain.row_sums(kernel, scalings[1]))
+    """Add up the logits, and the entropies, under both plans."""
     image_rows, image_columns, text_rows, text_columns = scalings
     if domain is SCALING and not entropy:
         weighted = torch.mul(kernel, z, out=scratch)
@@ -158,25 +164,6 @@ def _expected_logits(
         if entropy:
             statistics[total, where] += torch.special.entr(plan).sum(dim)
         statistics[dot, where] += plan.mul_(z).sum(dim)
-
-
-def _fused_statistics(
-    cosines: Tensor,
-    scale: Tensor,
-    teacher: Kernel | None,
-    rows: slice,
-    scalings: Tensor,
-    statistics: Tensor,
-    entropy: bool,
-) -> None:
-    from otter_losses.ops.fused import passes
-
-    if teacher is None:
-        passes.statistics(cosines, scale, None, scalings, statistics, rows, False, False)
-        return
-    domain, kernel = teacher.domain, teacher.block(rows)
-    scalings[0, rows] = domain.match(domain.enter(torch.ones_like(scalings[0, rows])), domain.row_sums(kernel, scalings[1]))
-    passes.statistics(cosines, scale, kernel, scalings, statistics, rows, entropy, domain is LOGARITHMIC)
 
 
 @soft_target.register_fake
@@ -254,14 +241,14 @@ def soft_target_backward(
 
         dx, dy = wanted(x, wants_dx), wanted(y, wants_dy)
         chunks = row_chunks(n, n, x.device)
-        space, *scratch = x.new_empty(1 if fused else 2, chunks[0].stop, n)
+        space, scratch = x.new_empty(chunks[0].stop, n), x.new_empty(0 if fused else chunks[0].stop, n)
         for rows in chunks:
             g = space[: rows.stop - rows.start]
+            kernel = None if teacher is None else teacher.block(rows)
             if fused:
                 from otter_losses.ops.fused import passes
 
                 block = cosines[rows] if cosines.numel() else torch.mm(x[rows], y.T, out=g)
-                kernel = None if teacher is None else teacher.block(rows)
                 passes.logits_gradient(block, scale, kernel, scalings, statistics, gradient, rows, logarithmic, g)
             else:
                 if exponentials:
@@ -270,8 +257,8 @@ def soft_target_backward(
                     z = cosines[rows] * scale if cosines.numel() else (x[rows] @ y.T).mul_(scale)
                     torch.sub(z, statistics[ROW_LSE, rows, None], out=g).exp_().mul_(row_weight[rows, None])
                     g.add_((z - statistics[COLUMN_LSE]).exp_().mul_(column_weight))
-                if teacher is not None:
-                    _add_plans(g, teacher, rows, scalings, gradient, scratch[0][: len(g)])
+                if teacher is not None and kernel is not None:
+                    _add_plans(g, teacher.domain, kernel, rows, scalings, gradient, scratch[: len(g)])
                 g.diagonal(rows.start).add_(gradient[PAIR, rows])
             if wants_dx:
                 torch.mm(g, y, out=dx[rows])
@@ -282,18 +269,19 @@ def soft_target_backward(
         return dx.mul_(scale), dy.mul_(scale), dscale
 
 
-def _add_plans(g: Tensor, teacher: Kernel, rows: slice, scalings: Tensor, gradient: Tensor, scratch: Tensor) -> None:
-    kernel = teacher.block(rows)
+def _add_plans(
+    g: Tensor, domain: Domain, kernel: Tensor, rows: slice, scalings: Tensor, gradient: Tensor, scratch: Tensor
+) -> None:
     image_rows, image_columns, text_rows, text_columns = scalings
-    if teacher.domain is SCALING:
+    if domain is SCALING:
         # Kernel times row scaling first: row times column scaling of a removed entry can overflow.
         torch.mul(kernel, (gradient[ROW_DOT, rows] * image_rows[rows]).unsqueeze(1), out=scratch)
         g.addcmul_(scratch, image_columns)
         torch.mul(kernel, text_rows[rows].unsqueeze(1), out=scratch)
         g.addcmul_(scratch, gradient[COLUMN_DOT] * text_columns)
     else:
-        g.add_(teacher.domain.plan(kernel, image_rows[rows], image_columns).mul_(gradient[ROW_DOT, rows, None]))
-        g.add_(teacher.domain.plan(kernel, text_rows[rows], text_columns).mul_(gradient[COLUMN_DOT]))
+        g.add_(domain.plan(kernel, image_rows[rows], image_columns).mul_(gradient[ROW_DOT, rows, None]))
+        g.add_(domain.plan(kernel, text_rows[rows], text_columns).mul_(gradient[COLUMN_DOT]))
 
 
 @soft_target_backward.register_fake

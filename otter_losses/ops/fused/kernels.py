@@ -24,6 +24,12 @@ def _log_sum(top, total):
 
 
 @triton.jit
+def _tile(k, mask, LOGARITHMIC: tl.constexpr):
+    """Of the transport kernel; nothing beyond the matrix's edge."""
+    return tl.load(k, mask, other=float("-inf") if LOGARITHMIC else 0.0)
+
+
+@triton.jit
 def row_scalings(k, columns_1, columns_2, rows_1, rows_2, m, n, LOGARITHMIC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
     """Both problems' row scalings: what turns the sums of ``K v`` into 1."""
     i = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -34,8 +40,7 @@ def row_scalings(k, columns_1, columns_2, rows_1, rows_2, m, n, LOGARITHMIC: tl.
     for first in range(0, n, BN):
         j = first + tl.arange(0, BN)
         mask = (i < m)[:, None] & (j < n)[None, :]
-        empty = float("-inf") if LOGARITHMIC else 0.0
-        tile = tl.load(k + i.to(tl.int64)[:, None] * n + j[None, :], mask, other=empty)
+        tile = _tile(k + i.to(tl.int64)[:, None] * n + j[None, :], mask, LOGARITHMIC)
         v_1 = tl.load(columns_1 + j, j < n, other=0.0)[None, :]
         v_2 = tl.load(columns_2 + j, j < n, other=0.0)[None, :]
         if LOGARITHMIC:
@@ -66,8 +71,7 @@ def column_totals(k, rows_1, rows_2, totals_1, totals_2, m, n, LOGARITHMIC: tl.c
     for first in range(0, m, BM):
         i = first + tl.arange(0, BM)
         mask = (i < m)[:, None] & (j < n)[None, :]
-        empty = float("-inf") if LOGARITHMIC else 0.0
-        tile = tl.load(k + i.to(tl.int64)[:, None] * n + j[None, :], mask, other=empty)
+        tile = _tile(k + i.to(tl.int64)[:, None] * n + j[None, :], mask, LOGARITHMIC)
         u_1 = tl.load(rows_1 + i, i < m, other=0.0)[:, None]
         u_2 = tl.load(rows_2 + i, i < m, other=0.0)[:, None]
         if LOGARITHMIC:
@@ -130,8 +134,7 @@ def row_statistics(
         top, total = _merge(top, total, tl.where(mask, logits, float("-inf")), 1)
         own += tl.sum(tl.where((i + start)[:, None] == j[None, :], logits, 0.0), 1)
         if TEACHER:
-            empty = float("-inf") if LOGARITHMIC else 0.0
-            tile = tl.load(k + place, mask, other=empty)
+            tile = _tile(k + place, mask, LOGARITHMIC)
             plan = _plan(tile, u, tl.load(columns + j, j < n, other=0.0)[None, :], LOGARITHMIC)
             expected += tl.sum(plan * logits, 1)
             if ENTROPY:
@@ -178,8 +181,7 @@ def column_statistics(
         logits = tl.load(cosines + place, mask, other=0.0) * s
         top, total = _merge(top, total, tl.where(mask, logits, float("-inf")), 0)
         if TEACHER:
-            empty = float("-inf") if LOGARITHMIC else 0.0
-            tile = tl.load(k + place, mask, other=empty)
+            tile = _tile(k + place, mask, LOGARITHMIC)
             plan = _plan(tile, tl.load(rows + i, i < m, other=0.0)[:, None], v, LOGARITHMIC)
             expected += tl.sum(plan * logits, 0)
             if ENTROPY:
@@ -230,8 +232,7 @@ def logits_gradient(
     own = tl.load(pair_weight + i, i < m, other=0.0)[:, None]
     value += tl.where((i + start)[:, None] == j[None, :], own, 0.0)
     if TEACHER:
-        empty = float("-inf") if LOGARITHMIC else 0.0
-        tile = tl.load(k + place, mask, other=empty)
+        tile = _tile(k + place, mask, LOGARITHMIC)
         u_1 = tl.load(rows_1 + i, i < m, other=0.0)[:, None]
         v_1 = tl.load(columns_1 + j, j < n, other=0.0)[None, :]
         u_2 = tl.load(rows_2 + i, i < m, other=0.0)[:, None]
