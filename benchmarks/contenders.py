@@ -2,33 +2,41 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from otter_losses import InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss
 from otter_losses.functional import otter_targets
 from otter_losses.ops import reference
 
+Value = Callable[[], Tensor]
+"""Computes a loss, ready to be differentiated."""
+
 
 class Batch:
-    """Student features with gradient, a teacher's without, and a learned scale: N unit vectors of width D that form clusters."""
+    """Student features with gradient, a teacher's without, and a learned scale: N unit vectors of width D that form clusters.
 
-    def __init__(self, pairs: int, width: int, device: str, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        centres = torch.randn(max(pairs // 16, 1), width, generator=generator)
+    The features are of the dtype asked for; the scale, as it is learned, in float32.
+    """
+
+    def __init__(self, pairs: int, width: int, device: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
+        generator = torch.Generator(device).manual_seed(seed)
+        centres = torch.randn(max(pairs // 16, 1), width, generator=generator, device=device)
 
         def features() -> Tensor:
-            noise = torch.randn(pairs, width, generator=generator)
-            return F.normalize(centres[torch.arange(pairs) % len(centres)] + noise, dim=-1).to(device)
+            noise = torch.randn(pairs, width, generator=generator, device=device)
+            return F.normalize(centres[torch.arange(pairs, device=device) % len(centres)] + noise, dim=-1).to(dtype)
 
         self.x, self.y = features().requires_grad_(), features().requires_grad_()
         self.v, self.t = features(), features()
         self.scale = torch.tensor(14.3, device=device, requires_grad=True)
 
-    def clear(self) -> None:
-        self.x.grad = self.y.grad = self.scale.grad = None
+    def autocast(self) -> AbstractContextManager[None]:
+        """How eager losses are run on half-precision features: products in that dtype, exponentials and sums in float32."""
+        return torch.autocast(self.x.device.type, self.x.dtype, enabled=self.x.dtype != torch.float32)
 
 
 def eager_info_nce(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
@@ -39,7 +47,7 @@ def eager_info_nce(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
 
 def eager_siglip(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
     """SigLIP as open_clip's SigLipLoss computes it on one device."""
-    labels = 2 * torch.eye(len(x), device=x.device) - 1
+    labels = 2 * torch.eye(len(x), dtype=x.dtype, device=x.device) - 1
     return -F.logsigmoid(labels * (scale * x @ y.T)).sum() / len(x)
 
 
@@ -64,34 +72,48 @@ def pot_targets(v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return image_to_text / image_to_text.sum(1, keepdim=True), text_to_image / text_to_image.sum(1, keepdim=True)
 
 
+def of_eager(batch: Batch, loss: Callable[..., Tensor], teacher: bool = False) -> Value:
+    """A plain function of the features, the scale and, where it has one, the teacher's features."""
+    arguments = (batch.x, batch.y, batch.scale, *((batch.v, batch.t) if teacher else ()))
+
+    def value() -> Tensor:
+        with batch.autocast():
+            return loss(*arguments)
+
+    return value
+
+
+def of_library(batch: Batch, loss: nn.Module, teacher: bool = False) -> Value:
+    given = {"dist_image_features": batch.v, "dist_text_features": batch.t} if teacher else {}
+
+    def value() -> Tensor:
+        found = loss(batch.x, batch.y, batch.scale, **given)
+        assert isinstance(found, Tensor)
+        return found
+
+    return value
+
+
+def gradients(batch: Batch, value: Value) -> tuple[Tensor | None, ...]:
+    """One training step's loss, forward and backward: the gradients of both features and of the scale."""
+    return torch.autograd.grad(value(), (batch.x, batch.y, batch.scale), allow_unused=True)
+
+
 def losses(batch: Batch) -> dict[str, Callable[[], object]]:
-    """One training step's loss, forward and backward, for each contender."""
-    otter, info_nce, smoothing, siglip = OTTERLoss(), InfoNCELoss(), LabelSmoothingLoss(), SigLIPLoss()
-    x, y, scale, v, t = batch.x, batch.y, batch.scale, batch.v, batch.t
-    values: dict[str, Callable[[], object]] = {
-        "eager InfoNCE": lambda: eager_info_nce(x, y, scale),
-        "InfoNCELoss": lambda: info_nce(x, y, scale),
-        "LabelSmoothingLoss": lambda: smoothing(x, y, scale),
-        "released OTTER": lambda: released_otter(x, y, scale, v, t),
-        "OTTERLoss": lambda: otter(x, y, scale, dist_image_features=v, dist_text_features=t),
-        "OTTERLoss, own teacher": lambda: otter(x, y, scale),
-        "eager SigLIP": lambda: eager_siglip(x, y, scale),
-        "SigLIPLoss": lambda: siglip(x, y, scale),
+    """One training step's loss, forward and backward, for each contender of `benchmarks.speed`."""
+    values: dict[str, Value] = {
+        "eager InfoNCE": of_eager(batch, eager_info_nce),
+        "InfoNCELoss": of_library(batch, InfoNCELoss()),
+        "LabelSmoothingLoss": of_library(batch, LabelSmoothingLoss()),
+        "released OTTER": of_eager(batch, released_otter, teacher=True),
+        "OTTERLoss": of_library(batch, OTTERLoss(), teacher=True),
+        "OTTERLoss, own teacher": of_library(batch, OTTERLoss()),
+        "eager SigLIP": of_eager(batch, eager_siglip),
+        "SigLIPLoss": of_library(batch, SigLIPLoss()),
     }
-    if x.is_cuda:
-        fused_otter, fused_info_nce, fused_siglip = (loss(backend="triton") for loss in (OTTERLoss, InfoNCELoss, SigLIPLoss))
-        values["OTTERLoss, triton"] = lambda: fused_otter(x, y, scale, dist_image_features=v, dist_text_features=t)
-        values["InfoNCELoss, triton"] = lambda: fused_info_nce(x, y, scale)
-        values["SigLIPLoss, triton"] = lambda: fused_siglip(x, y, scale)
 
-    def step(value: Callable[[], object]) -> Callable[[], object]:
-        def run() -> object:
-            batch.clear()
-            loss = value()
-            assert isinstance(loss, Tensor)
-            return loss.backward()  # type: ignore[no-untyped-call]
-
-        return run
+    def step(value: Value) -> Callable[[], object]:
+        return lambda: gradients(batch, value)
 
     return {name: step(value) for name, value in values.items()}
 

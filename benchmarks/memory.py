@@ -8,7 +8,9 @@ the CPU's number drowns in what the process already holds.
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,15 +20,26 @@ from benchmarks import contenders
 def reset_peak(device: str) -> int:
     """Forget earlier peaks; bytes held now."""
     if device != "cpu":
-        torch.accelerator.reset_peak_memory_stats()
-        return int(torch.accelerator.memory_allocated())
+        _allocator().reset_peak_memory_stats()
+        return int(_allocator().memory_allocated())
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
 
 def peak(device: str) -> int:
     """Most bytes held since `reset_peak`."""
-    return _status("VmHWM") if device == "cpu" else int(torch.accelerator.max_memory_allocated())
+    return _status("VmHWM") if device == "cpu" else int(_allocator().max_memory_allocated())
+
+
+def peak_beyond(run: Callable[[], object], device: str) -> int:
+    """Bytes that a run takes at its peak beyond what is held before it, as a GPU's allocator counts its own."""
+    before = reset_peak(device)
+    run()
+    return peak(device) - before
+
+
+def _allocator() -> Any:
+    return torch.cuda if torch.cuda.is_available() else torch.accelerator
 
 
 def _status(field: str) -> int:
@@ -46,10 +59,8 @@ def main() -> None:
     for pairs in (64, options.pairs):
         batch = contenders.Batch(pairs, options.width, options.device)
         runs = {**contenders.losses(batch), **contenders.targets(batch, with_pot=options.name.startswith("POT"))}
-        before = reset_peak(options.device)
-        runs[options.name]()
-        after = peak(options.device)
-    print(after - before)
+        most = peak_beyond(runs[options.name], options.device)
+    print(most)
 
 
 if __name__ == "__main__":

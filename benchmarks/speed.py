@@ -1,4 +1,4 @@
-"""Time and peak memory of the losses and of the targets alone, against the loss people run today.
+"""Time and peak memory of the losses and of the targets alone, against the loss people run today. For GPUs: `benchmarks.gpu`.
 
     python -m benchmarks.speed                  # N = 512 to 8,192; about 12 minutes on 2 cores
     python -m benchmarks.speed --pairs 512 2048 --repetitions 15
@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from benchmarks import contenders
-from benchmarks.measure import RESULTS, Timing, machine, peak_in_fresh_process, time_all
-from benchmarks.memory import peak, reset_peak
+from benchmarks.measure import RESULTS, machine, peak_in_fresh_process, time_all
+from benchmarks.memory import peak_beyond
 
 
 def rows_for(pairs: int, width: int, device: str, repetitions: int, memory: bool, with_pot: bool) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def rows_for(pairs: int, width: int, device: str, repetitions: int, memory: bool
         for name, timing in timings.items():
             most = _peak(name, runs[name], pairs, width, device) if memory else None
             rows.append(
-                {"pairs": pairs, "width": width, "group": group, "name": name, "base": base, "peak_bytes": most, **_row(timing)}
+                {"pairs": pairs, "width": width, "group": group, "name": name, "base": base, "peak_bytes": most, **timing.row()}
             )
     return rows
 
@@ -43,13 +43,7 @@ def _peak(name: str, run: Callable[[], object], pairs: int, width: int, device: 
     """Bytes beyond the inputs. A GPU's allocator counts its own; the CPU's resident set needs a process of its own."""
     if device == "cpu":
         return peak_in_fresh_process("benchmarks.memory", name, str(pairs), str(width), device)
-    before = reset_peak(device)
-    run()
-    return peak(device) - before
-
-
-def _row(timing: Timing) -> dict[str, Any]:
-    return {"median_ms": timing.median, "spread": timing.spread, "milliseconds": timing.milliseconds}
+    return peak_beyond(run, device)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

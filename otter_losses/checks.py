@@ -52,7 +52,7 @@ def savable(tensor: Tensor) -> Tensor:
     return tensor.clone() if not torch.compiler.is_compiling() and tensor.is_inference() else tensor
 
 
-def check_backend(backend: str, shipped: tuple[str, ...] = ("auto", "torch", "triton")) -> None:
+def check_backend(backend: str, shipped: tuple[str, ...] = BACKENDS) -> None:
     """One of the names, and with kernels for what is asked."""
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; need one of {', '.join(map(repr, BACKENDS))}.")

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from otter_losses import checks
+from otter_losses.ops import contract, dispatch
 from otter_losses.ops import sigmoid as _sigmoid
 from otter_losses.ops import soft_target as _soft_target
-from otter_losses.ops.fused import check_usable
 from otter_losses.ops.similarity import Similarity
 from otter_losses.ops.transport import Kernel, diagonal_vanishes, solve
 
@@ -73,15 +73,16 @@ def otter_loss(
             scale if second is None else second,
             v,
             t,
-            x.new_full((), 1 / epsilon),
+            x.new_full((), 1 / epsilon, dtype=contract.computing(x)),
             gamma_image,
             gamma_text,
             penalty,
-            _spread(epsilon, gamma_image, gamma_text, penalty, x.dtype),
+            _spread(epsilon, gamma_image, gamma_text, penalty, scale.dtype),
             iterations,
             official,
+            False,
             max_memory - plain_memory,
-            backend == "triton",
+            backend,
         )[0]
     if statistics is None or second is not None:
         plain = _plain_statistics(x, y, scale, plain_memory, backend)
@@ -153,10 +154,9 @@ def label_smoothing_loss(
     else:
         share = smoothing / (n - 1) if n > 1 else 0.0
         own = 1 - smoothing - share if n > 1 else 1.0
-    statistics = _plain_statistics(x, y, scale, max_memory, backend)
-    lse = (statistics[_soft_target.ROW_LSE] + statistics[_soft_target.COLUMN_LSE]) / 2
-    all_logits = scale * (x.sum(0) * y.sum(0)).sum()
-    value = (lse - own * statistics[_soft_target.PAIR]).mean() - share * all_logits / n
+    statistics = _plain_statistics(x, y, scale, max_memory, backend, sums=True)
+    lse = (statistics[contract.ROW_LSE] + statistics[contract.COLUMN_LSE]) / 2
+    value = (lse - own * statistics[contract.PAIR] - share * statistics[contract.ROW_SUM]).mean()
     return _output({"contrastive_loss": value}, logit_bias, output_dict)
 
 
@@ -199,7 +199,7 @@ def distillation_loss(
     if epsilon is None:
         sharpness = (scale if dist_logit_scale is None else _scalar("dist_logit_scale", dist_logit_scale, x)).detach()
     else:
-        sharpness = x.new_full((), 1 / epsilon)
+        sharpness = x.new_full((), 1 / epsilon, dtype=contract.computing(x))
     penalty = math.inf if remove_diagonal else 0.0
     statistics = _soft_target.soft_target(
         x,
@@ -211,11 +211,12 @@ def distillation_loss(
         gamma_image,
         gamma_text,
         penalty,
-        None if epsilon is None else _spread(epsilon, gamma_image, gamma_text, penalty, x.dtype),
+        None if epsilon is None else _spread(epsilon, gamma_image, gamma_text, penalty, scale.dtype),
         0,
         False,
+        False,
         max_memory,
-        backend == "triton",
+        backend,
     )[0]
     return _combine(alpha, _contrastive(statistics), _distill(statistics), logit_bias, output_dict)
 
@@ -244,7 +245,7 @@ def siglip_loss(
     """
     x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory)
     bias = _scalar("logit_bias", 0.0 if logit_bias is None else logit_bias, x)
-    value = _sigmoid.sigmoid(x, y, scale, bias, max_memory, backend == "triton")[0].mean()
+    value = _sigmoid.sigmoid(x, y, scale, bias, max_memory, backend)[0].mean()
     return _output({"contrastive_loss": value}, None, output_dict)
 
 
@@ -294,15 +295,22 @@ def otter_targets(
         return image_to_text, domain.plan(matrix, text_rows, text_columns).T
 
 
+def _of_one_dtype(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Float64, float32 or, where both are of it, one of the half precisions."""
+    dtype = image.dtype if image.dtype == text.dtype else _compute_dtype(image, text)
+    return checks.savable(image).to(dtype), checks.savable(text).to(dtype)
+
+
 def _compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
 def _scalar(name: str, value: Tensor | float, like: Tensor) -> Tensor:
     checks.check_scalar(name, value)
+    dtype = contract.computing(like)
     if isinstance(value, Tensor):
-        return checks.savable(value).to(like).reshape(())
-    return like.new_ones(()) * value  # new_full would make torch.compile specialise on every value
+        return checks.savable(value).to(like.device, dtype).reshape(())
+    return like.new_ones((), dtype=dtype) * value  # new_full would make torch.compile specialise on every value
 
 
 def _student(
@@ -318,10 +326,8 @@ def _student(
     checks.check_features("image_features", image_features, "text_features", text_features)
     if logit_bias is not None:
         checks.check_scalar("logit_bias", logit_bias)
-    dtype = _compute_dtype(image_features, text_features)
-    x, y = (checks.savable(features).to(dtype) for features in (image_features, text_features))
-    if backend == "triton":
-        check_usable(x)
+    x, y = _of_one_dtype(image_features, text_features)
+    dispatch.check_usable(backend, x)
     return x, y, _scalar("logit_scale", logit_scale, x)
 
 
@@ -330,7 +336,9 @@ def _teacher(x: Tensor, v: Tensor | None, t: Tensor | None) -> tuple[Tensor | No
     checks.check_teacher(v, t, len(x), x.device)
     if v is None or t is None:
         return None, None
-    return checks.savable(v.detach()).to(x.dtype), checks.savable(t.detach()).to(x.dtype)
+    v, t = _of_one_dtype(v.detach(), t.detach())
+    dtype = contract.computing(x)
+    return (v, t) if v.dtype.itemsize < dtype.itemsize and dtype == torch.float32 else (v.to(dtype), t.to(dtype))
 
 
 def _shares(alpha: Tensor | float, pairs: int) -> bool:
@@ -344,9 +352,9 @@ def _spread(epsilon: float, gamma_image: float, gamma_text: float, penalty: floa
     return (2 * (gamma_image + gamma_text + 1) + lowered) / epsilon
 
 
-def _plain_statistics(x: Tensor, y: Tensor, scale: Tensor, max_memory: int, backend: str) -> Tensor:
+def _plain_statistics(x: Tensor, y: Tensor, scale: Tensor, max_memory: int, backend: str, sums: bool = False) -> Tensor:
     statistics: Tensor = _soft_target.soft_target(
-        x, y, scale, None, None, None, 0.0, 0.0, 0.0, None, 0, False, max_memory, backend == "triton"
+        x, y, scale, None, None, None, 0.0, 0.0, 0.0, None, 0, False, sums, max_memory, backend
     )[0]
     return statistics
 
@@ -354,16 +362,16 @@ def _plain_statistics(x: Tensor, y: Tensor, scale: Tensor, max_memory: int, back
 def _contrastive(statistics: Tensor | None) -> Tensor:
     """Cross entropy of every given pair, mean of its two directions, (N,)."""
     assert statistics is not None
-    lse = statistics[_soft_target.ROW_LSE] + statistics[_soft_target.COLUMN_LSE]
-    return lse / 2 - statistics[_soft_target.PAIR]
+    lse = statistics[contract.ROW_LSE] + statistics[contract.COLUMN_LSE]
+    return lse / 2 - statistics[contract.PAIR]
 
 
 def _distill(statistics: Tensor, divergence: bool = False) -> Tensor:
     """Cross entropy of every pair's soft targets, mean of its two directions, (N,); less their entropy for the divergence."""
-    lse = statistics[_soft_target.ROW_LSE] + statistics[_soft_target.COLUMN_LSE]
-    dot = statistics[_soft_target.ROW_DOT] + statistics[_soft_target.COLUMN_DOT]
+    lse = statistics[contract.ROW_LSE] + statistics[contract.COLUMN_LSE]
+    dot = statistics[contract.ROW_DOT] + statistics[contract.COLUMN_DOT]
     if divergence:
-        entropies = statistics[_soft_target.ROW_ENTROPY] + statistics[_soft_target.COLUMN_ENTROPY]
+        entropies = statistics[contract.ROW_ENTROPY] + statistics[contract.COLUMN_ENTROPY]
         dot = dot + entropies.detach()
     return (lse - dot) / 2
 

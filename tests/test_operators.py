@@ -12,7 +12,7 @@ from otter_losses.ops.sigmoid import sigmoid
 from otter_losses.ops.soft_target import soft_target
 
 memories = pytest.mark.parametrize("max_memory", [2 << 30, 0], ids=["dense", "blocks"])
-kernels = pytest.mark.parametrize("fused", [False, True], ids=["torch", "triton"])
+kernels = pytest.mark.parametrize("backend", ["torch", "triton"])
 # Lanes beyond the matrix's edge, as numpy sees them in the interpreter; a deprecation inside opcheck's own tracing.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*"),
@@ -20,8 +20,8 @@ pytestmark = [
 ]
 
 
-def check(operator: Any, arguments: tuple[object, ...], fused: bool) -> None:
-    if fused:
+def check(operator: Any, arguments: tuple[object, ...], backend: str) -> None:
+    if backend == "triton":
         pytest.importorskip("triton", reason="triton is there on Linux only")
     results = torch.library.opcheck(operator, arguments)
     assert set(results.values()) == {"SUCCESS"}
@@ -30,17 +30,17 @@ def check(operator: Any, arguments: tuple[object, ...], fused: bool) -> None:
 @kernels
 @memories
 @pytest.mark.parametrize("teacher", ["own", "given", "none"])
-def test_soft_target(teacher: str, max_memory: int, fused: bool) -> None:
+def test_soft_target(teacher: str, max_memory: int, backend: str) -> None:
     batch = make_batch(9, 6, dtype=torch.float32)
     v, t = (batch.v, batch.t) if teacher == "given" else (None, None)
     sharpness: Tensor | None = None if teacher == "none" else torch.tensor(1 / 0.15)
-    options = (sharpness, 1.0, 1.0, math.inf, 40.0, 3, False, max_memory, fused)
-    check(soft_target, (batch.x, batch.y, batch.scale.detach().requires_grad_(), v, t, *options), fused)
+    options = (sharpness, 1.0, 1.0, math.inf, 40.0, 3, False, True, max_memory, backend)
+    check(soft_target, (batch.x, batch.y, batch.scale.detach().requires_grad_(), v, t, *options), backend)
 
 
 @kernels
 @memories
-def test_sigmoid(max_memory: int, fused: bool) -> None:
+def test_sigmoid(max_memory: int, backend: str) -> None:
     batch = make_batch(9, 6, dtype=torch.float32)
     bias = torch.tensor(-1.0, requires_grad=True)
-    check(sigmoid, (batch.x, batch.y, batch.scale, bias, max_memory, fused), fused)
+    check(sigmoid, (batch.x, batch.y, batch.scale, bias, max_memory, backend), backend)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from otter_losses import DistillationLoss, InfoNCELoss, OTTERLoss
 from otter_losses.losses.base import PairLoss
-from otter_losses.ops import similarity, soft_target, transport
+from otter_losses.ops import similarity, transport
+from otter_losses.ops.plain import soft_target
 
 BUILDERS: dict[str, Callable[..., PairLoss]] = {
     "otter": OTTERLoss,
@@ -54,7 +55,7 @@ def test_decided_beforehand_the_numbers_are_the_same(
         monkeypatch.setattr(module, "reads_freely", blind)
     single = batch.to(torch.float32)
     found = evaluate(BUILDERS[name](max_memory=max_memory, backend=backend), single, own_teacher)
-    assert looked
+    assert bool(looked) == (backend == "torch")  # the kernels never look
     assert worst_error(*found, *expected, 14.3) <= (5e-5 if "logarithms" in name else 1e-5)
 
 

@@ -20,15 +20,18 @@ from torch import Tensor
 from otter_losses.ops.domains import reads_freely
 
 CHUNK_ELEMENTS = {"cpu": 1 << 19}
-"""Elements of a row block worked on at once: on a CPU what its caches hold, elsewhere what fills the device."""
+"""Elements of a row block worked on at once: on a CPU what its caches hold, elsewhere what fills the device: 1 << 25."""
+
+LEAST_ROWS = {"cpu": 256}
+"""Of a row block; elsewhere 512, below which adding its share of dy to the rest costs more than its product."""
 
 PANEL = 256
 """Rows of a panel of the symmetric product; half a panel's share of it is computed twice."""
 
 
 def row_chunks(rows: int, columns: int, device: torch.device) -> list[slice]:
-    """Row blocks of about `CHUNK_ELEMENTS`, at least 256 rows each."""
-    height = max(CHUNK_ELEMENTS.get(device.type, 1 << 26) // max(columns, 1), 256)
+    """Row blocks of about `CHUNK_ELEMENTS`, at least `LEAST_ROWS` each."""
+    height = max(CHUNK_ELEMENTS.get(device.type, 1 << 25) // max(columns, 1), LEAST_ROWS.get(device.type, 512))
     return _slices(rows, height)
 
 
@@ -46,22 +49,34 @@ class Similarity:
         self.gamma_image, self.gamma_text = gamma_image, gamma_text
         self.diagonal_penalty = diagonal_penalty
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        """``a, b`` with ``L = a b^T``, as narrow as the weights allow."""
+    def to(self, dtype: torch.dtype) -> "Similarity":
+        """The same with features of that dtype."""
+        features = self.v.to(dtype), self.t.to(dtype)
+        return Similarity(*features, self.sharpness, self.gamma_image, self.gamma_text, self.diagonal_penalty)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """``a, b`` with ``L = a b^T / epsilon`` but for the diagonal, as narrow as the weights allow.
+
+        Of half-precision features both are those themselves, or float32 where the weights make sums of them.
+        """
         v, t = self.v, self.t
+        if self.gamma_image == self.gamma_text == 0:
+            return v, t
+        v, t = (each.to(self.sharpness.dtype) for each in (v, t))
         if self.gamma_text == 0:
-            return v * self.sharpness, t if self.gamma_image == 0 else t + self.gamma_image * v
+            return v, torch.add(t, v, alpha=self.gamma_image)
         if self.gamma_image == 0:
-            return (v + self.gamma_text * t) * self.sharpness, t
-        return torch.cat((v, t), dim=1) * self.sharpness, torch.cat((t + self.gamma_image * v, self.gamma_text * t), dim=1)
+            return torch.add(v, t, alpha=self.gamma_text), t
+        return torch.cat((v, t), dim=1), torch.cat((torch.add(t, v, alpha=self.gamma_image), self.gamma_text * t), dim=1)
 
     @cached_property
-    def _kept_factors(self) -> tuple[Tensor, Tensor]:
-        return self._factors()
+    def _scaled_factors(self) -> tuple[Tensor, Tensor]:
+        a, b = self.factors()
+        return a * self.sharpness, b
 
     def rows(self, rows: slice) -> Tensor:
         """A row block (b, N), computed anew."""
-        a, b = self._kept_factors
+        a, b = self._scaled_factors
         return self._lower_diagonal(a[rows] @ b.T, rows.start)
 
     def matrix(self, cross: Tensor | None) -> Tensor:
@@ -75,7 +90,7 @@ class Similarity:
             if self.gamma_image or self.gamma_text:
                 _add_within(matrix, self._w(), c)
         else:
-            a, b = self._factors()
+            a, b = self._scaled_factors
             matrix = a @ b.T
         return self._lower_diagonal(matrix, 0)
 
@@ -93,7 +108,8 @@ class Similarity:
 
     def bound(self) -> Tensor:
         """No entry is further from 0 than this, a penalised diagonal aside."""
-        image, text = (torch.linalg.vector_norm(features, dim=1).amax() for features in (self.v, self.t))
+        dtype = self.sharpness.dtype
+        image, text = (torch.linalg.vector_norm(features, dim=1, dtype=dtype).amax() for features in (self.v, self.t))
         bound: Tensor = (self.gamma_image * image**2 + self.gamma_text * text**2 + image * text) * self.sharpness.abs()
         return bound
 

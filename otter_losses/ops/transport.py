@@ -30,12 +30,9 @@ class Kernel:
     domain: Domain
     shift: Tensor
     stored: Tensor | None
-    fused: bool = False
 
     @classmethod
-    def build(
-        cls, similarity: Similarity, spread: float | None, store: bool, cross: Tensor | None = None, fused: bool = False
-    ) -> "Kernel":
+    def build(cls, similarity: Similarity, spread: float | None, store: bool, cross: Tensor | None = None) -> "Kernel":
         """Choose the domain, and store the matrix where asked; `solve` opens it.
 
         `spread` is an upper bound on ``max L - min L`` for unit features, a diagonal that vanishes aside, or None. On the CPU,
@@ -51,7 +48,7 @@ class Kernel:
                 low, shift = _measure(logits)
                 spread = float(shift - low)
         domain: Domain = SCALING if spread is not None and spread <= limit else LOGARITHMIC
-        return cls(similarity, domain, shift, logits, fused)
+        return cls(similarity, domain, shift, logits)
 
     def _enter(self, logits: Tensor) -> Tensor:
         return logits.sub_(self.shift).exp_() if self.domain is SCALING else logits
@@ -107,9 +104,6 @@ def solve(kernel: Kernel, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
     assert total is not None
     image_columns, text_columns, text_rows = one, domain.match(one, total), one
     for _ in range(iterations):
-        if kernel.fused:
-            image_columns, text_rows, text_columns = _fused_round(kernel, one, image_columns, text_columns)
-            continue
         image_total = text_total = None
         parts = []
         for rows, block in kernel.sweep():
@@ -124,13 +118,3 @@ def solve(kernel: Kernel, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
         text_rows = torch.cat(parts)
         image_columns, text_columns = domain.match(one, image_total), domain.match(one, text_total)
     return image_columns, text_rows, text_columns
-
-
-def _fused_round(kernel: Kernel, one: Tensor, image_columns: Tensor, text_columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A round of `solve`, each block read by two kernels instead of four products."""
-    from otter_losses.ops.fused import passes
-
-    domain = kernel.domain
-    totals = domain.enter(torch.zeros_like(one)), domain.enter(torch.zeros_like(one))
-    parts = [passes.sweep(block, (image_columns, text_columns), totals, domain is LOGARITHMIC)[1] for _, block in kernel.sweep()]
-    return domain.match(one, totals[0]), torch.cat(parts), domain.match(one, totals[1])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from otter_losses import DistillationLoss, InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss, sinkhorn_knopp
 from otter_losses.losses.base import PairLoss
-from otter_losses.ops import fused, similarity
+from otter_losses.ops import dispatch, similarity
 
 pytest.importorskip("triton", reason="triton is there on Linux only")
 # The interpreter computes lanes beyond the matrix's edge too, and numpy tells of it.
@@ -85,6 +85,7 @@ def test_any_scale(name: str, scale: float) -> None:
 @pytest.mark.parametrize("name", ["otter", "info_nce", "siglip"])
 def test_the_diagonal_of_a_later_row_block(monkeypatch: pytest.MonkeyPatch, name: str, max_memory: int) -> None:
     monkeypatch.setattr(similarity, "CHUNK_ELEMENTS", {DEVICE: 1})
+    monkeypatch.setattr(similarity, "LEAST_ROWS", {DEVICE: 256})
     batch = make_batch(300, 8)
     assert len(similarity.row_chunks(300, 300, torch.device(DEVICE))) == 2
     assert error(name, batch, max_memory=max_memory) <= 4e-6
@@ -163,7 +164,7 @@ def test_a_cpu_is_refused_outside_the_interpreter(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_missing_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "find_spec", lambda name: None)
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
     features = make_batch(3, 4).x.detach().float()
     with pytest.raises(RuntimeError, match="needs the package triton, which is not installed"):
         InfoNCELoss(backend="triton")(features, features, 14.3)

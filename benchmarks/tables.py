@@ -1,0 +1,185 @@
+"""The rows of `benchmarks.gpu` as Markdown."""
+
+from typing import Any
+
+from benchmarks import lineup
+from benchmarks.ceilings import chip
+from benchmarks.floors import Chip, Work, short, span
+from benchmarks.ledger import Key, Ledger
+from benchmarks.lineup import Cell
+from benchmarks.rivals import NOTES
+
+RELEASED = "released OTTER"
+
+
+def _bases(name: str) -> tuple[str, str]:
+    """What a loss's ratios are taken against: the eager loss of its kind, and the released arithmetic."""
+    return "eager SigLIP" if "siglip" in name.lower() else "eager ClipLoss", RELEASED
+
+
+def report(ledger: Ledger) -> str:
+    """All tables that there are rows for."""
+    about = ledger.about
+    machine = ", ".join(f"{key} {value}" for key, value in about.get("machine", {}).items() if value)
+    device = _chip(ledger)
+    parts = [
+        f"# GPU benchmark\n\n`python -m benchmarks.gpu` on {machine}; {about.get('seconds', '?')} s.",
+        _ceilings(ledger, device),
+        *_losses(ledger, device),
+        _targets(ledger),
+        *_profiles(ledger),
+        _left_out(ledger),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _chip(ledger: Ledger) -> Chip | None:
+    row = next((row for row in ledger.of("ceilings") if row["status"] == "ok"), None)
+    return chip(row) if row else None
+
+
+def _ceilings(ledger: Ledger, device: Chip | None) -> str:
+    if device is None:
+        return "The device's ceilings were not measured, so nothing is held against them."
+    row = ledger.of("ceilings")[0]
+    products = ", ".join(
+        f"{_of(name)} {rate / 1e12:,.3g} TFLOP/s" for name, rate in row.items() if name.endswith("operations_per_s")
+    )
+    return f"Ceilings measured in this run: copy {device.bandwidth / 1e12:.3g} TB/s (read + written); products {products}."
+
+
+def _of(name: str) -> str:
+    return name.removesuffix("_operations_per_s")
+
+
+def _losses(ledger: Ledger, device: Chip | None) -> list[str]:
+    rows = ledger.of("losses") + ledger.of("compiled")
+    parts = []
+    for dtype, width in dict.fromkeys((row["dtype"], row["width"]) for row in rows):
+        chosen = [row for row in rows if (row["dtype"], row["width"]) == (dtype, width) and row["status"] == "ok"]
+        if chosen:
+            parts.append(f"## {dtype}, D = {width}\n\n{_loss_table(ledger, chosen, device)}")
+    if parts:
+        parts.insert(
+            0,
+            "Milliseconds, medians (interquartile range over the median). *Graph*: forward + backward replayed as a CUDA graph, "
+            "without the host. *Eager / this*: against eager SigLIP for SigLIP's rows, eager ClipLoss for all others. *Derived*: "
+            "the least that counting allows at the ceilings above (`benchmarks/floors.py`), where the products' blocks stay in "
+            "the cache - where they do not. *Error*: of the gradient, in norm, against float64 on the same features; in "
+            "brackets the error of an exact gradient rounded to their dtype.",
+        )
+    return parts
+
+
+def _loss_table(ledger: Ledger, rows: list[dict[str, Any]], device: Chip | None) -> str:
+    lines = [
+        "| N | loss | forward | forward + backward | graph | peak, MiB | eager / this | released / this "
+        "| derived | measured / derived | error |",
+        "|---" * 11 + "|",
+    ]
+    for row in sorted(rows, key=lambda row: row["pairs"]):
+        n, median = row["pairs"], row["step"]["median_ms"]
+        bases = [ledger.rows.get(Key("losses", n, row["width"], row["dtype"], base), {}) for base in _bases(row["name"])]
+        gains = [f"{base['step']['median_ms'] / median:.2f}" if "step" in base else "" for base in bases]
+        derived = _derived(row, device)
+        peak = "" if "peak_bytes" not in row else f"{row['peak_bytes'] / 2**20:,.0f}"
+        cells = [
+            f"{n:,}",
+            row["name"],
+            short(row["forward"]["median_ms"]),
+            f"{short(median)} ({row['step']['spread']:.0%})",
+            _graph(ledger, row),
+            peak,
+            *gains,
+            span(*derived) if derived else "",
+            f"{median / derived[0]:.1f}" if derived else "",
+            _error(ledger, row),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _beside(ledger: Ledger, group: str, row: dict[str, Any]) -> dict[str, Any]:
+    """The row of another group about the same contender."""
+    return ledger.rows.get(Key(group, row["pairs"], row["width"], row["dtype"], row["name"]), {"status": "not run"})
+
+
+def _graph(ledger: Ledger, row: dict[str, Any]) -> str:
+    found = _beside(ledger, "graph", row)
+    return short(found["replay"]["median_ms"]) if found["status"] == "ok" else ""
+
+
+def _error(ledger: Ledger, row: dict[str, Any]) -> str:
+    found = _beside(ledger, "accuracy", row)
+    return f"{found['gradient_error']:.1e} ({found['rounding']:.0e})" if found["status"] == "ok" else ""
+
+
+def _derived(row: dict[str, Any], device: Chip | None) -> tuple[float, float] | None:
+    """Milliseconds with blocks in the cache and without."""
+    cell = Cell("losses", row["pairs"], row["width"], row["dtype"])
+    contender = next((found for found in lineup.losses(cell) if found.name == row["name"] and found.floor), None)
+    if contender is None or device is None:
+        return None
+    work = Work(row["pairs"], row["width"], row["dtype"] != "float32", contender.max_memory)
+    return work.milliseconds(contender.floor, device, True), work.milliseconds(contender.floor, device, False)
+
+
+def _targets(ledger: Ledger) -> str:
+    rows = [row for row in ledger.of("targets") + ledger.of("tuned") if row["status"] == "ok"]
+    if not rows:
+        return ""
+    lines = ["| N | what | ms | peak, N x N fp32 | released / this |", "|---|---|---|---|---|"]
+    for row in sorted(rows, key=lambda row: row["pairs"]):
+        n, median = row["pairs"], row["forward"]["median_ms"]
+        base = ledger.rows.get(Key("targets", n, row["width"], row["dtype"], "released targets"), {})
+        gain = f"{base['forward']['median_ms'] / median:.2f}" if "forward" in base else ""
+        peak = f"{row['peak_bytes'] / (4 * n * n):.1f}" if "peak_bytes" in row else ""
+        lines.append(f"| {n:,} | {row['name']} | {short(median)} ({row['forward']['spread']:.0%}) | {peak} | {gain} |")
+    return f"## Targets alone: both problems, N x N matrices written, {rows[0]['dtype']}, D = {rows[0]['width']}\n\n" + "\n".join(
+        lines
+    )
+
+
+def _profiles(ledger: Ledger) -> list[str]:
+    rates = next(iter(ledger.of("ceilings")), {})
+    parts = []
+    for row in ledger.of("profile"):
+        if row["status"] != "ok":
+            continue
+        kernels = ["| kernel | calls | ms | share | bytes it must move, GB | TB/s | of the copy's |", "|---" * 7 + "|"]
+        for kernel in row["kernels"]:
+            moved = [""] * 3
+            if "bytes" in kernel:
+                rate = kernel["bytes_per_s"]
+                ceiling = rates.get("copy_bytes_per_s")
+                moved = [short(kernel["bytes"] / 1e9), short(rate / 1e12), f"{rate / ceiling:.0%}" if ceiling else ""]
+            name = kernel["kernel"].replace("|", "\\|")[:70]
+            lead = [f"`{name}`", str(kernel["calls"]), short(kernel["ms"]), f"{kernel['share']:.0%}"]
+            kernels.append(f"| {' | '.join([*lead, *moved])} |")
+        products = ["| product | calls | ms | TFLOP/s | of the bf16 ceiling |", "|---" * 5 + "|"]
+        for product in row["products"]:
+            rate, ceiling = product["operations_per_s"], rates.get("bfloat16_operations_per_s")
+            share = f"{rate / ceiling:.0%}" if ceiling else ""
+            products.append(
+                f"| {product['product']} | {product['calls']} | {short(product['ms'])} | {short(rate / 1e12)} | {share} |"
+            )
+        heading = f"## Where the time goes: {row['name']}, N = {row['pairs']:,}, {row['dtype']}, D = {row['width']}"
+        total = f"{short(row['device_ms'])} ms on the device in {row['launches']} launches, forward + backward."
+        parts.append("\n\n".join((heading, total, "\n".join(kernels), "\n".join(products))))
+    return parts
+
+
+def _left_out(ledger: Ledger) -> str:
+    """What has no number, why, and what to know of other projects' rows."""
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for row in ledger.rows.values():
+        if row["status"] != "ok":
+            where = f"{row['group']} at {row['pairs']:,}, {row['dtype']}, D = {row['width']}" if row["pairs"] else row["group"]
+            reasons.setdefault(row["status"], {}).setdefault(row["name"], []).append(where)
+    lines = [
+        f"- {status}: " + "; ".join(f"*{name}* ({' | '.join(where)})" for name, where in names.items())
+        for status, names in reasons.items()
+    ]
+    notes = [f"- {name}: {note}" for name, note in NOTES.items()]
+    found = ["## No number\n\n" + "\n".join(lines)] if lines else []
+    return "\n\n".join([*found, "## About other projects' rows\n\n" + "\n".join(notes)])

@@ -1,0 +1,76 @@
+"""What the plain and the fused arithmetic have in common: the numbers they find, and what they keep for the backward."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from otter_losses.ops import dispatch
+from otter_losses.ops.similarity import Similarity
+
+ROW_LSE, COLUMN_LSE, PAIR, ROW_DOT, COLUMN_DOT, ROW_SUM, ROW_ENTROPY, COLUMN_ENTROPY = range(8)
+"""Rows of the statistics. The entropies are the targets' own (constants that turn a cross entropy into a divergence)."""
+
+Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Statistics, scalings, kernel, cosines, state: see `soft_target`."""
+
+Saved = Forward
+
+Backward = tuple[Tensor, Tensor, Tensor]
+"""Gradients of x, y and the scale."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What the targets are made of; `spread` as in `transport.Kernel.build`."""
+
+    similarity: Similarity
+    spread: float | None
+    iterations: int = 0
+    entropy: bool = False
+
+
+class Storage(NamedTuple):
+    """What is kept from forward to backward: the transport kernel, in which dtype, and the student's cosines."""
+
+    kernel: torch.dtype | None
+    cosines: bool
+
+
+def computing(x: Tensor) -> torch.dtype:
+    """The dtype of numbers derived from features x."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def storage_of(x: Tensor, has_teacher: bool, codes: bool, max_memory: int, fused: bool) -> Storage:
+    """What fits `max_memory`; `codes` tells whether 16 bits may hold the kernel."""
+    n, dtype = x.shape[0], computing(x)
+    size = n * n * dtype.itemsize
+    dense = (2 if has_teacher else 1) * size <= max_memory
+    if not fused:
+        return Storage(dtype if dense and has_teacher else None, dense)
+    if x.dtype == dtype:
+        return Storage(dtype if has_teacher and size <= max_memory else None, dense)
+    # Of half-precision features a product costs less than writing it to memory and reading it back.
+    if not has_teacher:
+        return Storage(None, False)
+    if codes and n > dispatch.STAYS_IN_CACHE and size <= 2 * max_memory:
+        return Storage(torch.int16, False)
+    return Storage(dtype if size <= max_memory else None, False)
+
+
+def wanted(like: Tensor, wants: bool) -> Tensor:
+    """Room for a gradient, or an empty stand-in."""
+    return like.new_empty(like.shape if wants else 0)
+
+
+def row_sums(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    """``sum_j z_ij``, from sums of features."""
+    return scale * (x.to(scale.dtype) @ y.sum(0, dtype=scale.dtype))
+
+
+def normalised(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """A gradient over its magnitude, and that: what it is multiplied with may otherwise carry it out of range."""
+    magnitude = gradient.abs().amax().clamp_min(torch.finfo(gradient.dtype).tiny)
+    return (gradient / magnitude).contiguous(), magnitude

@@ -1,0 +1,102 @@
+"""Whether the fused kernels compute or plain torch: what was asked for, or for "auto" what is there and pays."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+FEWEST_PAIRS = 64
+"""For "auto" to use the kernels. Derived, not measured: with fewer a step of either backend is launches and nothing else."""
+
+STAYS_IN_CACHE = 2048
+"""Pairs up to which a float32 transport kernel (16 MiB) stays in a GPU's cache, where 16-bit codes save no time. Derived."""
+
+LEAST_CAPABILITY = (7, 0)
+
+_trouble: dict[torch.device, str | None] = {}
+
+
+def fuses(backend: str, x: Tensor) -> bool:
+    """Whether Triton's kernels compute for features x.
+
+    Looks at no data, and gives the same answer all process long. What was asked for by name has passed `check_usable`.
+    """
+    if backend != "auto":
+        return backend != "torch"
+    if x.device.type != "cuda" or x.dtype == torch.float64 or x.shape[0] < FEWEST_PAIRS:
+        return False
+    return trouble(x.device) is None
+
+
+def check_usable(backend: str, x: Tensor) -> None:
+    """An error that says what is missing for the backend asked for to run on x."""
+    if backend not in ("triton", "cuda"):
+        return
+    if find_spec("triton") is None:
+        raise RuntimeError(
+            f"backend={backend!r} needs the package triton, which is not installed. Install it: pip install triton."
+        )
+    if x.dtype == torch.float64:
+        raise RuntimeError(f"backend={backend!r} computes in float32, but the features are {x.dtype}. Use backend='torch'.")
+    if x.device.type == "cuda":
+        if not torch.compiler.is_compiling() and (found := trouble(x.device)) is not None:
+            raise RuntimeError(f"backend={backend!r} does not run on {x.device}: {found} Use backend='torch'.")
+    elif os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError(
+            f"backend={backend!r} needs features on a CUDA device, but they are on {x.device}. Use backend='auto' or 'torch'; "
+            "TRITON_INTERPRET=1 in the environment runs Triton's kernels in its interpreter, slowly."
+        )
+
+
+def trouble(device: torch.device) -> str | None:
+    """Why Triton's kernels cannot run there, found out by running one, once; a failure that surprises is warned of."""
+    if device not in _trouble:
+        if find_spec("triton") is None:
+            _trouble[device] = "the package triton is not installed."
+        elif not torch.cuda.is_available():
+            _trouble[device] = "torch sees no CUDA device."
+        elif torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+            _trouble[device] = "its compute capability is below 7.0."
+        elif torch.cuda.is_current_stream_capturing():
+            return None  # a trial would break the capture
+        else:
+            _trouble[device] = found = _failure(device)
+            if found is not None:
+                warnings.warn(f"otter_losses computes in plain torch on {device}: {found}", RuntimeWarning, stacklevel=2)
+    return _trouble[device]
+
+
+def _failure(device: torch.device) -> str | None:
+    """What goes wrong when a kernel is compiled and run."""
+    try:
+        with unset_fake_temporarily(), torch.no_grad():
+            from otter_losses.ops.triton.features import narrow
+
+            values = torch.tensor([[3.0, -0.5], [0.25, 1.0]], device=device)
+            found, octave = narrow(values)
+            if not torch.equal(found.float() * octave, values):
+                return "a kernel gave wrong numbers."
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        return (
+            f"Triton could not compile or run a kernel ({cause}). It needs a C compiler and a cache folder that it may write to "
+            "(TRITON_CACHE_DIR)."
+        )
+    return None
+
+
+@contextmanager
+def advice_on_memory(max_memory: int) -> Iterator[None]:
+    """What to do about an allocation that fails."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"{error}\notter_losses may keep {max_memory / 2**30:.3g} GiB of N x N matrices from forward to backward: with a "
+            "smaller max_memory (0: none) it recomputes them in row blocks."
+        ) from error

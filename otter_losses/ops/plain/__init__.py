@@ -1,0 +1,1 @@
+"""The arithmetic in plain torch: any device, any dtype."""

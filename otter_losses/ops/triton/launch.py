@@ -1,0 +1,102 @@
+"""Launching kernels: on the right device, with a tile that suits it."""
+
+import json
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otter_losses.ops import cache
+
+Tile = dict[str, int]
+"""Rows BM and columns BN of a program's tile, and its warps."""
+
+Run = Callable[[Tile], object]
+
+LEAST_TUNED = 1 << 22
+"""Elements of a matrix below which the first tile is taken untried."""
+
+REPETITIONS = 3
+
+
+on_launch: Callable[[Any, tuple[Any, ...], dict[str, Any]], None] | None = None
+"""Told of every launch: kernel, arguments, switches and tile. `benchmarks.kernels` lists with it what there is to compile."""
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, tile: Tile, **switches: object) -> None:
+    """Run a kernel on the device of its first argument."""
+    first = arguments[0]
+    assert isinstance(first, Tensor)
+    if on_launch is not None:
+        on_launch(kernel, arguments, {**switches, **tile})
+    guard: AbstractContextManager[Any] = torch.cuda.device(first.device) if first.is_cuda else nullcontext()
+    with guard:
+        kernel[grid](*arguments, **switches, **tile)
+
+
+def tiles(length: int, tile: int) -> int:
+    return -(-length // tile)
+
+
+def tuned(name: str, block: Tensor, choices: Sequence[Tile], run: Run | None) -> Tile:
+    """The fastest of the choices for a kernel at this width and device: timed once, then remembered, also on disk.
+
+    `run` launches with a tile as often as one likes and changes nothing by it; None forbids a trial. Without a trial, under graph
+    capture, for small blocks, where determinism is asked for (`torch.use_deterministic_algorithms`) and where the environment
+    says ``OTTER_LOSSES_AUTOTUNE=0``, it is what was chosen before, or the first.
+    """
+    if not block.is_cuda or os.environ.get("OTTER_LOSSES_AUTOTUNE") == "0" or torch.are_deterministic_algorithms_enabled():
+        return choices[0]
+    device = torch.cuda.get_device_name(block.device)
+    key = f"{name}, {block.dtype}, 2^{(block.shape[1] - 1).bit_length()} columns"
+    known = _known(device)
+    if key in known:
+        return choices[known[key] % len(choices)]
+    if run is None or block.numel() < LEAST_TUNED or torch.cuda.is_current_stream_capturing():
+        return choices[0]
+    with torch.cuda.device(block.device):
+        known[key] = min(range(len(choices)), key=[_milliseconds(run, tile) for tile in choices].__getitem__)
+    _save(device, known)
+    return choices[known[key]]
+
+
+def _milliseconds(run: Run, tile: Tile) -> float:
+    run(tile)  # compiles
+    found: list[float] = []
+    for _ in range(REPETITIONS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        run(tile)
+        end.record()
+        end.synchronize()
+        found.append(start.elapsed_time(end))
+    return statistics.median(found)
+
+
+_by_device: dict[str, dict[str, int]] = {}
+
+
+def _file(device: str) -> str:
+    import triton
+
+    name = "".join(letter if letter.isalnum() else "_" for letter in device)
+    return f"tiles-{name}-triton{triton.__version__}.json"
+
+
+def _known(device: str) -> dict[str, int]:
+    if device not in _by_device:
+        found = cache.load(_file(device))
+        try:
+            read = {} if found is None else json.loads(found)
+            _by_device[device] = {str(key): int(choice) for key, choice in read.items()}
+        except (ValueError, AttributeError, TypeError):
+            _by_device[device] = {}
+    return _by_device[device]
+
+
+def _save(device: str, known: dict[str, int]) -> None:
+    cache.store(_file(device), json.dumps(known, indent=1).encode())
