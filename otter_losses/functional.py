@@ -1,6 +1,6 @@
 """The losses as pure functions: features and numbers in, a scalar or its parts out.
 
-All of them are weighted sums of the statistics that `otter_losses.ops.soft_target` (or `.sigmoid`) takes of the logits
+All of them are weighted means of what `otter_losses.ops.soft_target` (or `.sigmoid`) finds for every pair from the logits
 ``z = s x y^T``. Shapes: N pairs, D the width of the student's features, E that of the teacher's. Dtypes: float64 is computed in
 float64; float32, float16 and bfloat16 in float32, also under autocast; gradients come back in each input's own dtype.
 """
@@ -65,9 +65,9 @@ def otter_loss(
     transports = _shares(alpha, n)
     # Two matrices of the transported part share the memory with one of a contrastive part at another scale.
     plain_memory = max_memory if not transports else 0 if second is None else max_memory // 3
-    statistics = plain = None
+    contrastive = distill = None
     if transports:
-        statistics = _soft_target.soft_target(
+        losses = _soft_target.soft_target(
             x,
             y,
             scale if second is None else second,
@@ -80,18 +80,21 @@ def otter_loss(
             _spread(epsilon, gamma_image, gamma_text, penalty, scale.dtype),
             iterations,
             official,
-            False,
+            1.0,
+            0.0,
             max_memory - plain_memory,
             backend,
         )[0]
-    if statistics is None or second is not None:
-        plain = _plain_statistics(x, y, scale, plain_memory, backend)
-    contrastive = _contrastive(statistics if plain is None else plain)
-    distill = torch.zeros_like(contrastive) if statistics is None else _distill(statistics, divergence=official)
-    if statistics is None and second is not None:
-        distill = distill + 0 * second  # a parameter that DDP expects a gradient of
-    directions = 2.0 if official else 1.0
-    return _combine(alpha, contrastive * directions, distill * directions, logit_bias, output_dict)
+        contrastive, distill = losses.unbind()
+    if contrastive is None or second is not None:
+        contrastive = _contrastive(x, y, scale, plain_memory, backend)
+    if distill is None:
+        distill = torch.zeros_like(contrastive)
+        if second is not None:
+            distill = distill + 0 * second  # a parameter that DDP expects a gradient of
+    if official:
+        contrastive, distill = 2 * contrastive, 2 * distill  # the released code sums the directions
+    return _combine(alpha, contrastive, distill, logit_bias, output_dict)
 
 
 def info_nce_loss(
@@ -117,7 +120,7 @@ def info_nce_loss(
         0.7437
     """
     x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory)
-    value = _contrastive(_plain_statistics(x, y, scale, max_memory, backend)).mean()
+    value = _contrastive(x, y, scale, max_memory, backend).mean()
     return _output({"contrastive_loss": value}, logit_bias, output_dict)
 
 
@@ -154,9 +157,7 @@ def label_smoothing_loss(
     else:
         share = smoothing / (n - 1) if n > 1 else 0.0
         own = 1 - smoothing - share if n > 1 else 1.0
-    statistics = _plain_statistics(x, y, scale, max_memory, backend, sums=True)
-    lse = (statistics[contract.ROW_LSE] + statistics[contract.COLUMN_LSE]) / 2
-    value = (lse - own * statistics[contract.PAIR] - share * statistics[contract.ROW_SUM]).mean()
+    value = _contrastive(x, y, scale, max_memory, backend, own, share).mean()
     return _output({"contrastive_loss": value}, logit_bias, output_dict)
 
 
@@ -194,14 +195,14 @@ def distillation_loss(
     checks.check_transport(1.0 if epsilon is None else epsilon, 1, gamma_image, gamma_text)
     v, t = _teacher(x, dist_image_features, dist_text_features)
     if not _shares(alpha, n):
-        contrastive = _contrastive(_plain_statistics(x, y, scale, max_memory, backend))
+        contrastive = _contrastive(x, y, scale, max_memory, backend)
         return _combine(alpha, contrastive, torch.zeros_like(contrastive), logit_bias, output_dict)
     if epsilon is None:
         sharpness = (scale if dist_logit_scale is None else _scalar("dist_logit_scale", dist_logit_scale, x)).detach()
     else:
         sharpness = x.new_full((), 1 / epsilon, dtype=contract.computing(x))
     penalty = math.inf if remove_diagonal else 0.0
-    statistics = _soft_target.soft_target(
+    losses: Tensor = _soft_target.soft_target(
         x,
         y,
         scale,
@@ -214,11 +215,13 @@ def distillation_loss(
         None if epsilon is None else _spread(epsilon, gamma_image, gamma_text, penalty, scale.dtype),
         0,
         False,
-        False,
+        1.0,
+        0.0,
         max_memory,
         backend,
     )[0]
-    return _combine(alpha, _contrastive(statistics), _distill(statistics), logit_bias, output_dict)
+    contrastive, distill = losses.unbind()
+    return _combine(alpha, contrastive, distill, logit_bias, output_dict)
 
 
 def siglip_loss(
@@ -352,28 +355,14 @@ def _spread(epsilon: float, gamma_image: float, gamma_text: float, penalty: floa
     return (2 * (gamma_image + gamma_text + 1) + lowered) / epsilon
 
 
-def _plain_statistics(x: Tensor, y: Tensor, scale: Tensor, max_memory: int, backend: str, sums: bool = False) -> Tensor:
-    statistics: Tensor = _soft_target.soft_target(
-        x, y, scale, None, None, None, 0.0, 0.0, 0.0, None, 0, False, sums, max_memory, backend
-    )[0]
-    return statistics
-
-
-def _contrastive(statistics: Tensor | None) -> Tensor:
+def _contrastive(
+    x: Tensor, y: Tensor, scale: Tensor, max_memory: int, backend: str, own: float = 1.0, share: float = 0.0
+) -> Tensor:
     """Cross entropy of every given pair, mean of its two directions, (N,)."""
-    assert statistics is not None
-    lse = statistics[contract.ROW_LSE] + statistics[contract.COLUMN_LSE]
-    return lse / 2 - statistics[contract.PAIR]
-
-
-def _distill(statistics: Tensor, divergence: bool = False) -> Tensor:
-    """Cross entropy of every pair's soft targets, mean of its two directions, (N,); less their entropy for the divergence."""
-    lse = statistics[contract.ROW_LSE] + statistics[contract.COLUMN_LSE]
-    dot = statistics[contract.ROW_DOT] + statistics[contract.COLUMN_DOT]
-    if divergence:
-        entropies = statistics[contract.ROW_ENTROPY] + statistics[contract.COLUMN_ENTROPY]
-        dot = dot + entropies.detach()
-    return (lse - dot) / 2
+    losses: Tensor = _soft_target.soft_target(
+        x, y, scale, None, None, None, 0.0, 0.0, 0.0, None, 0, False, own, share, max_memory, backend
+    )[0]
+    return losses[0]
 
 
 def _combine(

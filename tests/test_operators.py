@@ -34,7 +34,7 @@ def test_soft_target(teacher: str, max_memory: int, backend: str) -> None:
     batch = make_batch(9, 6, dtype=torch.float32)
     v, t = (batch.v, batch.t) if teacher == "given" else (None, None)
     sharpness: Tensor | None = None if teacher == "none" else torch.tensor(1 / 0.15)
-    options = (sharpness, 1.0, 1.0, math.inf, 40.0, 3, False, True, max_memory, backend)
+    options = (sharpness, 1.0, 1.0, math.inf, 40.0, 3, False, 0.8, 0.1, max_memory, backend)
     check(soft_target, (batch.x, batch.y, batch.scale.detach().requires_grad_(), v, t, *options), backend)
 
 

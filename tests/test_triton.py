@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from families import Batch, make_batch, make_scores, relative, worst_error
+from families import Batch, make_batch, relative, worst_error
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from otter_losses import DistillationLoss, InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss, sinkhorn_knopp
 from otter_losses.losses.base import PairLoss
@@ -100,17 +102,6 @@ def test_a_prior_for_each_pair_parts_and_a_second_temperature() -> None:
         assert relative(found[name], part) <= 2e-6
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_features_are_computed_as_the_float32_of_the_same_numbers(dtype: torch.dtype) -> None:
-    half = on_device(make_batch(41, 24), dtype)
-    single = half.to(torch.float32)
-    value = OTTERLoss(backend="triton")(half.x, half.y, half.scale, **half.teacher())
-    expected = OTTERLoss(backend="triton")(single.x, single.y, half.scale.float(), **single.teacher())
-    assert value.dtype == torch.float32
-    assert torch.equal(value, expected)
-    assert half.gradients(value)[0].dtype == dtype
-
-
 @pytest.mark.parametrize("name", ["otter", "siglip"])
 def test_results_repeat_to_the_bit(name: str) -> None:
     batch = on_device(make_batch(41, 24))
@@ -127,24 +118,63 @@ def test_losses_compile_whole(name: str) -> None:
     assert worst_error(value, batch.gradients(value), expected, batch.gradients(expected)) <= 1e-6
 
 
-@pytest.mark.parametrize("logarithmic", [False, True])
-@pytest.mark.parametrize(("m", "n"), [(1, 1), (3, 300), (70, 33)])
-def test_sweep_of_a_block_of_any_shape(m: int, n: int, logarithmic: bool) -> None:
-    """A forbidden pair, and totals of the blocks before."""
-    from otter_losses.ops.fused import passes
+@pytest.mark.parametrize("name", ["otter", "otter, logarithms", "info_nce", "siglip"])
+def test_every_tile_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whatever the tuner may choose."""
+    from otter_losses.ops.triton import sigmoid, soft_target, transport
 
-    logits = 3 * make_scores("random", m, n, 0).to(DEVICE)
-    logits[0, -1] = -torch.inf if n > 1 else 0.0
-    image, text, before = (make_scores("random", 1, n, seed)[0].to(DEVICE) for seed in (1, 2, 3))
-    plain = [vector if logarithmic else vector.exp() for vector in (image, text, before, before)]
-    block = (logits if logarithmic else logits.exp()).float()
-    columns_1, columns_2, totals_1, totals_2 = (vector.float() for vector in plain)
-    rows = passes.sweep(block, (columns_1, columns_2), (totals_1, totals_2), logarithmic)
-    for found, total, columns in ((rows[0], totals_1, image), (rows[1], totals_2, text)):
-        expected = -(logits + columns).logsumexp(1)
-        sums = torch.logaddexp(before, (logits + expected[:, None]).logsumexp(0))
-        assert relative(found, expected if logarithmic else expected.exp(), floor=1.0) <= 2e-6
-        assert relative(total, sums if logarithmic else sums.exp(), floor=1.0) <= 2e-6
+    batch = make_batch(70, 8)
+    for choice in range(1, 3):
+        for module in (transport, soft_target, sigmoid):
+            monkeypatch.setattr(module, "tuned", lambda name, block, choices, run, choice=choice: choices[choice])
+        assert error(name, batch) <= (1e-5 if "logarithms" in name else 4e-6)
+
+
+@pytest.mark.parametrize("name", ["otter", "siglip"])
+def test_features_of_any_strides(name: str) -> None:
+    batch = on_device(make_batch(41, 24))
+    loss = BUILDERS[name](backend="triton")
+    expected = loss(batch.x, batch.y, batch.scale, **batch.teacher())
+    wanted = batch.gradients(expected)
+    x, y = (each.detach().T.contiguous().T.requires_grad_() for each in (batch.x, batch.y))
+    spread = torch.zeros(41, 60, device=DEVICE)
+    v, t = spread[:, ::2][:, : batch.v.shape[1]].copy_(batch.v), batch.t.T.contiguous().T
+    assert not any(each.is_contiguous() for each in (x, y, v, t))
+    value = loss(x, y, batch.scale, dist_image_features=v, dist_text_features=t)
+    gradients = torch.autograd.grad(value, (x, y, batch.scale))
+    assert worst_error(value, gradients, expected, wanted) <= 2e-6
+
+
+@pytest.mark.parametrize("name", ["otter", "info_nce", "siglip"])
+def test_deterministic_mode_and_checkpointing_change_nothing(name: str) -> None:
+    batch, loss = on_device(make_batch(41, 24)), BUILDERS[name](backend="triton")
+    value = loss(batch.x, batch.y, batch.scale, **batch.teacher())
+    wanted = batch.gradients(value)
+    torch.use_deterministic_algorithms(True)
+    try:
+        again = checkpoint(lambda x, y: loss(x, y, batch.scale, **batch.teacher()), batch.x, batch.y, use_reentrant=False)
+        assert isinstance(again, Tensor)
+        gradients = batch.gradients(again)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(value, again)
+    assert all(torch.equal(one, other) for one, other in zip(gradients, wanted, strict=True))
+
+
+@memories
+@pytest.mark.parametrize("side", ["x", "y"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["otter", "siglip"])
+def test_a_frozen_tower_leaves_the_other_gradients_as_they_are(name: str, side: str, dtype: torch.dtype, max_memory: int) -> None:
+    batch = make_batch(41, 24).to(dtype)
+    loss = BUILDERS[name](backend="triton", max_memory=max_memory)
+    both = on_device(batch, dtype)
+    dx, dy, dscale = both.gradients(loss(both.x, both.y, both.scale, **both.teacher()))
+    x, y = (both.x, both.y.detach()) if side == "x" else (both.x.detach(), both.y)
+    value = loss(x, y, both.scale, **both.teacher())
+    found, found_scale = torch.autograd.grad(value, (x if side == "x" else y, both.scale))
+    assert torch.equal(found, dx if side == "x" else dy)
+    assert relative(found_scale, dscale, floor=0.1) <= 1e-4
 
 
 # ---- what cannot run says what is missing ----
@@ -184,9 +214,14 @@ def test_every_kernel_compiles_for_every_gpu_without_spills(tmp_path: Path) -> N
     command = [sys.executable, "-m", "benchmarks.kernels", "--output", str(tmp_path / "kernels")]
     subprocess.run(command, check=True, capture_output=True, env=environment, cwd=Path(__file__).parent.parent)
     builds = json.loads((tmp_path / "kernels.json").read_text())["builds"]
-    assert {build["architecture"] for build in builds} == {70, 80, 90, 100}
-    assert len({build["kernel"] for build in builds}) == 7
+    triton = [build for build in builds if build["kernel"] != "transport"]
+    kernels = Path(__file__).parent.parent / "otter_losses/ops/triton/kernels"
+    written = set(re.findall(r"^def (\w+)\(", "".join(path.read_text() for path in kernels.glob("*.py")), re.MULTILINE))
+    helpers = {"apart", "code_of", "decoded", "held", "log_sum", "logits", "merged", "nearest", "_plan", "_unlikely"}
+    assert {build["kernel"] for build in triton} == written - helpers
+    for kernel in written - helpers:
+        assert {build["architecture"] for build in triton if build["kernel"] == kernel} == {70, 80, 90, 100}
     for build in builds:
         assert build["local_bytes"] == build["stack_bytes"] == 0, build
         assert 0 < build["registers"] <= 128, build
-        assert build["shared_bytes"] <= 16 << 10, build
+        assert build["shared_bytes"] <= 8 << 10, build

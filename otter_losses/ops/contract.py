@@ -9,13 +9,11 @@ from torch import Tensor
 from otter_losses.ops import dispatch
 from otter_losses.ops.similarity import Similarity
 
-ROW_LSE, COLUMN_LSE, PAIR, ROW_DOT, COLUMN_DOT, ROW_SUM, ROW_ENTROPY, COLUMN_ENTROPY = range(8)
+ROW_LSE, COLUMN_LSE, PAIR, ROW_DOT, COLUMN_DOT, ROW_ENTROPY, COLUMN_ENTROPY = range(7)
 """Rows of the statistics. The entropies are the targets' own (constants that turn a cross entropy into a divergence)."""
 
-Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+Saved = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 """Statistics, scalings, kernel, cosines, state: see `soft_target`."""
-
-Saved = Forward
 
 Backward = tuple[Tensor, Tensor, Tensor]
 """Gradients of x, y and the scale."""
@@ -65,12 +63,50 @@ def wanted(like: Tensor, wants: bool) -> Tensor:
     return like.new_empty(like.shape if wants else 0)
 
 
-def row_sums(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-    """``sum_j z_ij``, from sums of features."""
-    return scale * (x.to(scale.dtype) @ y.sum(0, dtype=scale.dtype))
+@dataclass(frozen=True)
+class Given:
+    """The given pairs' targets: their own share of 1, and that of every pair in the batch, itself included."""
+
+    own: float
+    share: float
+
+
+def pair_losses(statistics: Tensor, given: Given, x: Tensor, y: Tensor, scale: Tensor, teacher: Teacher | None) -> Tensor:
+    """Of every pair the cross entropy, mean of both directions, of its given and of its soft targets, (2, N).
+
+    Less the entropy of the soft ones where that is asked for.
+    """
+    found = torch.zeros_like(statistics[:2])
+    lse = torch.add(statistics[ROW_LSE], statistics[COLUMN_LSE], out=found[0]).mul_(0.5)
+    if teacher is not None:
+        torch.add(lse, statistics[ROW_DOT] + statistics[COLUMN_DOT], alpha=-0.5, out=found[1])
+        if teacher.entropy:
+            found[1].sub_(statistics[ROW_ENTROPY] + statistics[COLUMN_ENTROPY], alpha=0.5)
+    lse.sub_(statistics[PAIR], alpha=given.own)
+    if given.share:
+        lse.sub_(scale * (x.to(scale.dtype) @ y.sum(0, dtype=scale.dtype)), alpha=given.share)
+    return found
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Gradients (N,) of the statistics over one magnitude; those of rows and of columns are the same, and so are the dots'."""
+
+    lse: Tensor
+    pair: Tensor
+    dot: Tensor
+    sum: Tensor | None
+    magnitude: Tensor
+
+    @classmethod
+    def of(cls, gradient: Tensor, given: Given) -> "Weights":
+        """For the gradient (2, N) of `pair_losses`."""
+        gradient, magnitude = normalised(gradient)
+        share = gradient[0] * -given.share if given.share else None
+        return cls(gradient.mean(0), gradient[0] * -given.own, gradient[1] * -0.5, share, magnitude)
 
 
 def normalised(gradient: Tensor) -> tuple[Tensor, Tensor]:
     """A gradient over its magnitude, and that: what it is multiplied with may otherwise carry it out of range."""
-    magnitude = gradient.abs().amax().clamp_min(torch.finfo(gradient.dtype).tiny)
+    magnitude = torch.linalg.vector_norm(gradient, torch.inf).clamp_min(torch.finfo(gradient.dtype).tiny)
     return (gradient / magnitude).contiguous(), magnitude

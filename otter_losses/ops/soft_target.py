@@ -1,17 +1,18 @@
 """The one core of the losses: what a soft-target cross entropy over a batch of pairs needs to know of its logits.
 
-With logits ``z = s x y^T`` and a teacher's targets ``M`` (rows sum to 1) and ``M'`` (columns sum to 1) it gives five vectors:
+With logits ``z = s x y^T`` and a teacher's targets ``M`` (rows sum to 1) and ``M'`` (columns sum to 1) it finds five vectors:
 
     row_lse_i = log sum_j exp z_ij      column_lse_j = log sum_i exp z_ij      pair_i = z_ii
     row_dot_i = sum_j M_ij z_ij         column_dot_j = sum_i M'_ij z_ij
 
-Every loss here is a weighted sum of them: InfoNCE is ``mean(row_lse + column_lse - 2 pair) / 2``. So weights per pair, parts
-reported apart and label smoothing need no code down here, and their gradients come out right by themselves. The gradient
-with respect to the logits is
+and from them two losses of every pair (`contract.pair_losses`): the cross entropy of its given target,
+``(row_lse + column_lse) / 2 - pair``, which label smoothing shares out, and that of its soft targets,
+``(row_lse + column_lse - row_dot - column_dot) / 2``. What a loss makes of these two, weights per pair or parts reported apart,
+is autograd's. The gradient with respect to the logits is
 
-    G_ij = a_i softmax_row(z)_ij + b_j softmax_column(z)_ij + c_i delta_ij + d_i M_ij + e_j M'_ij
+    G_ij = a_i softmax_row(z)_ij + a_j softmax_column(z)_ij + c_i delta_ij + d_i M_ij + d_j M'_ij + f_i
 
-for incoming gradients ``a .. e``; then ``dx = s G y``, ``dy = s G^T x`` and ``ds = <x, G y>``. Nothing flows to the teacher.
+with the weights of `contract.Weights`; then ``dx = s G y``, ``dy = s G^T x`` and ``ds = <x, G y>``. Nothing flows to the teacher.
 
 The N x N matrices are kept from forward to backward where two of them fit `max_memory`, and recomputed in row blocks where
 they do not. Where the spread of the logits allows it, one exponential serves both softmaxes.
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from otter_losses.ops import dispatch
-from otter_losses.ops.contract import Storage, Teacher, storage_of, wanted
+from otter_losses.ops.contract import Given, Storage, Teacher, Weights, pair_losses, storage_of, wanted
 from otter_losses.ops.domains import safe_range
 from otter_losses.ops.plain import soft_target as plain
 from otter_losses.ops.similarity import Similarity
@@ -43,31 +44,34 @@ def soft_target(
     spread: float | None,
     iterations: int,
     entropy: bool,
-    sums: bool,
+    own: float,
+    share: float,
     max_memory: int,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The statistics, (8, N), of student features x, y (N, D) of one dtype and a 0-D scale of `computing` dtype.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`pair_losses` (2, N) of student features x, y (N, D) of one dtype and a 0-D scale of `computing` dtype.
 
     A teacher is asked for by its `sharpness`, 0-D, and has features v, t (N, E), or the student's own where they are None; its
-    other arguments are those of `Similarity`, `Kernel.build` and `solve`. Without it only the first three rows mean
-    anything. ROW_SUM is found for `sums` only.
-    Behind the statistics stands what the backward needs: the teacher's scalings (4, N), of image and text rows and image and text
-    columns; its kernel and the student's cosines or exponentials, (N, N), empty where they are recomputed; and a state (4,),
-    which the backend that wrote it understands.
+    other arguments are those of `Similarity`, `Kernel.build` and `solve`. Without it there are no soft targets, and a loss of 0
+    in their place. `own` and `share` are those of `Given`. Behind the losses stands what the backward needs: the statistics
+    (7, N); the teacher's scalings (4, N), of image and text rows and image and text columns; its kernel and the student's cosines
+    or exponentials, (N, N), empty where they are recomputed; and a state (4,), which the backend that wrote it understands.
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         teacher = None
         if sharpness is not None:
             similarity = Similarity(*_features(x, y, v, t), sharpness, gamma_image, gamma_text, diagonal_penalty)
             teacher = Teacher(similarity, spread, iterations, entropy)
+        given = Given(own, share)
         storage = _storage(x, sharpness, diagonal_penalty, spread, max_memory, backend)
         with dispatch.advice_on_memory(max_memory):
             if dispatch.fuses(backend, x):
                 from otter_losses.ops.triton import soft_target as fused
 
-                return fused.forward(x, y, scale, teacher, storage, sums, backend)
-            return plain.forward(x, y, scale, teacher, storage, sums)
+                saved = fused.forward(x, y, scale, teacher, storage, backend)
+            else:
+                saved = plain.forward(x, y, scale, teacher, storage)
+        return pair_losses(saved[0], given, x, y, scale, teacher), *saved
 
 
 def _features(x: Tensor, y: Tensor, v: Tensor | None, t: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -97,15 +101,16 @@ def _(
     spread: float | None,
     iterations: int,
     entropy: bool,
-    sums: bool,
+    own: float,
+    share: float,
     max_memory: int,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     n = x.shape[0]
     storage = _storage(x, sharpness, diagonal_penalty, spread, max_memory, backend)
     kernel = scale.new_empty(0) if storage.kernel is None else scale.new_empty(n, n, dtype=storage.kernel)
     cosines = scale.new_empty(n, n) if storage.cosines else scale.new_empty(0)
-    return scale.new_empty(8, n), scale.new_empty(4, n), kernel, cosines, scale.new_empty(4)
+    return scale.new_empty(2, n), scale.new_empty(7, n), scale.new_empty(4, n), kernel, cosines, scale.new_empty(4)
 
 
 @torch.library.custom_op("otter_losses::soft_target_backward", mutates_args=())
@@ -126,13 +131,14 @@ def soft_target_backward(
     gamma_text: float,
     diagonal_penalty: float,
     spread: float | None,
-    sums: bool,
+    own: float,
+    share: float,
     max_memory: int,
     backend: str,
     wants_dx: bool,
     wants_dy: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, y and the scale for the gradient (8, N) of the statistics, row block by row block.
+    """Gradients of x, y and the scale for the gradient (2, N) of the losses, row block by row block.
 
     Either product is left out, and its gradient empty, where it is not wanted; the scale's gradient needs one of them.
     """
@@ -142,12 +148,13 @@ def soft_target_backward(
             similarity = Similarity(*_features(x, y, v, t), sharpness, gamma_image, gamma_text, diagonal_penalty)
             teacher = Teacher(similarity, spread)
         saved = statistics, scalings, stored, cosines, state
+        weights = Weights.of(gradient, Given(own, share))
         with dispatch.advice_on_memory(max_memory):
             if dispatch.fuses(backend, x):
                 from otter_losses.ops.triton import soft_target as fused
 
-                return fused.backward(gradient, x, y, scale, teacher, saved, sums, wants_dx, wants_dy)
-            return plain.backward(gradient, x, y, scale, teacher, saved, sums, wants_dx, wants_dy)
+                return fused.backward(weights, x, y, scale, teacher, saved, wants_dx, wants_dy)
+            return plain.backward(weights, x, y, scale, teacher, saved, wants_dx, wants_dy)
 
 
 @soft_target_backward.register_fake
@@ -168,7 +175,8 @@ def _(
     gamma_text: float,
     diagonal_penalty: float,
     spread: float | None,
-    sums: bool,
+    own: float,
+    share: float,
     max_memory: int,
     backend: str,
     wants_dx: bool,
@@ -178,7 +186,7 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:6], *output)
+    ctx.save_for_backward(*inputs[:6], *output[1:])
     ctx.options = (*inputs[6:10], *inputs[12:])
     ctx.set_materialize_grads(False)
 
@@ -191,10 +199,10 @@ def wanted_gradients(ctx: Any) -> tuple[bool, bool]:
 
 def _backward(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if gradient is None:
-        return (None,) * 15
+        return (None,) * 16
     wants_dx, wants_dy = wanted_gradients(ctx)
     dx, dy, dscale = soft_target_backward(gradient, *ctx.saved_tensors, *ctx.options, wants_dx, wants_dy)
-    return (dx if wants_dx else None, dy if wants_dy else None, dscale) + (None,) * 12
+    return (dx if wants_dx else None, dy if wants_dy else None, dscale) + (None,) * 13
 
 
 def refuse_second_derivative(ctx: Any, *gradients: Tensor | None) -> NoReturn:

@@ -11,15 +11,12 @@ from otter_losses.ops.contract import (
     ROW_DOT,
     ROW_ENTROPY,
     ROW_LSE,
-    ROW_SUM,
     Backward,
-    Forward,
     Saved,
     Storage,
     Teacher,
+    Weights,
     computing,
-    normalised,
-    row_sums,
     wanted,
 )
 from otter_losses.ops.domains import LOGARITHMIC, SCALING, Domain, reads_freely, safe_range
@@ -27,11 +24,11 @@ from otter_losses.ops.similarity import row_chunks
 from otter_losses.ops.transport import Kernel, solve
 
 
-def forward(x: Tensor, y: Tensor, scale: Tensor, asked: Teacher | None, storage: Storage, sums: bool) -> Forward:
+def forward(x: Tensor, y: Tensor, scale: Tensor, asked: Teacher | None, storage: Storage) -> Saved:
     n = len(x)
     own_teacher = asked is not None and asked.similarity.v is x and asked.similarity.t is y
     x, y = x.to(computing(x)), y.to(computing(x))
-    statistics, scalings = x.new_zeros(8, n), x.new_zeros(4, n)
+    statistics, scalings = x.new_zeros(7, n), x.new_zeros(4, n)
     image_rows, text_rows, image_columns, text_columns = scalings
     statistics[COLUMN_LSE] = -torch.inf
     cosines = x @ y.T if storage.cosines and (asked is None or own_teacher) else None
@@ -68,8 +65,6 @@ def forward(x: Tensor, y: Tensor, scale: Tensor, asked: Teacher | None, storage:
             partial = exponentials.sum(0).log_().add_(shift)
         statistics[COLUMN_LSE] = torch.logaddexp(statistics[COLUMN_LSE], partial)
 
-    if sums:
-        statistics[ROW_SUM] = row_sums(x, y, scale)
     # The shifts of both matrices, and 1 where the kernel is held as logarithms and where the student's matrix holds exponentials.
     state, nothing = x.new_zeros(4), x.new_empty(0)
     if teacher is not None:
@@ -114,15 +109,7 @@ def _expected_logits(
 
 
 def backward(
-    gradient: Tensor,
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    asked: Teacher | None,
-    saved: Saved,
-    sums: bool,
-    wants_dx: bool,
-    wants_dy: bool,
+    weights: Weights, x: Tensor, y: Tensor, scale: Tensor, asked: Teacher | None, saved: Saved, wants_dx: bool, wants_dy: bool
 ) -> Backward:
     n, dtype = len(x), x.dtype
     x, y = x.to(computing(x)), y.to(computing(x))
@@ -135,9 +122,8 @@ def backward(
     if asked is not None:
         domain = LOGARITHMIC if logarithmic else SCALING
         teacher = Kernel(asked.similarity.to(x.dtype), domain, state[0], stored if stored.numel() else None)
-    gradient, magnitude = normalised(gradient)  # weights below reach e^80
-    row_weight, column_weight = gradient[ROW_LSE], gradient[COLUMN_LSE]
-    if exponentials:
+    row_weight = column_weight = weights.lse
+    if exponentials:  # about shifts that differ by up to e^80
         row_weight = row_weight * (state[1] - statistics[ROW_LSE]).exp()
         column_weight = column_weight * (state[1] - statistics[COLUMN_LSE]).exp()
 
@@ -153,29 +139,27 @@ def backward(
             torch.sub(z, statistics[ROW_LSE, rows, None], out=g).exp_().mul_(row_weight[rows, None])
             g.add_((z - statistics[COLUMN_LSE]).exp_().mul_(column_weight))
         if teacher is not None:
-            _add_plans(g, teacher.domain, teacher.block(rows), rows, scalings, gradient, scratch[: len(g)])
-        g.diagonal(rows.start).add_(gradient[PAIR, rows])
-        if sums:
-            g.add_(gradient[ROW_SUM, rows, None])
+            _add_plans(g, teacher.domain, teacher.block(rows), rows, scalings, weights.dot, scratch[: len(g)])
+        g.diagonal(rows.start).add_(weights.pair[rows])
+        if weights.sum is not None:
+            g.add_(weights.sum[rows, None])
         if wants_dx:
             torch.mm(g, y, out=dx[rows])
         if wants_dy:
             dy.addmm_(g.T, x[rows], beta=min(rows.start, 1))  # the first block overwrites
-    dscale = ((x * dx) if wants_dx else (y * dy)).sum() * magnitude
-    scale = scale * magnitude
+    dscale = ((x * dx) if wants_dx else (y * dy)).sum() * weights.magnitude
+    scale = scale * weights.magnitude
     return dx.mul_(scale).to(dtype), dy.mul_(scale).to(dtype), dscale
 
 
-def _add_plans(
-    g: Tensor, domain: Domain, kernel: Tensor, rows: slice, scalings: Tensor, gradient: Tensor, scratch: Tensor
-) -> None:
+def _add_plans(g: Tensor, domain: Domain, kernel: Tensor, rows: slice, scalings: Tensor, weight: Tensor, scratch: Tensor) -> None:
     image_rows, text_rows, image_columns, text_columns = scalings
     if domain is SCALING:
         # Kernel times row scaling first: row times column scaling of a removed entry can overflow.
-        torch.mul(kernel, (gradient[ROW_DOT, rows] * image_rows[rows]).unsqueeze(1), out=scratch)
+        torch.mul(kernel, (weight[rows] * image_rows[rows]).unsqueeze(1), out=scratch)
         g.addcmul_(scratch, image_columns)
         torch.mul(kernel, text_rows[rows].unsqueeze(1), out=scratch)
-        g.addcmul_(scratch, gradient[COLUMN_DOT] * text_columns)
+        g.addcmul_(scratch, weight * text_columns)
     else:
-        g.add_(domain.plan(kernel, image_rows[rows], image_columns).mul_(gradient[ROW_DOT, rows, None]))
-        g.add_(domain.plan(kernel, text_rows[rows], text_columns).mul_(gradient[COLUMN_DOT]))
+        g.add_(domain.plan(kernel, image_rows[rows], image_columns).mul_(weight[rows, None]))
+        g.add_(domain.plan(kernel, text_rows[rows], text_columns).mul_(weight))

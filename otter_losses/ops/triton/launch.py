@@ -1,5 +1,6 @@
 """Launching kernels: on the right device, with a tile that suits it."""
 
+import functools
 import json
 import os
 import statistics
@@ -18,7 +19,7 @@ Tile = dict[str, int]
 Run = Callable[[Tile], object]
 
 LEAST_TUNED = 1 << 22
-"""Elements of a matrix below which the first tile is taken untried."""
+"""Elements of a block below which the first tile is taken untried."""
 
 REPETITIONS = 3
 
@@ -45,23 +46,29 @@ def tiles(length: int, tile: int) -> int:
 def tuned(name: str, block: Tensor, choices: Sequence[Tile], run: Run | None) -> Tile:
     """The fastest of the choices for a kernel at this width and device: timed once, then remembered, also on disk.
 
-    `run` launches with a tile as often as one likes and changes nothing by it; None forbids a trial. Without a trial, under graph
-    capture, for small blocks, where determinism is asked for (`torch.use_deterministic_algorithms`) and where the environment
-    says ``OTTER_LOSSES_AUTOTUNE=0``, it is what was chosen before, or the first.
+    `run` launches with a tile as often as one likes and changes nothing by it; None forbids a trial. For small blocks, where
+    determinism is asked for (`torch.use_deterministic_algorithms`) and where the environment says ``OTTER_LOSSES_AUTOTUNE=0``, it
+    is the first; so it is without a trial, or under graph capture, where nothing was chosen before.
     """
-    if not block.is_cuda or os.environ.get("OTTER_LOSSES_AUTOTUNE") == "0" or torch.are_deterministic_algorithms_enabled():
+    if not block.is_cuda or block.numel() < LEAST_TUNED:
         return choices[0]
-    device = torch.cuda.get_device_name(block.device)
+    if os.environ.get("OTTER_LOSSES_AUTOTUNE") == "0" or torch.are_deterministic_algorithms_enabled():
+        return choices[0]
+    device = _name(block.device)
     key = f"{name}, {block.dtype}, 2^{(block.shape[1] - 1).bit_length()} columns"
     known = _known(device)
     if key in known:
         return choices[known[key] % len(choices)]
-    if run is None or block.numel() < LEAST_TUNED or torch.cuda.is_current_stream_capturing():
+    if run is None or torch.cuda.is_current_stream_capturing():
         return choices[0]
     with torch.cuda.device(block.device):
-        known[key] = min(range(len(choices)), key=[_milliseconds(run, tile) for tile in choices].__getitem__)
+        times = [_milliseconds(run, tile) for tile in choices]
+    known[key] = times.index(min(times))
     _save(device, known)
     return choices[known[key]]
+
+
+_name = functools.cache(torch.cuda.get_device_name)
 
 
 def _milliseconds(run: Run, tile: Tile) -> float:

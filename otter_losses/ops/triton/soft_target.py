@@ -10,14 +10,11 @@ from otter_losses.ops.contract import (
     ROW_DOT,
     ROW_ENTROPY,
     ROW_LSE,
-    ROW_SUM,
     Backward,
-    Forward,
     Saved,
     Storage,
     Teacher,
-    normalised,
-    row_sums,
+    Weights,
 )
 from otter_losses.ops.similarity import row_chunks
 from otter_losses.ops.triton import transport
@@ -35,10 +32,10 @@ TILES: tuple[Tile, ...] = (
 """Of programs that own one tile: sixteen elements a thread, so that their sums stay in registers."""
 
 
-def forward(x: Tensor, y: Tensor, scale: Tensor, teacher: Teacher | None, storage: Storage, sums: bool, backend: str) -> Forward:
+def forward(x: Tensor, y: Tensor, scale: Tensor, teacher: Teacher | None, storage: Storage, backend: str) -> Saved:
     n = len(x)
-    statistics, scalings = scale.new_zeros(8, n), scale.new_zeros(4, n)
-    nothing = scale.new_empty(0)
+    statistics, nothing = scale.new_zeros(7, n), scale.new_empty(0)
+    scalings = scale.new_zeros(4, n) if teacher is None else scale.new_empty(4, n)
     held = None
     if teacher is not None:
         stored = None if storage.kernel is None else x.new_empty(n, n, dtype=storage.kernel)
@@ -52,10 +49,8 @@ def forward(x: Tensor, y: Tensor, scale: Tensor, teacher: Teacher | None, storag
         block = product(x[rows], y.T, cosines[rows] if storage.cosines else space[: rows.stop - rows.start])
         kernel = None if held is None else held.block(rows, kernel_space)
         _statistics(block, scale, held, kernel, scalings, statistics, rows, teacher is not None and teacher.entropy)
-    if sums:
-        statistics[ROW_SUM] = row_sums(x, y, scale)
     state = scale.new_zeros(4) if held is None else held.numbers
-    return statistics, scalings, nothing.clone() if held is None or held.stored is None else held.stored, cosines, state
+    return statistics, scalings, scale.new_empty(0) if held is None or held.stored is None else held.stored, cosines, state
 
 
 def _statistics(
@@ -68,7 +63,7 @@ def _statistics(
     rows: slice,
     entropy: bool,
 ) -> None:
-    """Write the row statistics of a block of cosines, and add its share of the column statistics, in `found` (8, N)."""
+    """Write the row statistics of a block of cosines, and add its share of the column statistics, in `found` (7, N)."""
     m, n = block.shape
     image_rows, text_rows, image_columns, text_columns = scalings
     teacher = {"TEACHER": held is not None, "ENTROPY": entropy}
@@ -119,26 +114,15 @@ def _statistics(
 
 
 def backward(
-    gradient: Tensor,
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    teacher: Teacher | None,
-    saved: Saved,
-    sums: bool,
-    wants_dx: bool,
-    wants_dy: bool,
+    weights: Weights, x: Tensor, y: Tensor, scale: Tensor, teacher: Teacher | None, saved: Saved, wants_dx: bool, wants_dy: bool
 ) -> Backward:
-    gradient, magnitude = normalised(gradient)
-    gradients = FeatureGradients(x, y, scale * magnitude, wants_dx, wants_dy)
-    _add_blocks(gradients, gradient, scale, teacher, saved, sums)
+    gradients = FeatureGradients(x, y, scale * weights.magnitude, wants_dx, wants_dy)
+    _add_blocks(gradients, weights, scale, teacher, saved)
     dx, dy, inner = gradients.finish()
-    return dx, dy, inner * magnitude
+    return dx, dy, inner * weights.magnitude
 
 
-def _add_blocks(
-    gradients: FeatureGradients, gradient: Tensor, scale: Tensor, teacher: Teacher | None, saved: Saved, sums: bool
-) -> None:
+def _add_blocks(gradients: FeatureGradients, weights: Weights, scale: Tensor, teacher: Teacher | None, saved: Saved) -> None:
     statistics, scalings, stored, cosines, state = saved
     x, y, n = gradients.x, gradients.y, len(gradients.x)
     held = None
@@ -152,7 +136,7 @@ def _add_blocks(
         block = cosines[rows] if cosines.numel() else product(x[rows], y.T, space[:m])
         kernel = None if held is None else held.block(rows, kernel_space)
         g = gradients.space(block, space)
-        lost = _logits_gradient(gradients, block, scale, held, kernel, scalings, statistics, gradient, rows, sums, g)
+        lost = _logits_gradient(gradients, block, scale, held, kernel, scalings, statistics, weights, rows, g)
         gradients.add(g, lost, rows)
 
 
@@ -164,16 +148,15 @@ def _logits_gradient(
     kernel: Tensor | None,
     scalings: Tensor,
     found: Tensor,
-    gradient: Tensor,
+    weights: Weights,
     rows: slice,
-    sums: bool,
     g: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of a block of logits, for that of the statistics `found`, into `g`, which may be the block; what it lost."""
+    """The gradient of a block of logits, whose statistics are `found`, into `g`, which may be the block; what it lost."""
     m, n = block.shape
     image_rows, text_rows, image_columns, text_columns = scalings
     switches = {"KIND": PLAIN.value, "RAW": False} if held is None else held.switches
-    switches = {"TEACHER": held is not None, **switches, "SUM": sums, "APART": gradients.half}
+    switches = {"TEACHER": held is not None, **switches, "SUM": weights.sum is not None, "APART": gradients.half}
 
     def run(tile: Tile) -> tuple[Tensor, Tensor]:
         grid = tiles(m, tile["BM"]), tiles(n, tile["BN"])
@@ -189,12 +172,12 @@ def _logits_gradient(
             text_columns,
             found[ROW_LSE, rows],
             found[COLUMN_LSE],
-            gradient[ROW_LSE, rows],
-            gradient[COLUMN_LSE],
-            gradient[PAIR, rows],
-            gradient[ROW_DOT, rows],
-            gradient[COLUMN_DOT],
-            gradient[ROW_SUM, rows],
+            weights.lse[rows],
+            weights.lse,
+            weights.pair[rows],
+            weights.dot[rows],
+            weights.dot,
+            weights.lse[rows] if weights.sum is None else weights.sum[rows],
             g,
             gradients.diagonal[rows],
             *lost,

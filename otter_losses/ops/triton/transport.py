@@ -8,9 +8,10 @@ from torch import Tensor
 
 from otter_losses.ops.domains import safe_range
 from otter_losses.ops.similarity import Similarity, row_chunks
-from otter_losses.ops.triton.features import HALVES, narrow, product
+from otter_losses.ops.triton.features import HALVES, product
+from otter_losses.ops.triton.features import TILE as FEATURES
 from otter_losses.ops.triton.kernels import transport as kernels
-from otter_losses.ops.triton.kernels.held import CODES, LAST_CODE, LOGARITHMIC, OCTAVES, PLAIN
+from otter_losses.ops.triton.kernels.held import CODES, LOGARITHMIC, PLAIN
 from otter_losses.ops.triton.launch import Tile, launch, tiles, tuned
 
 ROWS: tuple[Tile, ...] = (
@@ -33,6 +34,9 @@ PROGRAMS = 512
 """That a GPU should have to work on; a narrow matrix is cut into segments until there are so many."""
 
 
+Totals = tuple[Tensor, Tile]
+
+
 @dataclass(frozen=True)
 class Held:
     """The transport kernel of a batch: stored, or made anew from its product, block by block. See `kernels.held`."""
@@ -47,19 +51,14 @@ class Held:
     def build(cls, similarity: Similarity, spread: float | None, stored: Tensor | None) -> "Held":
         """`stored` is where it is to be kept, in float32 or, for codes, int16; `solve` fills it."""
         kind = _kind(spread, stored)
-        a, b, gain = _factors(similarity, kind)
-        shift = similarity.bound()
-        lowered = shift.new_full((), similarity.diagonal_penalty)
-        if 0 < similarity.diagonal_penalty < torch.inf:
-            lowered = lowered * similarity.sharpness
-        step = shift * (2 * OCTAVES.value / (LAST_CODE.value - 1))
-        return cls((a, b), torch.stack((gain, shift, step, lowered)), kind, stored, len(a))
+        factors, numbers = _prepared(similarity, kind)
+        return cls(factors, numbers, kind, stored, len(similarity.v))
 
     @classmethod
     def again(cls, similarity: Similarity, spread: float | None, stored: Tensor | None, numbers: Tensor) -> "Held":
         """The one that was built with those numbers."""
         kind = _kind(spread, stored)
-        factors = _factors(similarity, kind)[:2] if stored is None else None
+        factors = _prepared(similarity, kind)[0] if stored is None else None
         return cls(factors, numbers, kind, stored, len(similarity.v))
 
     @property
@@ -96,21 +95,28 @@ def _kind(spread: float | None, stored: Tensor | None) -> int:
     return int(PLAIN.value if plain else LOGARITHMIC.value)
 
 
-def _factors(similarity: Similarity, kind: int) -> tuple[Tensor, Tensor, Tensor]:
-    """``a, b`` and a gain with ``L = gain a b^T``.
+def _prepared(similarity: Similarity, kind: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """The factors of the kernel's product, and its numbers.
 
     Half-precision features stay that, sums of them go to float16: an error of L of about ``1e-5 / epsilon``. Where epsilon is too
     small for plain numbers, it is too small for that.
     """
-    a, b = similarity.factors()
-    gain = similarity.sharpness
-    sums = not a.dtype == b.dtype == similarity.v.dtype
-    if similarity.v.dtype in HALVES and sums and kind == LOGARITHMIC.value:
-        a, b = a.float(), b.float()
-    elif similarity.v.dtype in HALVES and sums:
-        (a, a_octave), (b, b_octave) = narrow(a), narrow(b)
-        gain = gain * (a_octave * b_octave)
-    return a, b, gain
+    v, t, sharpness = similarity.v, similarity.t, similarity.sharpness
+    n, e = v.shape
+    image, text = similarity.gamma_image > 0, similarity.gamma_text > 0
+    half = v.dtype in HALVES and kind != LOGARITHMIC.value
+    a, b = v, t
+    if image or text:
+        width = 2 * e if image and text else e
+        a, b = v.new_empty(2, n, width, dtype=torch.float16 if half else torch.float32).unbind()
+    programs = tiles(n, FEATURES["BM"])
+    peaks, numbers = sharpness.new_empty(programs, 2), sharpness.new_empty(4)
+    gammas = similarity.gamma_image, similarity.gamma_text
+    arguments = (v, t, a, b, peaks, n, e, *v.stride(), *t.stride(), *gammas)
+    launch(kernels.factors, (programs,), *arguments, IMAGE=image, TEXT=text, tile=FEATURES)
+    arguments = (peaks, sharpness, numbers, programs, similarity.diagonal_penalty, *gammas)
+    launch(kernels.numbers, (1,), *arguments, tile={"BM": 1024, "num_warps": 4})
+    return (a, b), numbers
 
 
 def _segments(rows: int, columns: int, tile: Tile) -> tuple[int, int]:
@@ -140,13 +146,13 @@ def solve(held: Held, iterations: int, scalings: Tensor, backend: str) -> None:
     space = held.space() if needs_space else held.numbers.new_empty(0)
     _match(held, _opened(held, space), text_columns)
     for _ in range(iterations):
-        totals: Tensor | None = None
+        totals: Totals | None = None
         for rows, block in held.sweep(space):
             row_scalings = image_rows[rows], text_rows[rows]
             _row_scalings(held, block, rows, (image_columns, text_columns), row_scalings)
             totals = _column_totals(held, block, rows, row_scalings, totals)
         assert totals is not None
-        _match(held, totals, scalings[2:])
+        _match(held, totals[0], scalings[2:])
 
 
 def _no_launch(held: Held) -> str | None:
@@ -198,19 +204,20 @@ def _row_scalings(held: Held, block: Tensor, rows: slice, columns: tuple[Tensor,
     run(tuned("row_scalings", block, ROWS, run))
 
 
-def _column_totals(held: Held, block: Tensor, rows: slice, scalings: tuple[Tensor, Tensor], totals: Tensor | None) -> Tensor:
-    """Column sums (segments, 2, N), with those of the blocks before."""
+def _column_totals(held: Held, block: Tensor, rows: slice, scalings: tuple[Tensor, Tensor], before: Totals | None) -> Totals:
+    """Column sums (segments, 2, N) with those of the blocks before, and the tile that all of them were found with."""
     m, n = block.shape
 
     def run(tile: Tile) -> Tensor:
-        segments, height = _segments(m if totals is None else held.chunks()[0].stop, n, tile)
-        found = held.numbers.new_empty(segments, 2, n) if totals is None else totals
+        segments, height = _segments(m if before is None else held.chunks()[0].stop, n, tile)
+        found = held.numbers.new_empty(segments, 2, n) if before is None else before[0]
         arguments = (block, held.numbers, *scalings, found, rows.start, m, n, height)
         grid = tiles(n, tile["BN"]), segments
-        launch(kernels.column_totals, grid, *arguments, **held.switches, FIRST=totals is None, tile=tile)
+        launch(kernels.column_totals, grid, *arguments, **held.switches, FIRST=before is None, tile=tile)
         return found
 
-    return run(tuned("column_totals", block, COLUMNS, run if totals is None else None))
+    tile = tuned("column_totals", block, COLUMNS, run) if before is None else before[1]
+    return run(tile), tile
 
 
 def _match(held: Held, totals: Tensor, out: Tensor) -> None:

@@ -31,8 +31,8 @@ def apart(value, own, mask, gain, row_residual, column_residual, i, j, m, n):
 @triton.jit
 def narrow(values, peak, out, factor, n, d, row_stride, column_stride, BM: tl.constexpr, BN: tl.constexpr):
     """Values over the power of two next below their peak, in float16; and that power. Exact but for what is 2^-24 of the peak."""
-    top = tl.load(peak).to(tl.float32)
-    octave = tl.exp2(tl.floor(tl.log2(tl.where(top > 0.0, top, 1.0))))
+    octave = (tl.load(peak).to(tl.float32).to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+    octave = tl.where(octave > 0.0, octave, 1.0)
     i = tl.program_id(0) * BM + tl.arange(0, BM)
     for first in range(0, d, BN):
         j = first + tl.arange(0, BN)

@@ -227,7 +227,7 @@ def logits_gradient(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """``G_ij = a_i softmax_row + b_j softmax_column + c_i delta_ij + d_i M_ij + e_j M'_ij + f_i``.
+    """``G_ij = a_i softmax_row + a_j softmax_column + c_i delta_ij + d_i M_ij + d_j M'_ij + f_i``.
 
     `g` may be `cosines`. Where APART it is float16, see `apart`, and the diagonal goes to a vector of its own.
     """
