@@ -26,7 +26,8 @@ class DistillationLoss(PairLoss):
         gamma_image, gamma_text: weights of the within-modality similarities; 0 is the paper's.
         remove_diagonal: take the given pair out of the softmax. With ``gamma_image=1, gamma_text=1, epsilon=0.15`` this is OTTER
             without Sinkhorn.
-        backend: "auto" or "torch": plain torch on any device; "triton": fused kernels, see docs/kernels.md.
+        backend: "auto" takes the fused kernels on a GPU and plain torch elsewhere; "torch", "triton" and "cuda" insist, see
+            docs/kernels.md.
         max_memory: bytes the N x N matrices may take before they are recomputed in row blocks.
         local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod: open_clip's; see `PairLoss`.
 

@@ -17,7 +17,8 @@ class InfoNCELoss(PairLoss):
     Equal to open_clip's ClipLoss in value and gradient; one logit matrix instead of two.
 
     Args:
-        backend: "auto" or "torch": plain torch on any device; "triton": fused kernels, see docs/kernels.md.
+        backend: "auto" takes the fused kernels on a GPU and plain torch elsewhere; "torch", "triton" and "cuda" insist, see
+            docs/kernels.md.
         max_memory: bytes the N x N matrix may take before it is recomputed in row blocks.
         local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod: open_clip's; see `PairLoss`.
 

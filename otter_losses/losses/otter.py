@@ -32,7 +32,8 @@ class OTTERLoss(PairLoss):
             range of S the solver works in plain numbers, below that in logarithms at several times the cost.
         iterations: Sinkhorn-Knopp rounds, at least 1.
         gamma_image, gamma_text: weights of the similarities within a modality, at least 0.
-        backend: "auto" or "torch": plain torch on any device; "triton": fused kernels, see docs/kernels.md.
+        backend: "auto" takes the fused kernels on a GPU and plain torch elsewhere; "torch", "triton" and "cuda" insist, see
+            docs/kernels.md.
         max_memory: bytes the N x N matrices may take (there are two; three with `distill_logit_scale`) before they are
             recomputed in row blocks.
         local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod: open_clip's; see `PairLoss`.

@@ -102,9 +102,9 @@ class FeatureGradients:
             return self.inner, self.inner
         return block.new_empty(grid[1], block.shape[0]), block.new_empty(grid[0], block.shape[1])
 
-    def space(self, block: Tensor, space: Tensor) -> Tensor:
-        """Where a block's gradient goes: float16 memory of its own, or the space, in which the block may lie itself."""
-        return block.new_empty(block.shape, dtype=torch.float16) if self.half else space[: len(block)]
+    def space(self, space: Tensor) -> Tensor:
+        """Room for a block's gradient: float16 memory of its own, or the space given, in which the block may lie itself."""
+        return space.new_empty(space.shape, dtype=torch.float16) if self.half else space
 
     def add(self, g: Tensor, lost: tuple[Tensor, Tensor], rows: slice) -> None:
         """A block of rows, and what its rounding lost, summed over the rows (tiles, m) and columns (tiles, N) of its tiles."""

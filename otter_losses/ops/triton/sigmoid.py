@@ -43,9 +43,10 @@ def _add_blocks(gradients: FeatureGradients, gradient: Tensor, scale: Tensor, bi
     x, y, n = gradients.x, gradients.y, len(gradients.x)
     chunks = row_chunks(n, n, x.device)
     space = scale.new_empty(chunks[0].stop, n)
+    g_space = gradients.space(space)
     for rows in chunks:
         block = kept[rows] if kept.numel() else product(x[rows], y.T, space[: rows.stop - rows.start])
-        g = gradients.space(block, space)
+        g = g_space[: len(block)]
 
         def run(tile: Tile, block: Tensor = block, rows: slice = rows, g: Tensor = g) -> tuple[tuple[Tensor, Tensor], Tensor]:
             grid = tiles(len(block), tile["BM"]), tiles(n, tile["BN"])

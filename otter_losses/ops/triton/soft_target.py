@@ -130,12 +130,13 @@ def _add_blocks(gradients: FeatureGradients, weights: Weights, scale: Tensor, te
         held = Held.again(teacher.similarity, teacher.spread, stored if stored.numel() else None, state)
     chunks = row_chunks(n, n, x.device)
     space = scale.new_empty(chunks[0].stop, n)
+    g_space = gradients.space(space)
     kernel_space = held.space() if held is not None and held.stored is None else space
     for rows in chunks:
         m = rows.stop - rows.start
         block = cosines[rows] if cosines.numel() else product(x[rows], y.T, space[:m])
         kernel = None if held is None else held.block(rows, kernel_space)
-        g = gradients.space(block, space)
+        g = g_space[:m]
         lost = _logits_gradient(gradients, block, scale, held, kernel, scalings, statistics, weights, rows, g)
         gradients.add(g, lost, rows)
 

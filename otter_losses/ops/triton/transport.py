@@ -201,7 +201,7 @@ def _row_scalings(held: Held, block: Tensor, rows: slice, columns: tuple[Tensor,
         arguments = (block, held.numbers, *columns, *out, rows.start, m, n)
         launch(kernels.row_scalings, (tiles(m, tile["BM"]),), *arguments, **held.switches, tile=tile)
 
-    run(tuned("row_scalings", block, ROWS, run))
+    run(tuned(f"row_scalings {held.switches}", block, ROWS, run))
 
 
 def _column_totals(held: Held, block: Tensor, rows: slice, scalings: tuple[Tensor, Tensor], before: Totals | None) -> Totals:
@@ -216,7 +216,7 @@ def _column_totals(held: Held, block: Tensor, rows: slice, scalings: tuple[Tenso
         launch(kernels.column_totals, grid, *arguments, **held.switches, FIRST=before is None, tile=tile)
         return found
 
-    tile = tuned("column_totals", block, COLUMNS, run) if before is None else before[1]
+    tile = tuned(f"column_totals {held.switches}", block, COLUMNS, run) if before is None else before[1]
     return run(tile), tile
 
 
