@@ -64,7 +64,7 @@ def peak(monkeypatch: pytest.MonkeyPatch, pairs: int, width: int, dtype: torch.d
         saved = soft_target.forward(x, y, scale, asked, storage, "triton")
         losses = contract.pair_losses(saved[0], given, x, y, scale, asked)
         soft_target.backward(contract.Weights.of(losses, given), x, y, scale, asked, saved, True, True)
-    return counted.most
+    return int(counted.most)
 
 
 def test_the_count_counts() -> None:
