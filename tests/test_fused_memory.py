@@ -17,11 +17,11 @@ pytest.importorskip("triton", reason="triton is there on Linux only")
 GIB = 2**30
 
 
-class Peak(TorchDispatchMode):
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Most bytes alive at once, of all that is made meanwhile."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = self.most = 0
         self.known: set[int] = set()
 
