@@ -3,12 +3,14 @@
     python -m benchmarks.kernels
 
 Runs every loss in Triton's interpreter, in every way that leads to other kernels, and compiles what was launched for sm_70
-(V100), sm_80 (A100), sm_90 (H100, H200) and sm_100 (B200); beside it the CUDA C++ kernels, where NVRTC is installed. Reads each
-cubin's resources and writes ``benchmarks/results/kernels.{json,md}``. The bytes are counted, not measured.
+(V100), sm_80 (A100), sm_90 (H100, H200) and sm_100 (B200), and for sm_90 also what a batch launches whose size is odd; beside
+it the CUDA C++ kernels, where NVRTC is installed. Reads each cubin's resources and writes
+``benchmarks/results/kernels.{json,md}``. The bytes are counted, not measured.
 """
 
 import argparse
 import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -58,7 +60,7 @@ class Launch:
         return cls(signature=next(pairs), constants=next(pairs), aligned=tuple(aligned), **others)
 
     def choices(self) -> "list[Launch]":
-        """The same with every tile that the kernel may be launched with."""
+        """The same with every tile that the kernel may be launched with; in an odd batch the first is proof enough."""
         from otter_losses.ops.triton import soft_target, transport
 
         tiles = {
@@ -69,7 +71,7 @@ class Launch:
             "logits_gradient": soft_target.TILES,
             "sigmoid_gradient": soft_target.TILES,
         }.get(self.kernel)
-        if tiles is None:
+        if tiles is None or not self.usual:
             return [self]
         others = tuple((name, value) for name, value in self.constants if name not in ("BM", "BN"))
         return [
@@ -77,10 +79,26 @@ class Launch:
         ]
 
     @property
+    def usual(self) -> bool:
+        """All aligned, as in batches whose size 16 divides."""
+        return all(
+            position in self.aligned
+            for position, (name, kind) in enumerate(self.signature)
+            if kind[0] == "*" or name in ("m", "n")
+        )
+
+    @property
+    def odd(self) -> bool:
+        """Whether the rows of its matrices start where 16 bytes do not."""
+        names = [name for name, _ in self.signature]
+        return "n" in names and "m" in names and names.index("n") not in self.aligned
+
+    @property
     def switches(self) -> str:
         words = [name.lower() for name, value in self.constants if value is True]
         kinds = {0: "plain", 1: "logarithmic", 2: "codes"}
         words += [kinds[value] for name, value in self.constants if name == "KIND"]
+        words += ["odd"] if self.odd else []
         types = sorted({kind for name, kind in self.signature if name in ("k", "g", "out", "values") and kind != "*fp32"})
         return " ".join([*words, *(kind.strip("*") for kind in types)])
 
@@ -111,7 +129,8 @@ def recorded() -> list[Launch]:
                 signature.append((name, "constexpr"))
             elif isinstance(value, torch.Tensor):
                 signature.append((name, POINTERS[value.dtype]))
-                aligned.append(position)
+                if value.data_ptr() % 16 == 0:
+                    aligned.append(position)
             else:
                 signature.append((name, "fp32" if isinstance(value, float) else "i32"))
                 if isinstance(value, int) and value % 16 == 0:
@@ -137,8 +156,8 @@ def recorded() -> list[Launch]:
     for dtype in POINTERS:
         if not dtype.is_floating_point:
             continue
-        features = torch.nn.functional.normalize(torch.randn(4, 48, 16, generator=generator), dim=-1).to(dtype)
-        for build in losses.values():
+        for pairs, build in itertools.product((48, 41), losses.values()):
+            features = torch.nn.functional.normalize(torch.randn(4, pairs, 16, generator=generator), dim=-1).to(dtype)
             for max_memory in (2 << 30, 0):
                 x, y, v, t = (each.clone().requires_grad_() for each in features)
                 value = build(backend="triton", max_memory=max_memory)(x, y, 14.3, dist_image_features=v, dist_text_features=t)
@@ -189,7 +208,7 @@ def _build(job: tuple[Launch, int]) -> dict[str, Any]:
 def builds() -> list[dict[str, Any]]:
     """All launches for all architectures."""
     launches = dict.fromkeys(choice for launch in _listed() for choice in launch.choices())
-    jobs = [(launch, architecture) for launch in launches for architecture in ARCHITECTURES]
+    jobs = [(launch, each) for launch in launches for each in (ARCHITECTURES if launch.usual else (90,))]
     with ProcessPoolExecutor() as pool:
         return list(pool.map(_build, jobs, chunksize=4))
 

@@ -360,6 +360,44 @@ def test_what_a_device_lacks(monkeypatch: pytest.MonkeyPatch, architecture: int,
     assert found is None if reason is None else re.search(reason, found or "")
 
 
+@pytest.mark.parametrize(
+    ("off", "raises", "reason"),
+    [
+        (1.0, None, None),
+        (1.01, None, "its kernel gives wrong numbers."),
+        (1.0, TypeError("no such launch"), "does not run: no such"),
+    ],
+)
+def test_a_kernel_is_tried_before_it_is_trusted(
+    monkeypatch: pytest.MonkeyPatch, off: float, raises: Exception | None, reason: str | None
+) -> None:
+    tried = []
+
+    def solve(matrix: Tensor, shift: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+        tried.append(len(matrix))
+        if raises is not None:
+            raise raises
+        return torch.ones(9), torch.ones(9), torch.full((9,), off / 9)
+
+    monkeypatch.setattr(transport, "solve", solve)
+    plan = Layout(9, True, CLUSTER, 2)
+    if reason is None:
+        assert transport._failure(plan, torch.device("cpu")) is None
+    else:
+        with pytest.warns(RuntimeWarning, match="solves the transport without CUDA C\\+\\+ on cpu: its kernel"):
+            assert reason in (transport._failure(plan, torch.device("cpu")) or "")
+    assert tried == [9]
+
+
+def test_out_of_memory_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def solve(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(transport, "solve", solve)
+    with pytest.raises(torch.OutOfMemoryError):
+        transport._failure(Layout(9, True, CLUSTER, 2), torch.device("cpu"))
+
+
 # ---- on a GPU ----
 
 

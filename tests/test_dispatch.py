@@ -39,6 +39,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return answers["failure"]  # type: ignore[no-any-return]
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: answers["available"])
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: answers["capability"])
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: answers["capturing"])
     monkeypatch.setattr(dispatch, "_failure", failure)
@@ -69,6 +70,12 @@ def test_auto_falls_back_in_silence_where_a_gpu_has_no_kernels(gpu: dict[str, An
     assert gpu["tried"] == 0
 
 
+def test_auto_leaves_other_makers_gpus_to_torch(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert not fuses()
+    assert gpu["tried"] == 0
+
+
 def test_auto_falls_back_in_silence_without_triton(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
     assert not fuses()
@@ -76,8 +83,10 @@ def test_auto_falls_back_in_silence_without_triton(gpu: dict[str, Any], monkeypa
 
 def test_auto_warns_once_where_kernels_should_run_and_do_not(gpu: dict[str, Any]) -> None:
     pytest.importorskip("triton", reason="triton is there on Linux only")
-    gpu["failure"] = "no compiler."
-    with pytest.warns(RuntimeWarning, match="otter_losses computes in plain torch on cuda:0: no compiler"):
+    gpu["failure"] = f"{dispatch.SURPRISE} (no compiler)."
+    with pytest.warns(
+        RuntimeWarning, match="otter_losses computes in plain torch on cuda:0: Triton could not compile or run a kernel"
+    ):
         assert not fuses()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -122,9 +131,12 @@ print(dispatch._failure(torch.device("cpu")))
         (
             "features.narrow = fails",
             "Triton could not compile or run a kernel (PermissionError: [Errno 13] Permission denied: cache). "
-            "It needs a C compiler and a cache folder that it may write to (TRITON_CACHE_DIR).",
+            "Triton needs a C compiler and a cache folder that it may write to (TRITON_CACHE_DIR).",
         ),
-        ("features.narrow = lambda values: (values.half() + 1, torch.ones(()))", "a kernel gave wrong numbers."),
+        (
+            "features.narrow = lambda values: (values.half() + 1, torch.ones(()))",
+            "Triton could not compile or run a kernel (it gave wrong numbers).",
+        ),
     ],
 )
 def test_a_trial_finds_what_goes_wrong(change: str, expected: str) -> None:
@@ -146,6 +158,7 @@ def test_cuda_says_what_it_lacks() -> None:
         OTTERLoss(backend="cuda")(batch.x, batch.y, 14.3)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its tensors are on the CPU")
 def test_cuda_wants_plain_numbers_and_a_stored_matrix() -> None:
     pytest.importorskip("triton", reason="triton is there on Linux only")
     batch = make_batch(9, 6, dtype=torch.float32)
@@ -155,6 +168,7 @@ def test_cuda_wants_plain_numbers_and_a_stored_matrix() -> None:
         OTTERLoss(backend="cuda", max_memory=0)(batch.x, batch.y, 14.3)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its tensors are on the CPU")
 @pytest.mark.parametrize("asked", ["auto", "cuda"])
 def test_transport_is_solved_on_the_chip_where_it_can_be(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
     """With the kernel's contract in plain torch in place of the kernel."""

@@ -15,7 +15,7 @@ from families import Batch, make_batch, relative, worst_error
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from otter_losses import DistillationLoss, InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss, sinkhorn_knopp
+from otter_losses import DistillationLoss, InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss, checks, sinkhorn_knopp
 from otter_losses.losses.base import PairLoss
 from otter_losses.ops import dispatch, similarity
 
@@ -177,6 +177,24 @@ def test_a_frozen_tower_leaves_the_other_gradients_as_they_are(name: str, side: 
     assert relative(found_scale, dscale, floor=0.1) <= 1e-4
 
 
+@pytest.mark.parametrize("where", ["x", "y", "v", "t"])
+@pytest.mark.parametrize("way", ["float32", "codes", "blocks"])
+@pytest.mark.parametrize("name", ["otter", "otter, logarithms", "distillation", "info_nce", "siglip"])
+def test_a_nan_that_comes_in_comes_out(monkeypatch: pytest.MonkeyPatch, name: str, way: str, where: str) -> None:
+    """Where nobody looks at the features."""
+    if where in "vt" and name in ("info_nce", "siglip"):
+        pytest.skip("has no teacher")
+    monkeypatch.setattr(checks, "check_finite", lambda name, tensor: None)
+    monkeypatch.setattr(dispatch, "STAYS_IN_CACHE", 0)
+    batch = on_device(make_batch(41, 24), torch.bfloat16 if way == "codes" else torch.float32)
+    with torch.no_grad():
+        getattr(batch, where)[7, 3] = torch.nan
+        loss = BUILDERS[name](backend="triton", max_memory=BLOCKS if way == "blocks" else DENSE)
+        parts = loss(batch.x, batch.y, batch.scale, **batch.teacher(), output_dict=True)
+    assert isinstance(parts, dict)
+    assert all(bool(part.isnan()) for key, part in parts.items() if where in "xy" or key == "distill_loss")
+
+
 # ---- what cannot run says what is missing ----
 
 
@@ -222,6 +240,8 @@ def test_every_kernel_compiles_for_every_gpu_without_spills(tmp_path: Path) -> N
     for kernel in written - helpers:
         assert {build["architecture"] for build in triton if build["kernel"] == kernel} == {70, 80, 90, 100}
     for build in builds:
-        assert build["local_bytes"] == build["stack_bytes"] == 0, build
-        assert 0 < build["registers"] <= 128, build
+        odd = "odd" in build["switches"]
+        assert build["local_bytes"] == 0, build
+        assert build["stack_bytes"] <= (16 if odd else 0), build
+        assert 0 < build["registers"] <= (255 if odd else 128), build
         assert build["shared_bytes"] <= 8 << 10, build

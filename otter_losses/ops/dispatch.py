@@ -18,19 +18,27 @@ STAYS_IN_CACHE = 2048
 
 LEAST_CAPABILITY = (7, 0)
 
+SURPRISE = "Triton could not compile or run a kernel"
+"""How a reason begins that nobody expects where all that is needed is there."""
+
 _trouble: dict[torch.device, str | None] = {}
 
 
 def fuses(backend: str, x: Tensor) -> bool:
     """Whether Triton's kernels compute for features x.
 
-    Looks at no data, and gives the same answer all process long. What was asked for by name has passed `check_usable`.
+    Looks at no data, and gives the same answer all process long, once it could try. What was asked for by name has passed
+    `check_usable`.
     """
     if backend != "auto":
         return backend != "torch"
     if x.device.type != "cuda" or x.dtype == torch.float64 or x.shape[0] < FEWEST_PAIRS:
         return False
-    return trouble(x.device) is None
+    known = x.device in _trouble
+    found = trouble(x.device)
+    if found is not None and not known and found.startswith(SURPRISE):
+        warnings.warn(f"otter_losses computes in plain torch on {x.device}: {found}", RuntimeWarning, stacklevel=2)
+    return found is None
 
 
 def check_usable(backend: str, x: Tensor) -> None:
@@ -54,20 +62,20 @@ def check_usable(backend: str, x: Tensor) -> None:
 
 
 def trouble(device: torch.device) -> str | None:
-    """Why Triton's kernels cannot run there, found out by running one, once; a failure that surprises is warned of."""
+    """Why Triton's kernels cannot run there, found out by running one, once."""
     if device not in _trouble:
         if find_spec("triton") is None:
             _trouble[device] = "the package triton is not installed."
         elif not torch.cuda.is_available():
             _trouble[device] = "torch sees no CUDA device."
+        elif torch.version.cuda is None:
+            _trouble[device] = "torch is built for other GPUs than NVIDIA's."
         elif torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
             _trouble[device] = "its compute capability is below 7.0."
         elif torch.cuda.is_current_stream_capturing():
             return None  # a trial would break the capture
         else:
-            _trouble[device] = found = _failure(device)
-            if found is not None:
-                warnings.warn(f"otter_losses computes in plain torch on {device}: {found}", RuntimeWarning, stacklevel=2)
+            _trouble[device] = _failure(device)
     return _trouble[device]
 
 
@@ -80,13 +88,12 @@ def _failure(device: torch.device) -> str | None:
             values = torch.tensor([[3.0, -0.5], [0.25, 1.0]], device=device)
             found, octave = narrow(values)
             if not torch.equal(found.float() * octave, values):
-                return "a kernel gave wrong numbers."
+                return f"{SURPRISE} (it gave wrong numbers)."
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         cause = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        return (
-            f"Triton could not compile or run a kernel ({cause}). It needs a C compiler and a cache folder that it may write to "
-            "(TRITON_CACHE_DIR)."
-        )
+        return f"{SURPRISE} ({cause}). Triton needs a C compiler and a cache folder that it may write to (TRITON_CACHE_DIR)."
     return None
 
 

@@ -23,7 +23,8 @@ CHUNK_ELEMENTS = {"cpu": 1 << 19}
 """Elements of a row block worked on at once: on a CPU what its caches hold, elsewhere what fills the device: 1 << 25."""
 
 LEAST_ROWS = {"cpu": 256}
-"""Of a row block; elsewhere 512, below which adding its share of dy to the rest costs more than its product."""
+"""Of a row block; elsewhere 512, below which adding its share of dy to the rest costs more than its product, and whole tiles of
+128, which products and kernels work on."""
 
 PANEL = 256
 """Rows of a panel of the symmetric product; half a panel's share of it is computed twice."""
@@ -32,6 +33,7 @@ PANEL = 256
 def row_chunks(rows: int, columns: int, device: torch.device) -> list[slice]:
     """Row blocks of about `CHUNK_ELEMENTS`, at least `LEAST_ROWS` each."""
     height = max(CHUNK_ELEMENTS.get(device.type, 1 << 25) // max(columns, 1), LEAST_ROWS.get(device.type, 512))
+    height = height if device.type == "cpu" else height // 128 * 128
     return _slices(rows, height)
 
 

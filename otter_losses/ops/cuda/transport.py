@@ -67,27 +67,43 @@ def missing(device: torch.device) -> str | None:
 
 
 def obstacle(n: int, device: torch.device) -> str | None:
-    """Why a matrix (n, n) cannot be solved there in one launch; None where it can, and then the kernel is built and loaded.
+    """Why a matrix (n, n) cannot be solved there in one launch; None where it can: then it was run once.
 
-    A kernel that cannot be built, where all it needs is there, is warned of.
+    A kernel that does not run, where all it needs is there, is warned of.
     """
     reason = missing(device)
     if reason is not None:
         return reason
-    plan = _layout(n, _index(device))
-    return f"{n} pairs do not fit on the chip of {device}." if plan is None else _trouble(plan, _index(device))
+    index = _index(device)
+    plan = _layout(n, index)
+    if plan is None:
+        return f"{n} pairs do not fit on the chip of {device}."
+    if (plan, index) not in _tried:
+        if torch.cuda.is_current_stream_capturing():
+            return "it was not tried before a CUDA graph was captured."
+        _tried[plan, index] = _failure(plan, device)
+    return _tried[plan, index]
 
 
-@cache
-def _trouble(plan: Layout, device: int) -> str | None:
+_tried: dict[tuple[Layout, int], str | None] = {}
+
+
+def _failure(plan: Layout, device: torch.device) -> str | None:
+    """What goes wrong when it is built and run on a matrix of ones, whose scalings are known."""
     try:
-        with torch.cuda.device(device):
-            torch.zeros(1, device=device)  # makes the context that the kernel is loaded into
-            _kernel(plan.kernel, device)
-    except RuntimeError as error:
-        warnings.warn(f"otter_losses solves the transport without its CUDA kernel: {error}", RuntimeWarning, stacklevel=2)
-        return str(error)
-    return None
+        matrix, shift = torch.zeros(plan.n, plan.n, device=device), torch.zeros((), device=device)
+        expected = (1.0, 1.0, 1.0 / plan.n)
+        if all(
+            torch.allclose(each, torch.full_like(each, one)) for each, one in zip(solve(matrix, shift, 1), expected, strict=True)
+        ):
+            return None
+        reason = "its kernel gives wrong numbers."
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = f"its kernel does not run: {error}"
+    warnings.warn(f"otter_losses solves the transport without CUDA C++ on {device}: {reason}", RuntimeWarning, stacklevel=2)
+    return reason
 
 
 def solve(matrix: Tensor, shift: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:

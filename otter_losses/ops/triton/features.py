@@ -19,16 +19,19 @@ TILE: Tile = {"BM": 4, "BN": 256, "num_warps": 4}
 
 
 @cache
-def _sums_in_float32(device: torch.device) -> tuple[bool, bool]:
-    """Whether this torch multiplies, and multiplies and adds, half-precision operands into float32 there."""
+def _sums_in_float32(device: torch.device, dtype: torch.dtype) -> tuple[bool, bool]:
+    """Whether this torch multiplies, and multiplies and adds, operands of that type into float32 there."""
     if device.type != "cuda":
         return False, False
-    operand, out = torch.zeros(16, 16, dtype=torch.float16, device=device), torch.zeros(16, 16, device=device)
+    operand, out = torch.zeros(16, 16, dtype=dtype, device=device), torch.zeros(16, 16, device=device)
 
     def works(run: Callable[[], Tensor]) -> bool:
         try:
             run()
-        except (RuntimeError, TypeError):
+        except (RuntimeError, TypeError) as error:
+            # An error of memory or of the library is no answer.
+            if isinstance(error, torch.OutOfMemoryError) or ("CUBLAS" in str(error) and "NOT_SUPPORTED" not in str(error)):
+                raise
             return False
         return True
 
@@ -42,7 +45,7 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """``a b`` in float32."""
     if a.dtype not in HALVES:
         return torch.mm(a, b, out=out)
-    if _sums_in_float32(a.device)[0]:
+    if _sums_in_float32(a.device, a.dtype)[0]:
         return torch.mm(a, b, out_dtype=torch.float32, out=out)
     return torch.mm(a.float(), b.float(), out=out)
 
@@ -50,7 +53,7 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 def add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
     """``total + a b`` in float32; `first` overwrites."""
     if a.dtype in HALVES:
-        multiplies, adds = _sums_in_float32(a.device)
+        multiplies, adds = _sums_in_float32(a.device, a.dtype)
         if adds:
             torch.addmm(total, a, b, beta=0 if first else 1, out_dtype=torch.float32, out=total)
             return

@@ -57,15 +57,15 @@ def tuned(name: str, block: Tensor, choices: Sequence[Tile], run: Run | None) ->
     device = _name(block.device)
     key = f"{name}, {block.dtype}, 2^{(block.shape[1] - 1).bit_length()} columns"
     known = _known(device)
-    if key in known:
-        return choices[known[key] % len(choices)]
+    if known.get(key) in choices:
+        return known[key]
     if run is None or torch.cuda.is_current_stream_capturing():
         return choices[0]
     with torch.cuda.device(block.device):
         times = [_milliseconds(run, tile) for tile in choices]
-    known[key] = times.index(min(times))
+    known[key] = choices[times.index(min(times))]
     _save(device, known)
-    return choices[known[key]]
+    return known[key]
 
 
 _name = functools.cache(torch.cuda.get_device_name)
@@ -84,7 +84,7 @@ def _milliseconds(run: Run, tile: Tile) -> float:
     return statistics.median(found)
 
 
-_by_device: dict[str, dict[str, int]] = {}
+_by_device: dict[str, dict[str, Tile]] = {}
 
 
 def _file(device: str) -> str:
@@ -94,16 +94,16 @@ def _file(device: str) -> str:
     return f"tiles-{name}-triton{triton.__version__}.json"
 
 
-def _known(device: str) -> dict[str, int]:
+def _known(device: str) -> dict[str, Tile]:
     if device not in _by_device:
         found = cache.load(_file(device))
         try:
             read = {} if found is None else json.loads(found)
-            _by_device[device] = {str(key): int(choice) for key, choice in read.items()}
+            _by_device[device] = {key: {name: int(size) for name, size in tile.items()} for key, tile in read.items()}
         except (ValueError, AttributeError, TypeError):
             _by_device[device] = {}
     return _by_device[device]
 
 
-def _save(device: str, known: dict[str, int]) -> None:
+def _save(device: str, known: dict[str, Tile]) -> None:
     cache.store(_file(device), json.dumps(known, indent=1).encode())

@@ -57,7 +57,7 @@ def _add_blocks(gradients: FeatureGradients, gradient: Tensor, scale: Tensor, bi
             return lost, row_parts
 
         in_place = g.data_ptr() == block.data_ptr()
-        lost, row_parts = run(tuned(f"sigmoid_gradient {gradients.half}", block, TILES, None if in_place else run))
+        lost, row_parts = run(tuned(f"sigmoid_gradient {gradients.half} {in_place}", block, TILES, None if in_place else run))
         total = total + row_parts.sum()
         gradients.add(g, lost, rows)
     return total

@@ -191,4 +191,4 @@ def _logits_gradient(
         return lost
 
     in_place = g.data_ptr() == block.data_ptr()
-    return run(tuned(f"logits_gradient {switches}", block, TILES, None if in_place else run))
+    return run(tuned(f"logits_gradient {switches} {in_place}", block, TILES, None if in_place else run))

@@ -51,14 +51,14 @@ class Held:
     def build(cls, similarity: Similarity, spread: float | None, stored: Tensor | None) -> "Held":
         """`stored` is where it is to be kept, in float32 or, for codes, int16; `solve` fills it."""
         kind = _kind(spread, stored)
-        factors, numbers = _prepared(similarity, kind)
-        return cls(factors, numbers, kind, stored, len(similarity.v))
+        factors, peaks = _factors(similarity, kind)
+        return cls(factors, _numbers(similarity, peaks), kind, stored, len(similarity.v))
 
     @classmethod
     def again(cls, similarity: Similarity, spread: float | None, stored: Tensor | None, numbers: Tensor) -> "Held":
         """The one that was built with those numbers."""
         kind = _kind(spread, stored)
-        factors = _prepared(similarity, kind)[0] if stored is None else None
+        factors = _factors(similarity, kind)[0] if stored is None else None
         return cls(factors, numbers, kind, stored, len(similarity.v))
 
     @property
@@ -95,13 +95,13 @@ def _kind(spread: float | None, stored: Tensor | None) -> int:
     return int(PLAIN.value if plain else LOGARITHMIC.value)
 
 
-def _prepared(similarity: Similarity, kind: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """The factors of the kernel's product, and its numbers.
+def _factors(similarity: Similarity, kind: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """The factors of the kernel's product, and the peaks of the features' norms.
 
     Half-precision features stay that, sums of them go to float16: an error of L of about ``1e-5 / epsilon``. Where epsilon is too
     small for plain numbers, it is too small for that.
     """
-    v, t, sharpness = similarity.v, similarity.t, similarity.sharpness
+    v, t = similarity.v, similarity.t
     n, e = v.shape
     image, text = similarity.gamma_image > 0, similarity.gamma_text > 0
     half = v.dtype in HALVES and kind != LOGARITHMIC.value
@@ -110,13 +110,18 @@ def _prepared(similarity: Similarity, kind: int) -> tuple[tuple[Tensor, Tensor],
         width = 2 * e if image and text else e
         a, b = v.new_empty(2, n, width, dtype=torch.float16 if half else torch.float32).unbind()
     programs = tiles(n, FEATURES["BM"])
-    peaks, numbers = sharpness.new_empty(programs, 2), sharpness.new_empty(4)
+    peaks = similarity.sharpness.new_empty(programs, 2)
     gammas = similarity.gamma_image, similarity.gamma_text
     arguments = (v, t, a, b, peaks, n, e, *v.stride(), *t.stride(), *gammas)
     launch(kernels.factors, (programs,), *arguments, IMAGE=image, TEXT=text, tile=FEATURES)
-    arguments = (peaks, sharpness, numbers, programs, similarity.diagonal_penalty, *gammas)
-    launch(kernels.numbers, (1,), *arguments, tile={"BM": 1024, "num_warps": 4})
-    return (a, b), numbers
+    return (a, b), peaks
+
+
+def _numbers(similarity: Similarity, peaks: Tensor) -> Tensor:
+    found = peaks.new_empty(4)
+    weights = similarity.diagonal_penalty, similarity.gamma_image, similarity.gamma_text
+    launch(kernels.numbers, (1,), peaks, similarity.sharpness, found, len(peaks), *weights, tile={"BM": 1024, "num_warps": 4})
+    return found
 
 
 def _segments(rows: int, columns: int, tile: Tile) -> tuple[int, int]:

@@ -67,4 +67,4 @@ def merged(top, total, values, AXIS: tl.constexpr):
 
 @triton.jit
 def log_sum(top, total):
-    return tl.where(total > 0.0, tl.where(top == float("-inf"), 0.0, top) + tl.log(total), float("-inf"))
+    return tl.where(total == 0.0, float("-inf"), tl.where(top == float("-inf"), 0.0, top) + tl.log(total))

@@ -68,8 +68,9 @@ def factors(
         elif TEXT:
             tl.store(a + place, nearest(x + gamma_text * y, kind), mask)
             tl.store(b + place, nearest(y, kind), mask)
-    tl.store(peaks + 2 * tl.program_id(0), tl.max(image, 0))
-    tl.store(peaks + 2 * tl.program_id(0) + 1, tl.max(text, 0))
+    # Maxima pass a NaN over; the sums bring it back.
+    tl.store(peaks + 2 * tl.program_id(0), tl.max(image, 0) + 0.0 * tl.sum(image, 0))
+    tl.store(peaks + 2 * tl.program_id(0) + 1, tl.max(text, 0) + 0.0 * tl.sum(text, 0))
 
 
 @triton.jit
@@ -77,12 +78,16 @@ def numbers(peaks, sharpness, out, programs, penalty, gamma_image, gamma_text, B
     """`held`'s numbers, with the bound of `Similarity.bound` for a shift."""
     image = tl.zeros((BM,), tl.float32)
     text = tl.zeros((BM,), tl.float32)
+    lost = tl.zeros((BM,), tl.float32)
     for first in range(0, programs, BM):
         i = first + tl.arange(0, BM)
-        image = tl.maximum(image, tl.load(peaks + 2 * i, i < programs, other=0.0))
-        text = tl.maximum(text, tl.load(peaks + 2 * i + 1, i < programs, other=0.0))
+        image_part = tl.load(peaks + 2 * i, i < programs, other=0.0)
+        text_part = tl.load(peaks + 2 * i + 1, i < programs, other=0.0)
+        image = tl.maximum(image, image_part)
+        text = tl.maximum(text, text_part)
+        lost += 0.0 * (image_part + text_part)
     s = tl.load(sharpness)
-    image_peak, text_peak = tl.sqrt(tl.max(image, 0)), tl.sqrt(tl.max(text, 0))
+    image_peak, text_peak = tl.sqrt(tl.max(image, 0)), tl.sqrt(tl.max(text, 0) + tl.sum(lost, 0))
     shift = (gamma_image * image_peak * image_peak + gamma_text * text_peak * text_peak + image_peak * text_peak) * tl.abs(s)
     tl.store(out, s)
     tl.store(out + 1, shift)
