@@ -221,6 +221,17 @@ def table(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def steps_table(pairs: int, width: int, loss: str = "OTTER", half: bool = True) -> str:
+    """Every step of one loss, as Markdown: operations, bytes, and the floor on each chip, blocks in the cache - in memory."""
+    heads = " | ".join(f"{chip.name}, ms" for chip in CHIPS)
+    lines = [f"| step | TFLOP | GB | {heads} |", "|---" * (3 + len(CHIPS)) + "|"]
+    for step in Work(pairs, width, half).steps(loss):
+        times = " | ".join(span(*(1e3 * step.seconds(chip, half, cached) for cached in (True, False))) for chip in CHIPS)
+        moved = span(step.bytes / 1e9, (step.bytes + step.block) / 1e9)
+        lines.append(f"| {step.name} | {short(step.operations / 1e12)} | {moved} | {times} |")
+    return "\n".join(lines)
+
+
 def span(low: float, high: float) -> str:
     """Two numbers, or one where they round to the same."""
     first, last = short(low), short(high)
@@ -235,6 +246,7 @@ def short(number: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, nargs="+", default=[512, 1024, 4096, 16384, 32768, 65536, 262144])
+    parser.add_argument("--steps", type=int, default=32768, help="N of which OTTER's steps are listed one by one")
     parser.add_argument("--width", type=int, default=512, help="D, also the teacher's")
     parser.add_argument("--output", type=Path, default=RESULTS / "floors", help="where to write, without ending")
     options = parser.parse_args()
@@ -247,7 +259,8 @@ def main() -> None:
         f"Derived, not measured: `python -m benchmarks.floors`. One forward + backward, D = {options.width}, `max_memory` 2 GiB; "
         "milliseconds where the products' blocks stay in the cache - where they do not. The last column is for blocks that do "
         "not. Time only: eager ClipLoss at 262,144 fits no memory, and V100 has no bfloat16.\n\n"
-        f"Rates: {sources}.\n\n{table(found)}\n"
+        f"Rates: {sources}.\n\n{table(found)}\n\n"
+        f"OTTER in half precision at N = {options.steps:,}, step by step:\n\n{steps_table(options.steps, options.width)}\n"
     )
     print(text)
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from otter_losses.ops.sigmoid import sigmoid
 from otter_losses.ops.soft_target import soft_target
 
 memories = pytest.mark.parametrize("max_memory", [2 << 30, 0], ids=["dense", "blocks"])
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 kernels = pytest.mark.parametrize("backend", ["torch", "triton"])
 # Lanes beyond the matrix's edge, as numpy sees them in the interpreter; a deprecation inside opcheck's own tracing.
 pytestmark = [
@@ -36,18 +37,20 @@ def check(operator: Any, arguments: tuple[object, ...], backend: str) -> None:
 
 @kernels
 @memories
+@dtypes
 @pytest.mark.parametrize("teacher", ["own", "given", "none"])
-def test_soft_target(teacher: str, max_memory: int, backend: str) -> None:
-    batch = make_batch(9, 6, dtype=torch.float32)
+def test_soft_target(teacher: str, dtype: torch.dtype, max_memory: int, backend: str) -> None:
+    batch = make_batch(9, 6, dtype=dtype)
     v, t = (batch.v, batch.t) if teacher == "given" else (None, None)
     sharpness: Tensor | None = None if teacher == "none" else torch.tensor(1 / 0.15)
     options = (sharpness, 1.0, 1.0, math.inf, 40.0, 3, False, 0.8, 0.1, max_memory, backend)
-    check(soft_target, (batch.x, batch.y, batch.scale.detach().requires_grad_(), v, t, *options), backend)
+    check(soft_target, (batch.x, batch.y, batch.scale.detach().float().requires_grad_(), v, t, *options), backend)
 
 
 @kernels
 @memories
-def test_sigmoid(max_memory: int, backend: str) -> None:
-    batch = make_batch(9, 6, dtype=torch.float32)
+@dtypes
+def test_sigmoid(dtype: torch.dtype, max_memory: int, backend: str) -> None:
+    batch = make_batch(9, 6, dtype=dtype)
     bias = torch.tensor(-1.0, requires_grad=True)
-    check(sigmoid, (batch.x, batch.y, batch.scale, bias, max_memory, backend), backend)
+    check(sigmoid, (batch.x, batch.y, batch.scale.detach().float().requires_grad_(), bias, max_memory, backend), backend)

@@ -110,9 +110,10 @@ def test_results_repeat_to_the_bit(name: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["otter", "siglip"])
-def test_losses_compile_whole(name: str) -> None:
-    batch, loss = on_device(make_batch(41, 24)), BUILDERS[name](backend="triton")
+def test_losses_compile_whole(name: str, dtype: torch.dtype) -> None:
+    batch, loss = on_device(make_batch(41, 24), dtype), BUILDERS[name](backend="triton")
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     value, expected = (run(batch.x, batch.y, batch.scale, **batch.teacher()) for run in (compiled, loss))
     assert worst_error(value, batch.gradients(value), expected, batch.gradients(expected)) <= 1e-6
@@ -157,6 +158,19 @@ def test_deterministic_mode_and_checkpointing_change_nothing(name: str) -> None:
         gradients = batch.gradients(again)
     finally:
         torch.use_deterministic_algorithms(False)
+    assert torch.equal(value, again)
+    assert all(torch.equal(one, other) for one, other in zip(gradients, wanted, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["otter", "info_nce", "siglip"])
+def test_autocast_changes_nothing(name: str, dtype: torch.dtype) -> None:
+    batch, loss = on_device(make_batch(41, 24), dtype), BUILDERS[name](backend="triton")
+    value = loss(batch.x, batch.y, batch.scale, **batch.teacher())
+    wanted = batch.gradients(value)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        again = loss(batch.x, batch.y, batch.scale, **batch.teacher())
+        gradients = batch.gradients(again)
     assert torch.equal(value, again)
     assert all(torch.equal(one, other) for one, other in zip(gradients, wanted, strict=True))
 
