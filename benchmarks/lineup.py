@@ -42,8 +42,6 @@ RIVALS_SINGLE = (4096, 16384)
 """Where other projects' kernels are run in float32: some try dozens of configurations there, which takes a minute."""
 SHOWCASE = 65536
 """The size of the second width that comes before the rest: the one that rivals print numbers for."""
-STORED = 1 << 36
-"""A `max_memory` that keeps the kernel matrix of 65,536 pairs."""
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -166,9 +164,6 @@ def losses(cell: Cell) -> list[Contender]:
     if n >= 32768:
         options = {"backend": "triton", "max_memory": 0}
         found.append(_library("OTTERLoss [triton], max_memory=0", OTTERLoss, "OTTER", True, "OTTER", **options))
-    if n >= SHOWCASE:
-        options = {"backend": "triton", "max_memory": STORED}
-        found.append(_library("OTTERLoss [triton], 64 GiB", OTTERLoss, "OTTER", True, "OTTER", **options))
     return [*found, *RIVALS] if half or n in RIVALS_SINGLE else found
 
 

@@ -18,9 +18,6 @@ from otter_losses.ops import soft_target as _soft_target
 from otter_losses.ops.similarity import Similarity
 from otter_losses.ops.transport import Kernel, diagonal_vanishes, solve
 
-DEFAULT_MAX_MEMORY = 2 << 30
-"""Bytes that the N x N matrices of a loss may take before they are recomputed in row blocks: N = 16,384 for OTTER in float32."""
-
 Parts = dict[str, Tensor]
 
 
@@ -43,7 +40,7 @@ def otter_loss(
     distill_logit_scale: Tensor | float | None = None,
     official: bool = False,
     backend: str = "auto",
-    max_memory: int = DEFAULT_MAX_MEMORY,
+    max_memory: int | None = None,
 ) -> Tensor | Parts:
     """Optimal transport distillation (OTTER). See `otter_losses.OTTERLoss` for the equation and the arguments.
 
@@ -64,7 +61,8 @@ def otter_loss(
 
     transports = _shares(alpha, n)
     # Two matrices of the transported part share the memory with one of a contrastive part at another scale.
-    plain_memory = max_memory if not transports else 0 if second is None else max_memory // 3
+    room = _room(max_memory)
+    plain_room = room if not transports or max_memory is None else 0 if second is None else room // 3
     contrastive = distill = None
     if transports:
         losses = _soft_target.soft_target(
@@ -82,12 +80,12 @@ def otter_loss(
             official,
             1.0,
             0.0,
-            max_memory - plain_memory,
+            room if max_memory is None else room - plain_room,
             backend,
         )[0]
         contrastive, distill = losses.unbind()
     if contrastive is None or second is not None:
-        contrastive = _contrastive(x, y, scale, plain_memory, backend)
+        contrastive = _contrastive(x, y, scale, plain_room, backend)
     if distill is None:
         distill = torch.zeros_like(contrastive)
         if second is not None:
@@ -109,7 +107,7 @@ def info_nce_loss(
     output_dict: bool = False,
     *,
     backend: str = "auto",
-    max_memory: int = DEFAULT_MAX_MEMORY,
+    max_memory: int | None = None,
 ) -> Tensor | Parts:
     """The plain CLIP loss. See `otter_losses.InfoNCELoss`.
 
@@ -120,7 +118,7 @@ def info_nce_loss(
         0.7437
     """
     x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory)
-    value = _contrastive(x, y, scale, max_memory, backend).mean()
+    value = _contrastive(x, y, scale, _room(max_memory), backend).mean()
     return _output({"contrastive_loss": value}, logit_bias, output_dict)
 
 
@@ -138,7 +136,7 @@ def label_smoothing_loss(
     smoothing: float = 0.1,
     convention: Literal["paper", "torch"] = "paper",
     backend: str = "auto",
-    max_memory: int = DEFAULT_MAX_MEMORY,
+    max_memory: int | None = None,
 ) -> Tensor | Parts:
     """InfoNCE with smoothed targets. See `otter_losses.LabelSmoothingLoss`.
 
@@ -157,7 +155,7 @@ def label_smoothing_loss(
     else:
         share = smoothing / (n - 1) if n > 1 else 0.0
         own = 1 - smoothing - share if n > 1 else 1.0
-    value = _contrastive(x, y, scale, max_memory, backend, own, share).mean()
+    value = _contrastive(x, y, scale, _room(max_memory), backend, own, share).mean()
     return _output({"contrastive_loss": value}, logit_bias, output_dict)
 
 
@@ -178,7 +176,7 @@ def distillation_loss(
     gamma_text: float = 0.0,
     remove_diagonal: bool = False,
     backend: str = "auto",
-    max_memory: int = DEFAULT_MAX_MEMORY,
+    max_memory: int | None = None,
 ) -> Tensor | Parts:
     """InfoNCE beside soft labels from a teacher's row softmaxes. See `otter_losses.DistillationLoss`.
 
@@ -195,7 +193,7 @@ def distillation_loss(
     checks.check_transport(1.0 if epsilon is None else epsilon, 1, gamma_image, gamma_text)
     v, t = _teacher(x, dist_image_features, dist_text_features)
     if not _shares(alpha, n):
-        contrastive = _contrastive(x, y, scale, max_memory, backend)
+        contrastive = _contrastive(x, y, scale, _room(max_memory), backend)
         return _combine(alpha, contrastive, torch.zeros_like(contrastive), logit_bias, output_dict)
     if epsilon is None:
         sharpness = (scale if dist_logit_scale is None else _scalar("dist_logit_scale", dist_logit_scale, x)).detach()
@@ -217,7 +215,7 @@ def distillation_loss(
         False,
         1.0,
         0.0,
-        max_memory,
+        _room(max_memory),
         backend,
     )[0]
     contrastive, distill = losses.unbind()
@@ -236,7 +234,7 @@ def siglip_loss(
     output_dict: bool = False,
     *,
     backend: str = "auto",
-    max_memory: int = DEFAULT_MAX_MEMORY,
+    max_memory: int | None = None,
 ) -> Tensor | Parts:
     """The pairwise sigmoid loss. See `otter_losses.SigLIPLoss`.
 
@@ -248,7 +246,7 @@ def siglip_loss(
     """
     x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory)
     bias = _scalar("logit_bias", 0.0 if logit_bias is None else logit_bias, x)
-    value = _sigmoid.sigmoid(x, y, scale, bias, max_memory, backend)[0].mean()
+    value = _sigmoid.sigmoid(x, y, scale, bias, _room(max_memory), backend)[0].mean()
     return _output({"contrastive_loss": value}, None, output_dict)
 
 
@@ -322,10 +320,11 @@ def _student(
     logit_scale: Tensor | float,
     logit_bias: Tensor | float | None,
     backend: str,
-    max_memory: int,
+    max_memory: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     checks.check_backend(backend)
-    checks.check_count("max_memory", max_memory, 0)
+    if max_memory is not None:
+        checks.check_count("max_memory", max_memory, 0)
     checks.check_features("image_features", image_features, "text_features", text_features)
     if logit_bias is not None:
         checks.check_scalar("logit_bias", logit_bias)
@@ -344,6 +343,10 @@ def _teacher(x: Tensor, v: Tensor | None, t: Tensor | None) -> tuple[Tensor | No
     return (v, t) if v.dtype.itemsize < dtype.itemsize and dtype == torch.float32 else (v.to(dtype), t.to(dtype))
 
 
+def _room(max_memory: int | None) -> int:
+    return dispatch.BY_DEVICE if max_memory is None else max_memory
+
+
 def _shares(alpha: Tensor | float, pairs: int) -> bool:
     """Whether any target is shared out beside the given pairs."""
     return pairs > 1 and (isinstance(alpha, Tensor) or alpha < 1)
@@ -355,12 +358,10 @@ def _spread(epsilon: float, gamma_image: float, gamma_text: float, penalty: floa
     return (2 * (gamma_image + gamma_text + 1) + lowered) / epsilon
 
 
-def _contrastive(
-    x: Tensor, y: Tensor, scale: Tensor, max_memory: int, backend: str, own: float = 1.0, share: float = 0.0
-) -> Tensor:
+def _contrastive(x: Tensor, y: Tensor, scale: Tensor, room: int, backend: str, own: float = 1.0, share: float = 0.0) -> Tensor:
     """Cross entropy of every given pair, mean of its two directions, (N,)."""
     losses: Tensor = _soft_target.soft_target(
-        x, y, scale, None, None, None, 0.0, 0.0, 0.0, None, 0, False, own, share, max_memory, backend
+        x, y, scale, None, None, None, 0.0, 0.0, 0.0, None, 0, False, own, share, room, backend
     )[0]
     return losses[0]
 

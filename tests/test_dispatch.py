@@ -215,6 +215,21 @@ def test_out_of_memory_says_what_to_do(monkeypatch: pytest.MonkeyPatch, build: A
         build()(batch.x, batch.y, 14.3)
 
 
+def test_default_room_is_two_gigabytes_or_an_eighth_of_a_gpu(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        total_memory = 0
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    for total, expected in ((8 << 30, 2 << 30), (80 << 30, 10 << 30)):
+        Properties.total_memory = total
+        dispatch._memory_of.cache_clear()
+        assert dispatch.room(dispatch.BY_DEVICE, GPU) == expected
+    dispatch._memory_of.cache_clear()
+    assert dispatch.room(dispatch.BY_DEVICE, torch.device("cpu")) == 2 << 30
+    assert dispatch.room(0, GPU) == 0
+    assert dispatch.room(5, GPU) == 5
+
+
 # ---- no look at the device's numbers: the condition for CUDA graphs ----
 
 

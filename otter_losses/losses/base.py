@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from otter_losses import checks, distributed
-from otter_losses.functional import DEFAULT_MAX_MEMORY, Parts
+from otter_losses.functional import Parts
 
 Features = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 GATHERED = ("image_features", "text_features", "dist_image_features", "dist_text_features", "alpha")
@@ -29,11 +29,12 @@ class PairLoss(nn.Module):
         world_size: int = 1,
         use_horovod: bool = False,
         backend: str = "auto",
-        max_memory: int = DEFAULT_MAX_MEMORY,
+        max_memory: int | None = None,
     ) -> None:
         super().__init__()
         checks.check_backend(backend)
-        checks.check_count("max_memory", max_memory, 0)
+        if max_memory is not None:
+            checks.check_count("max_memory", max_memory, 0)
         checks.check_count("world_size", world_size, 1)
         checks.check_count("rank", rank, 0)
         if rank >= world_size:

@@ -35,7 +35,7 @@ class OTTERLoss(PairLoss):
         backend: "auto" takes the fused kernels on a GPU and plain torch elsewhere; "torch", "triton" and "cuda" insist, see
             docs/kernels.md.
         max_memory: bytes the N x N matrices may take (there are two; three with `distill_logit_scale`) before they are
-            recomputed in row blocks.
+            recomputed in row blocks; by default 2 GiB, on a GPU an eighth of its memory where that is more.
         local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod: open_clip's; see `PairLoss`.
 
     Shape: see `PairLoss.forward`; beyond it the call takes ``alpha`` and ``distill_logit_scale``, a second scale (float, 0-D or

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -15,6 +16,9 @@ FEWEST_PAIRS = 64
 
 STAYS_IN_CACHE = 2048
 """Pairs up to which a float32 transport kernel (16 MiB) stays in a GPU's cache, where 16-bit codes save no time. Derived."""
+
+BY_DEVICE = -1
+"""For `max_memory`: what `room` says."""
 
 LEAST_CAPABILITY = (7, 0)
 
@@ -39,6 +43,21 @@ def fuses(backend: str, x: Tensor) -> bool:
     if found is not None and not known and found.startswith(SURPRISE):
         warnings.warn(f"otter_losses computes in plain torch on {x.device}: {found}", RuntimeWarning, stacklevel=2)
     return found is None
+
+
+def room(max_memory: int, device: torch.device) -> int:
+    """Bytes that N x N matrices may take: those asked for, or by the device 2 GiB or an eighth of a GPU's memory.
+
+    Where they fill an eighth, the eager loss's matrices would fill more than all of it.
+    """
+    if max_memory != BY_DEVICE:
+        return max_memory
+    return max(2 << 30, _memory_of(device) // 8 if device.type == "cuda" and torch.cuda.is_available() else 0)
+
+
+@cache
+def _memory_of(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def check_usable(backend: str, x: Tensor) -> None:
@@ -98,12 +117,13 @@ def _failure(device: torch.device) -> str | None:
 
 
 @contextmanager
-def advice_on_memory(max_memory: int) -> Iterator[None]:
+def advice_on_memory(max_memory: int, device: torch.device) -> Iterator[None]:
     """What to do about an allocation that fails."""
     try:
         yield
     except torch.OutOfMemoryError as error:
+        kept = f"{room(max_memory, device) / 2**30:.3g} GiB"
         raise torch.OutOfMemoryError(
-            f"{error}\notter_losses may keep {max_memory / 2**30:.3g} GiB of N x N matrices from forward to backward: with a "
-            "smaller max_memory (0: none) it recomputes them in row blocks."
+            f"{error}\notter_losses may keep {kept} of N x N matrices from forward to backward: with a smaller max_memory (0: none) "
+            "it recomputes them in row blocks."
         ) from error

@@ -18,13 +18,13 @@ from otter_losses.ops.soft_target import refuse_second_derivative, wanted_gradie
 
 
 def _keeps(x: Tensor, max_memory: int, backend: str) -> bool:
-    return storage_of(x, False, False, max_memory, dispatch.fuses(backend, x)).cosines
+    return storage_of(x, False, False, dispatch.room(max_memory, x.device), dispatch.fuses(backend, x)).cosines
 
 
 @torch.library.custom_op("otter_losses::sigmoid", mutates_args=())
 def sigmoid(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, max_memory: int, backend: str) -> tuple[Tensor, Tensor]:
     """Row losses (N,) of features x, y (N, D), 0-D scale and bias; and what the backward needs, (N, N), empty if not kept."""
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False), dispatch.advice_on_memory(max_memory):
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False), dispatch.advice_on_memory(max_memory, x.device):
         keep = _keeps(x, max_memory, backend)
         if dispatch.fuses(backend, x):
             from otter_losses.ops.triton import sigmoid as fused
@@ -53,7 +53,7 @@ def sigmoid_backward(
     wants_dy: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, y, scale and bias for the gradient (N,) of the row losses; see `soft_target_backward`."""
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False), dispatch.advice_on_memory(max_memory):
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False), dispatch.advice_on_memory(max_memory, x.device):
         if dispatch.fuses(backend, x):
             from otter_losses.ops.triton import sigmoid as fused
 

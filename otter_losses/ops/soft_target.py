@@ -64,7 +64,7 @@ def soft_target(
             teacher = Teacher(similarity, spread, iterations, entropy)
         given = Given(own, share)
         storage = _storage(x, sharpness, diagonal_penalty, spread, max_memory, backend)
-        with dispatch.advice_on_memory(max_memory):
+        with dispatch.advice_on_memory(max_memory, x.device):
             if dispatch.fuses(backend, x):
                 from otter_losses.ops.triton import soft_target as fused
 
@@ -84,7 +84,7 @@ def _storage(
 ) -> Storage:
     # Codes have no room for a diagonal that is lowered but stays.
     codes = diagonal_penalty in (0.0, float("inf")) and spread is not None and spread <= safe_range(torch.float32)
-    return storage_of(x, sharpness is not None, codes, max_memory, dispatch.fuses(backend, x))
+    return storage_of(x, sharpness is not None, codes, dispatch.room(max_memory, x.device), dispatch.fuses(backend, x))
 
 
 @soft_target.register_fake
@@ -149,7 +149,7 @@ def soft_target_backward(
             teacher = Teacher(similarity, spread)
         saved = statistics, scalings, stored, cosines, state
         weights = Weights.of(gradient, Given(own, share))
-        with dispatch.advice_on_memory(max_memory):
+        with dispatch.advice_on_memory(max_memory, x.device):
             if dispatch.fuses(backend, x):
                 from otter_losses.ops.triton import soft_target as fused
 
