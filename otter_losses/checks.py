@@ -47,6 +47,12 @@ def may_read(tensor: Tensor) -> bool:
     return not torch.compiler.is_compiling() and tensor.device.type != "meta" and (reads_freely(tensor) or _debug)
 
 
+def ranks_may_talk(features: object) -> bool:
+    """Whether comparing what the ranks bring costs little, or was asked for: one answer on all of them, whatever one brings."""
+    on_device = isinstance(features, Tensor) and not reads_freely(features)
+    return not torch.compiler.is_compiling() and (_debug or not on_device)
+
+
 def savable(tensor: Tensor) -> Tensor:
     """The tensor, copied if it was made under `torch.inference_mode`: autograd keeps no such tensor for its backward."""
     return tensor.clone() if not torch.compiler.is_compiling() and tensor.is_inference() else tensor

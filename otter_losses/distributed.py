@@ -1,84 +1,193 @@
-"""Gathering the batch of all ranks, with the exact gradient."""
+"""The batch of all ranks of a process group, with the exact gradient; and errors that every rank hears of."""
 
-from typing import Any
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from otter_losses import checks
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup  # not there where torch is built without it
+
+LETTER = 2048
+"""Bytes in which a rank describes itself to the others."""
+
+PATIENCE = 5.0
+"""Seconds in which ranks that are alive tell those that miss somebody."""
 
 
-def check_world(rank: int, world_size: int) -> None:
-    """The rank and world size a loss was built with are those of the default process group."""
+def check_world(rank: int, world_size: int, group: "ProcessGroup | None") -> None:
+    """The rank and world size a loss was built with are those of its process group."""
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(
             f"world_size is {world_size} but torch.distributed is not initialised; call torch.distributed.init_process_group "
             "first, or build the loss with world_size=1."
         )
-    if (rank, world_size) != (dist.get_rank(), dist.get_world_size()):
+    here, size = dist.get_rank(group), dist.get_world_size(group)
+    if (rank, world_size) != (here, size):
+        of = "" if group is None else "group"
         raise ValueError(
-            f"rank={rank}, world_size={world_size} were given, but this process is rank {dist.get_rank()} of "
-            f"{dist.get_world_size()}; pass rank=torch.distributed.get_rank(), world_size=torch.distributed.get_world_size()."
+            f"rank={rank}, world_size={world_size} were given, but this process is rank {here} of "
+            f"{size}; pass rank=torch.distributed.get_rank({of}), world_size=torch.distributed.get_world_size({of})."
         )
 
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+@dataclass(frozen=True)
+class World:
+    """The ranks that share a batch, and how many pairs each brings."""
+
+    group: "ProcessGroup | None"
+    counts: tuple[int, ...]
+
+    @property
+    def own(self) -> slice:
+        """This rank's pairs among those of all."""
+        rank = dist.get_rank(self.group)
+        start = sum(self.counts[:rank])
+        return slice(start, start + self.counts[rank])
 
 
-def check_alike(tensors: dict[str, Tensor | None]) -> None:
-    """Every rank brings the same tensors, shapes and dtypes; gathering others would end the process or mix up rows.
+def agree(tensors: dict[str, Tensor | None], loss: str, check: Callable[[], None], exchange: bool, group: Any) -> World:
+    """The world in which every rank's `check` passes and every rank brings tensors of the same types and widths to the same loss.
 
-    Comparing them costs one small collective and a look at its result. On a GPU, which the look would stop, it is made in debug
-    mode only (`set_debug`, on all ranks).
+    Whatever is wrong on one rank is an error on all of them, instead of a wait that never ends. Ranks may bring different numbers
+    of pairs. The exchange costs one small collective and a look at its result, for which a GPU would stop; without it each rank
+    speaks for itself, and all must bring as many pairs.
     """
-    present = [tensor for tensor in tensors.values() if tensor is not None]
-    if not checks.may_read(present[0]):
-        return
-    # One row a tensor: dimensions, rows, width, dtype; zeros for one that is not there.
-    mine = torch.zeros(len(tensors), 4, dtype=torch.int64)
-    for row, tensor in zip(mine, tensors.values(), strict=True):
-        if tensor is not None:
-            shape = (*tensor.shape, 0, 0)[:2]
-            row.copy_(torch.tensor([tensor.dim(), *shape, DTYPES.index(tensor.dtype)]))
-    mine = mine.to(present[0].device)
-    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(everyone, mine)
-    for rank, theirs in enumerate(everyone):
-        for name, first, other in zip(tensors, everyone[0].tolist(), theirs.tolist(), strict=True):
-            if first != other:
+    size = dist.get_world_size(group)
+    if not exchange:
+        check()
+        first = next(tensor for tensor in tensors.values() if tensor is not None)
+        return World(group, (len(first),) * size)
+    problem: Exception | None = None
+    try:
+        check()
+    except (TypeError, ValueError, RuntimeError) as error:
+        problem = error
+    mine = {
+        "problem": None if problem is None else _ascii(str(problem))[: LETTER // 4],
+        "loss": _ascii(loss)[: LETTER // 4],
+        **{name: _described(tensor) for name, tensor in tensors.items() if problem is None},
+    }
+    letters = _exchanged(mine, group)
+    if problem is not None:
+        raise problem
+    for rank, letter in enumerate(letters):
+        if letter["problem"] is not None:
+            raise ValueError(f"rank {rank} of {size} stopped, and so all do: {letter['problem']}")
+    for rank, letter in enumerate(letters):
+        for name, first in letters[0].items():
+            if letter[name] != first and not (name in tensors and _fit(first, letter[name])):
                 raise ValueError(
-                    f"{name} is {_describe(first)} on rank 0 and {_describe(other)} on rank {rank}; need the same on every rank. "
-                    "Use drop_last=True in the data loader, and the same model and precision everywhere."
+                    f"{name} is {_words(first)} on rank 0 and {_words(letter[name])} on rank {rank}; need the same on every "
+                    "rank. Use the same loss, model and precision everywhere."
                 )
+    name = next(name for name, tensor in tensors.items() if tensor is not None)
+    return World(group, tuple(letter[name][1][0] for letter in letters))
 
 
-def _describe(row: list[int]) -> str:
-    dimensions, rows, width, dtype = row
-    return f"{DTYPES[dtype]} of shape {(rows, width)[:dimensions]}" if dimensions else "None"
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "replace").decode()
+
+
+def _described(tensor: Any) -> Any:
+    return None if tensor is None else [str(tensor.dtype), list(tensor.shape)]
+
+
+def _fit(first: Any, other: Any) -> bool:
+    """Alike but for the number of rows."""
+    return first is not None and other is not None and first[0] == other[0] and first[1][1:] == other[1][1:]
+
+
+def _words(described: Any) -> str:
+    return f"{described[0]} of shape {tuple(described[1])}" if isinstance(described, list) else str(described)
+
+
+def _exchanged(mine: dict[str, Any], group: Any) -> list[dict[str, Any]]:
+    """What every rank wrote."""
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend(group) == "nccl" else torch.device("cpu")
+    text = json.dumps(mine).encode()
+    letter = torch.zeros(LETTER, dtype=torch.uint8)
+    letter[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    letter = letter.to(device)
+    everyone = [torch.empty_like(letter) for _ in range(dist.get_world_size(group))]
+    with naming_the_lost(group):
+        dist.all_gather(everyone, letter, group=group)
+    return [json.loads(bytes(each.tolist()).rstrip(b"\0")) for each in everyone]
+
+
+_losses_of_rank = 0
+
+
+@contextmanager
+def naming_the_lost(group: Any) -> Iterator[None]:
+    """Where a collective fails, an error that says which ranks give no sign any more."""
+    global _losses_of_rank
+    try:
+        yield
+    except RuntimeError as error:
+        _losses_of_rank += 1
+        size, lost = dist.get_world_size(group), _lost(group)
+        who = f"rank {', '.join(map(str, lost))} of {size} gave no sign" if lost else f"all {size} ranks gave a sign"
+        raise RuntimeError(
+            f"the ranks could not be gathered: {who} within {PATIENCE:g} seconds. A rank that gives none has died, hangs, never "
+            f"called the loss or still waits for one that has. ({error})"
+        ) from error
+
+
+def _lost(group: Any) -> list[int]:
+    """Ranks that leave no sign in the store of the rendezvous; all others where it is gone with its host, rank 0."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set_timeout(timedelta(seconds=PATIENCE))
+        names = [f"otter_losses/{_losses_of_rank}/{_global_rank(group, other)}" for other in range(size)]
+        store.set(names[rank], "alive")
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end and not store.check(names):
+            time.sleep(0.1)
+        return [other for other, name in enumerate(names) if not store.check([name])]
+    except RuntimeError:
+        return [0]
+
+
+def _global_rank(group: Any, rank: int) -> int:
+    return rank if group is None else dist.get_global_rank(group, rank)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        ctx.rows = len(tensor)
-        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
+    def forward(ctx: Any, tensor: Tensor, world: World) -> Tensor:
+        ctx.world = world
+        most = max(world.counts)
+        padded = tensor.contiguous()
+        if len(tensor) < most:
+            padded = tensor.new_zeros(most, *tensor.shape[1:])
+            padded[: len(tensor)] = tensor
+        parts = [torch.empty_like(padded) for _ in world.counts]
+        with naming_the_lost(world.group):
+            dist.all_gather(parts, padded, group=world.group)
+        return torch.cat([part[:count] for part, count in zip(parts, world.counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         total = gradient.contiguous()
-        dist.all_reduce(total)
-        start = dist.get_rank() * ctx.rows
-        return total[start : start + ctx.rows]
+        with naming_the_lost(ctx.world.group):
+            dist.all_reduce(total, group=ctx.world.group)
+        return total[ctx.world.own], None
 
 
-def gather(tensor: Tensor) -> Tensor:
-    """Rows (b, ...) of this rank -> rows (W b, ...) of all ranks in rank order; every rank must bring b rows.
+def gather(tensor: Tensor, world: World) -> Tensor:
+    """Rows (b, ...) of this rank -> rows (N, ...) of all ranks in rank order; the numbers of rows are those of the world.
 
     The gradient is summed over ranks. When every rank then computes the loss of the whole batch, DDP's mean over ranks is exactly
-    the gradient that one process with the whole batch would have.
+    the gradient that one process with the whole batch would have, also where the ranks bring different numbers of pairs.
     """
-    gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(tensor, world)  # type: ignore[no-untyped-call]
     return gathered

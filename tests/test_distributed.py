@@ -1,5 +1,7 @@
 """Several gloo processes give the gradients that one process with the whole batch has."""
 
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from otter_losses.losses.base import PairLoss
 
 LOCAL = 5
 WORLDS = (2, 3, 4)
+EVEN, UNEVEN, GROUP = "even", "uneven", "in a group"
+"""How a batch is shared out: alike; in other numbers to each rank; among all ranks but the first."""
 
 BUILDERS: dict[str, Callable[..., PairLoss]] = {
     "otter": OTTERLoss,
@@ -48,23 +52,34 @@ class TwoTowers(nn.Module):
         return x, y, self.log_scale.exp(), 1.0 * self.bias
 
 
-def whole_batch(world: int) -> dict[str, Tensor]:
-    n = world * LOCAL
-    images, _ = make_features("random", n, 6, seed=1)
-    _, texts = make_features("random", n, 7, seed=2)
-    v, t = make_features("duplicated", n, 9, seed=3)
-    return {"images": images, "texts": texts, "v": v, "t": t, "alpha": torch.linspace(0, 1, n, dtype=torch.float64)}
+def counts_of(world: int, sharing: str) -> list[int]:
+    """The pairs of every rank."""
+    if sharing == UNEVEN:
+        return [LOCAL + 2 - rank if rank < 3 else 1 for rank in range(world)]
+    return [LOCAL] * (world - 1 if sharing == GROUP else world)
 
 
-def cases() -> list[tuple[str, str, str | None]]:
+def whole_batch(pairs: int) -> dict[str, Tensor]:
+    images, _ = make_features("random", pairs, 6, seed=1)
+    _, texts = make_features("random", pairs, 7, seed=2)
+    v, t = make_features("duplicated", pairs, 9, seed=3)
+    return {"images": images, "texts": texts, "v": v, "t": t, "alpha": torch.linspace(0, 1, pairs, dtype=torch.float64)}
+
+
+def part_of(counts: list[int], rank: int) -> dict[str, Tensor]:
+    start = sum(counts[:rank])
+    return {name: tensor[start : start + counts[rank]] for name, tensor in whole_batch(sum(counts)).items()}
+
+
+def cases(sharing: str = EVEN) -> list[tuple[str, str, str | None]]:
     """Every loss with every teacher; every switch of open_clip's with OTTER."""
-    plain = [
+    plain: list[tuple[str, str, str | None]] = [
         (name, teacher, None)
         for name in BUILDERS
         for teacher in TEACHERS
         if teacher != "alpha per pair" or name.startswith(("otter", "distillation"))
     ]
-    return plain + [("otter", "given", switch) for switch in SWITCHES]
+    return plain + [("otter", "given", switch) for switch in SWITCHES if sharing == EVEN]
 
 
 def run_case(model: nn.Module, loss: PairLoss, batch: dict[str, Tensor], teacher: str) -> dict[str, Tensor]:
@@ -86,36 +101,58 @@ def run_case(model: nn.Module, loss: PairLoss, batch: dict[str, Tensor], teacher
 def message_of(loss: PairLoss, images: Tensor, **call: Any) -> str:
     try:
         loss(images, images, 1.0, **call)
-    except ValueError as error:
-        return str(error)
+    except (ValueError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
     return "no error"
 
 
 def work(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    batch = {name: tensor[rank * LOCAL : (rank + 1) * LOCAL] for name, tensor in whole_batch(world).items()}
-    model = DistributedDataParallel(TwoTowers())
     results: dict[Any, Any] = {}
-    for name, teacher, switch in cases():
-        contract: dict[str, Any] = {"rank": rank, "world_size": world, **({switch: True} if switch else {})}
-        results[name, teacher, switch] = run_case(model, BUILDERS[name](**contract), batch, teacher)
-    results["wrong world"] = message_of(InfoNCELoss(rank=rank, world_size=world + 1), batch["images"])
-    results["wrong rank"] = message_of(OTTERLoss(rank=(rank + 1) % world, world_size=world), batch["images"])
+    others = dist.new_group(list(range(1, world)))
+    for sharing in (EVEN, UNEVEN, GROUP):
+        contract: dict[str, Any] = {"rank": rank, "world_size": world}
+        group = None
+        if sharing == GROUP:
+            if rank == 0:
+                continue
+            contract, group = {"rank": rank - 1, "world_size": world - 1, "group": others}, others
+        model = DistributedDataParallel(TwoTowers(), process_group=group)
+        batch = part_of(counts_of(world, sharing), contract["rank"])
+        for name, kind, switch in cases(sharing):
+            switches: dict[str, Any] = {switch: True} if switch else {}
+            results[sharing, name, kind, switch] = run_case(model, BUILDERS[name](**contract, **switches), batch, kind)
+    batch = part_of(counts_of(world, EVEN), rank)
+    images = batch["images"]
+    results["wrong world"] = message_of(InfoNCELoss(rank=rank, world_size=world + 1), images)
+    results["wrong rank"] = message_of(OTTERLoss(rank=(rank + 1) % world, world_size=world), images)
     loss, last = OTTERLoss(rank=rank, world_size=world), rank == world - 1
-    results["uneven"] = message_of(loss, batch["images"][1 if last else 0 :])
-    results["mixed dtypes"] = message_of(loss, batch["images"].float() if last else batch["images"])
-    results["one teacher"] = message_of(
-        loss, batch["images"], **({} if last else {"dist_image_features": batch["v"], "dist_text_features": batch["t"]})
-    )
-    results["local message"] = message_of(loss, batch["images"], alpha=torch.ones(LOCAL - 1))
-    results["one alpha"] = float(loss(batch["images"], batch["images"], 1.0, alpha=torch.tensor([0.3], dtype=torch.float64)))
+    results["mixed dtypes"] = message_of(loss, images.float() if last else images)
+    results["other width"] = message_of(loss, images[:, 1:] if last else images)
+    teacher = {"dist_image_features": batch["v"], "dist_text_features": batch["t"]}
+    results["one teacher"] = message_of(loss, images, **({} if last else teacher))
+    results["other epsilon"] = message_of(OTTERLoss(rank=rank, world_size=world, epsilon=0.1 if last else 0.15), images)
+    results["other loss"] = message_of((InfoNCELoss if last else SigLIPLoss)(rank=rank, world_size=world), images)
+    spoilt = images.clone()
+    spoilt[2, 1] = torch.nan
+    results["nan"] = message_of(loss, spoilt if last else images)
+    results["no tensor"] = message_of(loss, "images" if last else images)  # type: ignore[arg-type]
+    results["local message"] = message_of(loss, images, alpha=torch.ones(LOCAL - 1))
+    results["one alpha"] = float(loss(images, images, 1.0, alpha=torch.tensor([0.3], dtype=torch.float64)))
     # One tensor as both modalities: gradients that share memory must not be summed into one another.
-    twice = batch["images"].clone().requires_grad_()
+    twice = images.clone().requires_grad_()
     InfoNCELoss(rank=rank, world_size=world)(twice, twice, 5.0).backward()
     results["twice"] = twice.grad
     torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    dist.barrier()
+    if last:
+        os._exit(0)  # without a word
+    try:
+        loss(images, images, 1.0)
+    except RuntimeError as error:
+        torch.save(str(error), f"{folder}/{rank}.lost.pt")
+    os._exit(0)  # leaving a group that lost a rank can wait for it
 
 
 @pytest.fixture(scope="module", params=WORLDS)
@@ -124,16 +161,22 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     world: int = request.param
     folder = tmp_path_factory.mktemp(f"world{world}")
     spawn(work, args=(world, str(folder)), nprocs=world)  # type: ignore[no-untyped-call]
-    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    results = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    for rank in range(world - 1):
+        results[rank]["lost"] = torch.load(Path(folder) / f"{rank}.lost.pt", weights_only=True)
+    return results
 
 
-@pytest.mark.parametrize(("name", "teacher", "switch"), cases())
+@pytest.mark.parametrize(
+    ("sharing", "name", "teacher", "switch"), [(sharing, *case) for sharing in (EVEN, UNEVEN, GROUP) for case in cases(sharing)]
+)
 def test_values_and_mean_gradients_are_those_of_the_whole_batch(
-    ranks: list[dict[Any, Any]], name: str, teacher: str, switch: str | None
+    ranks: list[dict[Any, Any]], sharing: str, name: str, teacher: str, switch: str | None
 ) -> None:
-    expected = run_case(TwoTowers(), BUILDERS[name](), whole_batch(len(ranks)), teacher)
-    for results in ranks:
-        actual = results[name, teacher, switch]
+    pairs = sum(counts_of(len(ranks), sharing))
+    expected = run_case(TwoTowers(), BUILDERS[name](), whole_batch(pairs), teacher)
+    for results in ranks[1:] if sharing == GROUP else ranks:
+        actual = results[sharing, name, teacher, switch]
         assert actual.keys() == expected.keys()
         for key, wanted in expected.items():
             assert relative(actual[key], wanted, floor=1e-4) <= 1e-10, key
@@ -142,7 +185,7 @@ def test_values_and_mean_gradients_are_those_of_the_whole_batch(
 
 
 def test_features_used_twice_get_both_gradients(ranks: list[dict[Any, Any]]) -> None:
-    whole = whole_batch(len(ranks))["images"].requires_grad_()
+    whole = whole_batch(LOCAL * len(ranks))["images"].requires_grad_()
     InfoNCELoss()(whole, whole, 5.0).backward()
     assert whole.grad is not None
     mean = torch.cat([results["twice"] for results in ranks]) / len(ranks)
@@ -162,13 +205,42 @@ def test_a_world_that_disagrees_is_refused(ranks: list[dict[Any, Any]]) -> None:
 def test_ranks_that_bring_other_tensors_are_named_on_every_rank(ranks: list[dict[Any, Any]]) -> None:
     here, there = "is torch.float64 of shape (5, 6) on rank 0 and", f"on rank {len(ranks) - 1}"
     for results in ranks:
-        assert f"image_features {here} torch.float64 of shape (4, 6) {there}" in results["uneven"]
         assert f"image_features {here} torch.float32 of shape (5, 6) {there}" in results["mixed dtypes"]
+        assert f"image_features {here} torch.float64 of shape (5, 5) {there}" in results["other width"]
         assert f"dist_image_features is torch.float64 of shape (5, 9) on rank 0 and None {there}" in results["one teacher"]
 
 
+def test_ranks_with_another_loss_are_named_on_every_rank(ranks: list[dict[Any, Any]]) -> None:
+    last = len(ranks) - 1
+    for results in ranks:
+        assert re.search(
+            rf"loss is OTTERLoss\(.*0\.15.*\) on rank 0 and OTTERLoss\(.*0\.1,.*\) on rank {last};", results["other epsilon"]
+        )
+        assert re.search(rf"loss is SigLIPLoss\(.*\) on rank 0 and InfoNCELoss\(.*\) on rank {last};", results["other loss"])
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"), [("nan", "image_features holds nan at [2, 1]"), ("no tensor", "image_features is a str")]
+)
+def test_what_is_wrong_on_one_rank_is_an_error_on_all(ranks: list[dict[Any, Any]], name: str, cause: str) -> None:
+    world = len(ranks)
+    for rank, results in enumerate(ranks):
+        assert cause in results[name]
+        assert (f"rank {world - 1} of {world} stopped, and so all do" in results[name]) == (rank < world - 1)
+
+
+def test_a_rank_that_dies_is_named_by_those_that_live(ranks: list[dict[Any, Any]]) -> None:
+    world = len(ranks)
+    for results in ranks[:-1]:
+        found = re.match(
+            rf"the ranks could not be gathered: rank ([\d, ]+) of {world} gave no sign within 5 seconds", results["lost"]
+        )
+        assert found
+        assert world - 1 in map(int, found[1].split(","))
+
+
 def test_a_prior_is_checked_against_the_ranks_own_pairs(ranks: list[dict[Any, Any]]) -> None:
-    images = whole_batch(len(ranks))["images"]
+    images = whole_batch(LOCAL * len(ranks))["images"]
     expected = float(OTTERLoss(alpha=0.3)(images, images, 1.0))
     for results in ranks:
         assert "alpha has shape (4,); need a number or shape (5,)" in results["local message"]

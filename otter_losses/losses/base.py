@@ -1,11 +1,14 @@
 """What all loss modules share: open_clip's constructor and calling contract."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from otter_losses import checks, distributed
 from otter_losses.functional import Parts
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup  # not there where torch is built without it
 
 Features = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 GATHERED = ("image_features", "text_features", "dist_image_features", "dist_text_features", "alpha")
@@ -17,6 +20,10 @@ class PairLoss(nn.Module):
     With ``world_size`` above 1 the features of all ranks are gathered with their gradient and every rank computes the loss of the
     whole batch; under DDP the towers' gradient is exact. `local_loss`, `gather_with_grad` and `cache_labels` are taken so that
     open_clip can build the loss; every combination gives that exact gradient, and there are no labels to cache.
+
+    `group` is the process group that shares a batch, by default all processes; `rank` and `world_size` are this process's in it.
+    Ranks may bring different numbers of pairs, as in an uneven last batch: on the CPU always, on a GPU with ``uneven=True`` on
+    all ranks, which stops the device at every step to compare the numbers. What is wrong on one rank is then an error on all.
     """
 
     def __init__(
@@ -28,6 +35,8 @@ class PairLoss(nn.Module):
         rank: int = 0,
         world_size: int = 1,
         use_horovod: bool = False,
+        group: "ProcessGroup | None" = None,
+        uneven: bool = False,
         backend: str = "auto",
         max_memory: int | None = None,
     ) -> None:
@@ -43,6 +52,8 @@ class PairLoss(nn.Module):
             raise ValueError("use_horovod is True; otter_losses gathers with torch.distributed only. Launch with torchrun.")
         self.rank = rank
         self.world_size = world_size
+        self.group = group
+        self.uneven = uneven
         self.backend = backend
         self.max_memory = max_memory
 
@@ -56,21 +67,27 @@ class PairLoss(nn.Module):
 
     def _gathered(self, features: Features, overrides: dict[str, Any]) -> tuple[Features, dict[str, Any]]:
         """The features, and a prior for each pair, of all ranks."""
-        distributed.check_world(self.rank, self.world_size)
+        distributed.check_world(self.rank, self.world_size, self.group)
         image, text, dist_image, dist_text = features
-        checks.check_features("image_features", image, "text_features", text)
-        checks.check_teacher(dist_image, dist_text, len(image), image.device)
         alpha = overrides.get("alpha")
-        if isinstance(alpha, Tensor):
-            checks.check_alpha(alpha, len(image), image.device)
-        per_pair = alpha if isinstance(alpha, Tensor) and alpha.dim() == 1 and len(alpha) == len(image) else None
-        distributed.check_alike(dict(zip(GATHERED, (*features, per_pair), strict=True)))
-        if per_pair is not None:
-            overrides = {**overrides, "alpha": distributed.gather(per_pair)}
-        gathered = distributed.gather(image), distributed.gather(text)
+        per_pair = alpha if isinstance(alpha, Tensor) and alpha.dim() == 1 else None
+
+        def check() -> None:
+            checks.check_features("image_features", image, "text_features", text)
+            checks.check_teacher(dist_image, dist_text, len(image), image.device)
+            if isinstance(alpha, Tensor):
+                checks.check_alpha(alpha, len(image), image.device)
+
+        named = dict(zip(GATHERED, (*features, per_pair), strict=True))
+        exchange = self.uneven or checks.ranks_may_talk(image)
+        options = {key: value for key, value in {**self.options(), **overrides}.items() if not isinstance(value, Tensor)}
+        world = distributed.agree(named, f"{type(self).__name__}({options})", check, exchange, self.group)
+        if per_pair is not None and len(per_pair) == len(image):
+            overrides = {**overrides, "alpha": distributed.gather(per_pair, world)}
+        gathered = distributed.gather(image, world), distributed.gather(text, world)
         if dist_image is None or dist_text is None:
             return (*gathered, None, None), overrides
-        return (*gathered, distributed.gather(dist_image), distributed.gather(dist_text)), overrides
+        return (*gathered, distributed.gather(dist_image, world), distributed.gather(dist_text, world)), overrides
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options().items())

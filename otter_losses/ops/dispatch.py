@@ -124,6 +124,6 @@ def advice_on_memory(max_memory: int, device: torch.device) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         kept = f"{room(max_memory, device) / 2**30:.3g} GiB"
         raise torch.OutOfMemoryError(
-            f"{error}\notter_losses may keep {kept} of N x N matrices from forward to backward: with a smaller max_memory (0: none) "
-            "it recomputes them in row blocks."
+            f"{error}\notter_losses may keep {kept} of N x N matrices from forward to backward: with a smaller max_memory "
+            "(0: none) it recomputes them in row blocks."
         ) from error
