@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.hooks import RemovableHandle
 
 from otter_losses import checks
 
@@ -87,12 +89,49 @@ class EMATeacher(nn.Module):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move towards the model; call once after each optimizer step.
+        """Move towards the model; call once after each optimizer step, or let `follow` do it.
 
         Raises:
             ValueError: the model is not the one the teacher was built from: another parameter or buffer, or another shape.
         """
         student = _unwrap(model)
+        self._check_same(student)
+        count = self.average.n_averaged.clone()
+        self.average.update_parameters(student)
+        for average, exact, current in zip(_halves(self.module), self.exact.buffers(), _halves(student), strict=True):
+            exact.lerp_(current.to(exact), self._weight(count, exact))
+            average.copy_(exact)
+
+    def follow(self, model: nn.Module, optimizer: Optimizer) -> RemovableHandle:
+        """Update after every step of the optimizer by itself, in loops that one cannot or does not want to change.
+
+        That is once a step, however many batches accumulate their gradients for it, and not for a step that a gradient scaler
+        skips. Where several optimizers take turns, follow the last one. Wrappers that call the optimizer's own `step`
+        (Lightning's, accelerate's) count as it. The returned handle's ``remove()`` ends it.
+
+        Raises:
+            TypeError: the optimizer is not one of torch's.
+            ValueError: the model is not the one the teacher was built from.
+
+        Example:
+            >>> import torch
+            >>> from otter_losses import EMATeacher
+            >>> model = torch.nn.Linear(4, 2)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> teacher = EMATeacher(model)
+            >>> handle = teacher.follow(model, optimizer)
+            >>> optimizer.step()
+            >>> teacher.updates
+            1
+        """
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"optimizer is a {type(optimizer).__name__}; need a torch.optim.Optimizer, the one inside any wrapper."
+            )
+        self._check_same(_unwrap(model))
+        return optimizer.register_step_post_hook(lambda *_: self.update(model))
+
+    def _check_same(self, student: nn.Module) -> None:
         ours, theirs = _shapes(self.module), _shapes(student)
         if ours != theirs:
             different = next(pair for pairs in zip_longest(ours, theirs) if pairs[0] != pairs[1] for pair in pairs if pair)
@@ -100,11 +139,6 @@ class EMATeacher(nn.Module):
                 f"model differs from the teacher at {different[0]!r}, shape {different[1]}; need the model that EMATeacher "
                 "was built from. Build a new EMATeacher after changing the architecture."
             )
-        count = self.average.n_averaged.clone()
-        self.average.update_parameters(student)
-        for average, exact, current in zip(_halves(self.module), self.exact.buffers(), _halves(student), strict=True):
-            exact.lerp_(current.to(exact), self._weight(count, exact))
-            average.copy_(exact)
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:

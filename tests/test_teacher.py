@@ -270,3 +270,52 @@ def test_the_same_tensors_in_another_order_are_refused() -> None:
     second = nn.ModuleDict({"b": nn.Linear(2, 2), "a": nn.Linear(2, 2)})
     with pytest.raises(ValueError, match=r"model differs from the teacher at 'a\.weight'"):
         EMATeacher(first).update(second)
+
+
+# ---- following an optimizer ----
+
+
+def scaled_step(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, factor: float) -> None:
+    optimizer.zero_grad()
+    scaler.scale(factor * model(torch.ones(3, 4)).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def test_follows_once_a_step_whatever_accumulates() -> None:
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    teacher, by_hand = EMATeacher(model), EMATeacher(model)
+    handle = teacher.follow(model, optimizer)
+    for _ in range(3):
+        for _ in range(4):
+            model(torch.randn(3, 4)).sum().backward()
+        optimizer.step()
+        by_hand.update(model)
+    assert teacher.updates == 3
+    assert torch.equal(teacher.module.weight, by_hand.module.weight)  # type: ignore[arg-type]
+    handle.remove()
+    optimizer.step()
+    assert teacher.updates == 3
+
+
+def test_a_step_that_a_scaler_skips_is_none() -> None:
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    teacher, scaler = EMATeacher(model), torch.amp.GradScaler("cpu")
+    teacher.follow(model, optimizer)
+    scaled_step(model, optimizer, scaler, 1.0)
+    assert teacher.updates == 1
+    scaled_step(model, optimizer, scaler, torch.inf)
+    assert teacher.updates == 1
+    scaled_step(model, optimizer, scaler, 1.0)
+    assert teacher.updates == 2
+
+
+def test_what_cannot_be_followed_is_refused() -> None:
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"optimizer is a Linear; need a torch\.optim\.Optimizer"):
+        EMATeacher(model).follow(model, model)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="need the model that EMATeacher was built from"):
+        EMATeacher(nn.Linear(4, 3)).follow(model, optimizer)
