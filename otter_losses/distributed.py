@@ -46,6 +46,12 @@ class World:
     counts: tuple[int, ...]
 
     @property
+    def name(self) -> str:
+        """Of the group, as torch's registry has it."""
+        group: Any = dist.group.WORLD if self.group is None else self.group
+        return str(group.group_name)
+
+    @property
     def own(self) -> slice:
         """This rank's pairs among those of all."""
         rank = dist.get_rank(self.group)
@@ -186,8 +192,32 @@ class _Gather(torch.autograd.Function):
 def gather(tensor: Tensor, world: World) -> Tensor:
     """Rows (b, ...) of this rank -> rows (N, ...) of all ranks in rank order; the numbers of rows are those of the world.
 
-    The gradient is summed over ranks. When every rank then computes the loss of the whole batch, DDP's mean over ranks is exactly
-    the gradient that one process with the whole batch would have, also where the ranks bring different numbers of pairs.
+    The gradient is summed over ranks.
     """
     gathered: Tensor = _Gather.apply(tensor, world)  # type: ignore[no-untyped-call]
     return gathered
+
+
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, world: World) -> Tensor:
+        ctx.world = world
+        total = values.sum()
+        with naming_the_lost(world.group):
+            dist.all_reduce(total, group=world.group)
+        return total / sum(world.counts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        counts = ctx.world.counts
+        return (gradient * (len(counts) / sum(counts))).expand(counts[dist.get_rank(ctx.world.group)]), None
+
+
+def mean(values: Tensor, world: World) -> Tensor:
+    """Values (b,) of this rank's pairs -> their mean over the pairs of all ranks, 0-D.
+
+    Every rank gets the value of the whole batch, and W times its share of the gradient: DDP's mean over the ranks is then exactly
+    the gradient that one process with the whole batch would have, also where the ranks bring different numbers of pairs.
+    """
+    found: Tensor = _Mean.apply(values, world)  # type: ignore[no-untyped-call]
+    return found

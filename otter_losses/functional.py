@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from otter_losses import checks
+from otter_losses.distributed import World, gather, mean
 from otter_losses.ops import contract, dispatch
 from otter_losses.ops import sigmoid as _sigmoid
 from otter_losses.ops import soft_target as _soft_target
@@ -41,6 +42,7 @@ def otter_loss(
     official: bool = False,
     backend: str = "auto",
     max_memory: int | None = None,
+    world: World | None = None,
 ) -> Tensor | Parts:
     """Optimal transport distillation (OTTER). See `otter_losses.OTTERLoss` for the equation and the arguments.
 
@@ -51,11 +53,11 @@ def otter_loss(
         >>> otter_loss(x, y, 14.3, alpha=0.5).shape
         torch.Size([])
     """
-    x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory)
-    n = len(x)
-    checks.check_alpha(alpha, n, x.device)
+    x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory, world)
+    n = len(y)
+    checks.check_alpha(alpha, len(x), x.device)
     checks.check_transport(epsilon, iterations, gamma_image, gamma_text)
-    v, t = _teacher(x, dist_image_features, dist_text_features)
+    v, t = _teacher(x, y, dist_image_features, dist_text_features, world)
     second = None if distill_logit_scale is None else _scalar("distill_logit_scale", distill_logit_scale, x)
     penalty = 100 * (gamma_image + gamma_text) if official else math.inf
 
@@ -82,17 +84,18 @@ def otter_loss(
             0.0,
             room if max_memory is None else room - plain_room,
             backend,
+            *_place(world),
         )[0]
         contrastive, distill = losses.unbind()
     if contrastive is None or second is not None:
-        contrastive = _contrastive(x, y, scale, plain_room, backend)
+        contrastive = _contrastive(x, y, scale, plain_room, backend, world)
     if distill is None:
         distill = torch.zeros_like(contrastive)
         if second is not None:
             distill = distill + 0 * second  # a parameter that DDP expects a gradient of
     if official:
         contrastive, distill = 2 * contrastive, 2 * distill  # the released code sums the directions
-    return _combine(alpha, contrastive, distill, logit_bias, output_dict)
+    return _combine(alpha, contrastive, distill, logit_bias, output_dict, world)
 
 
 def info_nce_loss(
@@ -108,6 +111,7 @@ def info_nce_loss(
     *,
     backend: str = "auto",
     max_memory: int | None = None,
+    world: World | None = None,
 ) -> Tensor | Parts:
     """The plain CLIP loss. See `otter_losses.InfoNCELoss`.
 
@@ -117,9 +121,9 @@ def info_nce_loss(
         >>> round(float(info_nce_loss(torch.eye(4), torch.eye(4), 1.0)), 4)
         0.7437
     """
-    x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory)
-    value = _contrastive(x, y, scale, _room(max_memory), backend).mean()
-    return _output({"contrastive_loss": value}, logit_bias, output_dict)
+    x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory, world)
+    value = _contrastive(x, y, scale, _room(max_memory), backend, world)
+    return _output({"contrastive_loss": _mean(value, world)}, logit_bias, output_dict)
 
 
 def label_smoothing_loss(
@@ -137,6 +141,7 @@ def label_smoothing_loss(
     convention: Literal["paper", "torch"] = "paper",
     backend: str = "auto",
     max_memory: int | None = None,
+    world: World | None = None,
 ) -> Tensor | Parts:
     """InfoNCE with smoothed targets. See `otter_losses.LabelSmoothingLoss`.
 
@@ -146,17 +151,17 @@ def label_smoothing_loss(
         >>> round(float(label_smoothing_loss(torch.eye(4), torch.eye(4), 1.0, smoothing=0.1)), 4)
         0.8437
     """
-    x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory)
+    x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory, world)
     checks.check_smoothing(smoothing, convention)
-    n = len(x)
+    n = len(y)
     if convention == "torch":
         share = smoothing / n
         own = 1 - smoothing
     else:
         share = smoothing / (n - 1) if n > 1 else 0.0
         own = 1 - smoothing - share if n > 1 else 1.0
-    value = _contrastive(x, y, scale, _room(max_memory), backend, own, share).mean()
-    return _output({"contrastive_loss": value}, logit_bias, output_dict)
+    value = _contrastive(x, y, scale, _room(max_memory), backend, world, own, share)
+    return _output({"contrastive_loss": _mean(value, world)}, logit_bias, output_dict)
 
 
 def distillation_loss(
@@ -177,6 +182,7 @@ def distillation_loss(
     remove_diagonal: bool = False,
     backend: str = "auto",
     max_memory: int | None = None,
+    world: World | None = None,
 ) -> Tensor | Parts:
     """InfoNCE beside soft labels from a teacher's row softmaxes. See `otter_losses.DistillationLoss`.
 
@@ -187,14 +193,14 @@ def distillation_loss(
         >>> sorted(distillation_loss(x, y, 14.3, output_dict=True))
         ['contrastive_loss', 'distill_loss']
     """
-    x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory)
-    n = len(x)
-    checks.check_alpha(alpha, n, x.device)
+    x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory, world)
+    n = len(y)
+    checks.check_alpha(alpha, len(x), x.device)
     checks.check_transport(1.0 if epsilon is None else epsilon, 1, gamma_image, gamma_text)
-    v, t = _teacher(x, dist_image_features, dist_text_features)
+    v, t = _teacher(x, y, dist_image_features, dist_text_features, world)
     if not _shares(alpha, n):
-        contrastive = _contrastive(x, y, scale, _room(max_memory), backend)
-        return _combine(alpha, contrastive, torch.zeros_like(contrastive), logit_bias, output_dict)
+        contrastive = _contrastive(x, y, scale, _room(max_memory), backend, world)
+        return _combine(alpha, contrastive, torch.zeros_like(contrastive), logit_bias, output_dict, world)
     if epsilon is None:
         sharpness = (scale if dist_logit_scale is None else _scalar("dist_logit_scale", dist_logit_scale, x)).detach()
     else:
@@ -217,9 +223,10 @@ def distillation_loss(
         0.0,
         _room(max_memory),
         backend,
+        *_place(world),
     )[0]
     contrastive, distill = losses.unbind()
-    return _combine(alpha, contrastive, distill, logit_bias, output_dict)
+    return _combine(alpha, contrastive, distill, logit_bias, output_dict, world)
 
 
 def siglip_loss(
@@ -235,6 +242,7 @@ def siglip_loss(
     *,
     backend: str = "auto",
     max_memory: int | None = None,
+    world: World | None = None,
 ) -> Tensor | Parts:
     """The pairwise sigmoid loss. See `otter_losses.SigLIPLoss`.
 
@@ -244,10 +252,10 @@ def siglip_loss(
         >>> round(float(siglip_loss(torch.eye(2), torch.eye(2), 10.0, -10.0)), 4)
         0.6932
     """
-    x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory)
+    x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory, world)
     bias = _scalar("logit_bias", 0.0 if logit_bias is None else logit_bias, x)
-    value = _sigmoid.sigmoid(x, y, scale, bias, _room(max_memory), backend)[0].mean()
-    return _output({"contrastive_loss": value}, None, output_dict)
+    value = _sigmoid.sigmoid(x, y, scale, bias, _room(max_memory), backend, _place(world)[1])[0]
+    return _output({"contrastive_loss": _mean(value, world)}, None, output_dict)
 
 
 @torch.no_grad()
@@ -321,7 +329,9 @@ def _student(
     logit_bias: Tensor | float | None,
     backend: str,
     max_memory: int | None,
+    world: World | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """This rank's image features, the text features of all ranks, and the scale."""
     checks.check_backend(backend)
     if max_memory is not None:
         checks.check_count("max_memory", max_memory, 0)
@@ -330,17 +340,32 @@ def _student(
         checks.check_scalar("logit_bias", logit_bias)
     x, y = _of_one_dtype(image_features, text_features)
     dispatch.check_usable(backend, x)
-    return x, y, _scalar("logit_scale", logit_scale, x)
+    scale = _scalar("logit_scale", logit_scale, x)
+    return x, y if world is None else gather(y, world), scale
 
 
-def _teacher(x: Tensor, v: Tensor | None, t: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """The teacher's features as constants of the computing dtype; None twice stands for the student's own."""
+def _teacher(
+    x: Tensor, y: Tensor, v: Tensor | None, t: Tensor | None, world: World | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The teacher's features of all ranks, as constants; None twice stands for the student's own."""
     checks.check_teacher(v, t, len(x), x.device)
     if v is None or t is None:
-        return None, None
+        return (None, None) if world is None else (gather(x.detach(), world), y.detach())
     v, t = _of_one_dtype(v.detach(), t.detach())
     dtype = contract.computing(x)
-    return (v, t) if v.dtype.itemsize < dtype.itemsize and dtype == torch.float32 else (v.to(dtype), t.to(dtype))
+    if not (v.dtype.itemsize < dtype.itemsize and dtype == torch.float32):
+        v, t = v.to(dtype), t.to(dtype)
+    return (v, t) if world is None else (gather(v, world), gather(t, world))
+
+
+def _place(world: World | None) -> tuple[str, int]:
+    """The operators' names for it: a process group, and this rank's first pair."""
+    return ("", 0) if world is None else (world.name, world.own.start)
+
+
+def _mean(values: Tensor, world: World | None) -> Tensor:
+    """Over the pairs of all ranks."""
+    return values.mean() if world is None else mean(values, world)
 
 
 def _room(max_memory: int | None) -> int:
@@ -358,19 +383,26 @@ def _spread(epsilon: float, gamma_image: float, gamma_text: float, penalty: floa
     return (2 * (gamma_image + gamma_text + 1) + lowered) / epsilon
 
 
-def _contrastive(x: Tensor, y: Tensor, scale: Tensor, room: int, backend: str, own: float = 1.0, share: float = 0.0) -> Tensor:
+def _contrastive(
+    x: Tensor, y: Tensor, scale: Tensor, room: int, backend: str, world: World | None, own: float = 1.0, share: float = 0.0
+) -> Tensor:
     """Cross entropy of every given pair, mean of its two directions, (N,)."""
     losses: Tensor = _soft_target.soft_target(
-        x, y, scale, None, None, None, 0.0, 0.0, 0.0, None, 0, False, own, share, room, backend
+        x, y, scale, None, None, None, 0.0, 0.0, 0.0, None, 0, False, own, share, room, backend, *_place(world)
     )[0]
     return losses[0]
 
 
 def _combine(
-    alpha: Tensor | float, contrastive: Tensor, distill: Tensor, logit_bias: Tensor | float | None, output_dict: bool
+    alpha: Tensor | float,
+    contrastive: Tensor,
+    distill: Tensor,
+    logit_bias: Tensor | float | None,
+    output_dict: bool,
+    world: World | None,
 ) -> Tensor | Parts:
     prior: Any = checks.savable(alpha).to(contrastive) if isinstance(alpha, Tensor) else alpha
-    parts = {"contrastive_loss": (prior * contrastive).mean(), "distill_loss": ((1 - prior) * distill).mean()}
+    parts = {"contrastive_loss": _mean(prior * contrastive, world), "distill_loss": _mean((1 - prior) * distill, world)}
     return _output(parts, logit_bias, output_dict)
 
 

@@ -15,6 +15,7 @@ from otter_losses.ops import contract, dispatch
 from otter_losses.ops.plain import sigmoid as plain_sigmoid
 from otter_losses.ops.plain import soft_target as plain
 from otter_losses.ops.similarity import Similarity
+from otter_losses.ops.world import ALONE
 
 GPU = torch.device("cuda", 0)
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")
@@ -242,13 +243,13 @@ def test_no_step_reads_a_number(
 ) -> None:
     """Tensors without data stand for those of a device: to look at one is an error."""
     module: Any = plain
-    options: tuple[object, ...] = ()
+    options: tuple[object, ...] = (ALONE,)
     if backend == "triton":
         pytest.importorskip("triton", reason="triton is there on Linux only")
         from otter_losses.ops.triton import features, transport
         from otter_losses.ops.triton import soft_target as fused
 
-        module, options = fused, ("triton",)
+        module, options = fused, ("triton", ALONE)
         for each in (features, fused, transport):
             monkeypatch.setattr(each, "launch", lambda *arguments, **others: None)
     x, y, v, t = (torch.empty(70, 16, dtype=dtype, device="meta") for _ in range(4))
@@ -260,7 +261,7 @@ def test_no_step_reads_a_number(
     given = contract.Given(0.9, 0.1)
     saved = module.forward(x, y, scale, teacher, storage, *options)
     losses = contract.pair_losses(saved[0], given, x, y, scale, teacher)
-    dx, dy, dscale = module.backward(contract.Weights.of(losses, given), x, y, scale, teacher, saved, True, True)
+    dx, dy, dscale = module.backward(contract.Weights.of(losses, given, 70), x, y, scale, teacher, saved, True, True, ALONE)
     assert (dx.shape, dx.dtype, dy.shape, dscale.shape) == (x.shape, dtype, y.shape, ())
 
 
@@ -278,6 +279,6 @@ def test_no_step_of_the_sigmoid_loss_reads_a_number(monkeypatch: pytest.MonkeyPa
             monkeypatch.setattr(each, "launch", lambda *arguments, **others: None)
     x, y = (torch.empty(70, 16, dtype=dtype, device="meta") for _ in range(2))
     scale = bias = torch.empty((), device="meta")
-    losses, kept = module.forward(x, y, scale, bias, dtype == torch.float32)
-    gradients = module.backward(losses, x, y, scale, bias, kept, True, True)
+    losses, kept = module.forward(x, y, scale, bias, dtype == torch.float32, 0)
+    gradients = module.backward(losses, x, y, scale, bias, kept, 0, True, True)
     assert [each.shape for each in gradients] == [x.shape, y.shape, (), ()]

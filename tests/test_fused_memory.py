@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from otter_losses.ops import contract
 from otter_losses.ops.similarity import Similarity
+from otter_losses.ops.world import ALONE
 
 pytest.importorskip("triton", reason="triton is there on Linux only")
 
@@ -58,12 +59,12 @@ def peak(monkeypatch: pytest.MonkeyPatch, pairs: int, width: int, dtype: torch.d
     asked = None
     if teacher:
         asked = contract.Teacher(Similarity(v, t, torch.empty((), device="meta"), 1.0, 1.0, torch.inf), 40.0, 5)
-    storage = contract.storage_of(x, teacher, True, max_memory, fused=True)
+    storage = contract.storage_of(x, pairs, teacher, True, max_memory, fused=True)
     given = contract.Given(1.0, 0.0)
     with Peak() as counted:
-        saved = soft_target.forward(x, y, scale, asked, storage, "triton")
+        saved = soft_target.forward(x, y, scale, asked, storage, "triton", ALONE)
         losses = contract.pair_losses(saved[0], given, x, y, scale, asked)
-        soft_target.backward(contract.Weights.of(losses, given), x, y, scale, asked, saved, True, True)
+        soft_target.backward(contract.Weights.of(losses, given, pairs), x, y, scale, asked, saved, True, True, ALONE)
     return int(counted.most)
 
 

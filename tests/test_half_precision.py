@@ -146,11 +146,12 @@ def test_half_precision_runs_repeat_to_the_bit() -> None:
 def test_codes_are_off_by_half_a_step_at_most() -> None:
     from otter_losses.ops.similarity import Similarity
     from otter_losses.ops.triton.transport import Held, solve
+    from otter_losses.ops.world import ALONE
 
     image, text = (each.to(DEVICE, torch.bfloat16) for each in make_features("random", 50, 16))
     similarity = Similarity(image, text, torch.tensor(1 / 0.15, device=DEVICE), 0.0, 0.0, torch.inf)
     codes = torch.empty(50, 50, dtype=torch.int16, device=DEVICE)
-    held = Held.build(similarity, 2 / 0.15, codes)
+    held = Held.build(similarity, 2 / 0.15, codes, ALONE)
     solve(held, 5, torch.empty(4, 50, device=DEVICE), "triton")
     gain, shift, step, _ = (float(number) for number in held.numbers)
     v, t = image.double(), text.double()
@@ -191,9 +192,9 @@ def test_narrow_is_exact(dtype: torch.dtype, peak: float) -> None:
 )
 def test_what_is_stored(x: torch.dtype, teacher: bool, codes: bool, memory: int, expected: Storage) -> None:
     features = torch.empty(4096, 8, dtype=x, device="meta")
-    assert storage_of(features, teacher, codes, memory, fused=True) == expected
+    assert storage_of(features, 4096, teacher, codes, memory, fused=True) == expected
 
 
 def test_a_small_kernel_stays_float32() -> None:
     features = torch.empty(dispatch.STAYS_IN_CACHE, 8, dtype=torch.bfloat16, device="meta")
-    assert storage_of(features, True, True, 2 << 30, fused=True) == Storage(torch.float32, False)
+    assert storage_of(features, len(features), True, True, 2 << 30, fused=True) == Storage(torch.float32, False)

@@ -11,15 +11,16 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup  # not there where torch is built without it
 
 Features = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-GATHERED = ("image_features", "text_features", "dist_image_features", "dist_text_features", "alpha")
+COMPARED = ("image_features", "text_features", "dist_image_features", "dist_text_features", "alpha")
 
 
 class PairLoss(nn.Module):
     """A loss over a batch of pairs, called as open_clip calls its own. It has no parameters.
 
-    With ``world_size`` above 1 the features of all ranks are gathered with their gradient and every rank computes the loss of the
-    whole batch; under DDP the towers' gradient is exact. `local_loss`, `gather_with_grad` and `cache_labels` are taken so that
-    open_clip can build the loss; every combination gives that exact gradient, and there are no labels to cache.
+    With ``world_size`` above 1 every rank computes the rows of its own images against the texts of all ranks, transport included,
+    and returns the loss of the whole batch; no rank holds an N x N matrix, and under DDP the towers' gradient is exact.
+    `local_loss`, `gather_with_grad` and `cache_labels` are taken so that open_clip can build the loss; every combination gives
+    that exact gradient, and there are no labels to cache.
 
     `group` is the process group that shares a batch, by default all processes; `rank` and `world_size` are this process's in it.
     Ranks may bring different numbers of pairs, as in an uneven last batch: on the CPU always, on a GPU with ``uneven=True`` on
@@ -65,12 +66,11 @@ class PairLoss(nn.Module):
         """The function beneath."""
         raise NotImplementedError(f"{type(self).__name__} must name the function it computes.")
 
-    def _gathered(self, features: Features, overrides: dict[str, Any]) -> tuple[Features, dict[str, Any]]:
-        """The features, and a prior for each pair, of all ranks."""
+    def _agreed(self, features: Features, overrides: dict[str, Any]) -> distributed.World:
+        """How the ranks share the batch, once all of them have found nothing wrong."""
         distributed.check_world(self.rank, self.world_size, self.group)
         image, text, dist_image, dist_text = features
         alpha = overrides.get("alpha")
-        per_pair = alpha if isinstance(alpha, Tensor) and alpha.dim() == 1 else None
 
         def check() -> None:
             checks.check_features("image_features", image, "text_features", text)
@@ -78,16 +78,11 @@ class PairLoss(nn.Module):
             if isinstance(alpha, Tensor):
                 checks.check_alpha(alpha, len(image), image.device)
 
-        named = dict(zip(GATHERED, (*features, per_pair), strict=True))
+        per_pair = alpha if isinstance(alpha, Tensor) and alpha.dim() == 1 else None
+        named = dict(zip(COMPARED, (*features, per_pair), strict=True))
         exchange = self.uneven or checks.ranks_may_talk(image)
         options = {key: value for key, value in {**self.options(), **overrides}.items() if not isinstance(value, Tensor)}
-        world = distributed.agree(named, f"{type(self).__name__}({options})", check, exchange, self.group)
-        if per_pair is not None and len(per_pair) == len(image):
-            overrides = {**overrides, "alpha": distributed.gather(per_pair, world)}
-        gathered = distributed.gather(image, world), distributed.gather(text, world)
-        if dist_image is None or dist_text is None:
-            return (*gathered, None, None), overrides
-        return (*gathered, distributed.gather(dist_image, world), distributed.gather(dist_text, world)), overrides
+        return distributed.agree(named, f"{type(self).__name__}({options})", check, exchange, self.group)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options().items())
@@ -124,8 +119,7 @@ class PairLoss(nn.Module):
             ValueError, TypeError: naming the argument, what came, what is needed and the fix.
         """
         features = (image_features, text_features, dist_image_features, dist_text_features)
-        if self.world_size > 1:
-            features, overrides = self._gathered(features, overrides)
+        world = self._agreed(features, overrides) if self.world_size > 1 else None
         return self.compute(
             *features[:2],
             logit_scale,
@@ -134,5 +128,5 @@ class PairLoss(nn.Module):
             dist_logit_scale,
             dist_logit_bias,
             output_dict,
-            **{**self.options(), "backend": self.backend, "max_memory": self.max_memory, **overrides},
+            **{**self.options(), "backend": self.backend, "max_memory": self.max_memory, "world": world, **overrides},
         )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from otter_losses.ops import dispatch
 from otter_losses.ops.similarity import Similarity
+from otter_losses.ops.world import ALONE, World
 
 ROW_LSE, COLUMN_LSE, PAIR, ROW_DOT, COLUMN_DOT, ROW_ENTROPY, COLUMN_ENTROPY = range(7)
 """Rows of the statistics. The entropies are the targets' own (constants that turn a cross entropy into a divergence)."""
@@ -41,10 +42,10 @@ def computing(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def storage_of(x: Tensor, has_teacher: bool, codes: bool, max_memory: int, fused: bool) -> Storage:
-    """What fits `max_memory`; `codes` tells whether 16 bits may hold the kernel."""
-    n, dtype = x.shape[0], computing(x)
-    size = n * n * dtype.itemsize
+def storage_of(x: Tensor, n: int, has_teacher: bool, codes: bool, max_memory: int, fused: bool) -> Storage:
+    """What of (b, N) matrices fits `max_memory`; `codes` tells whether 16 bits may hold the kernel."""
+    dtype = computing(x)
+    size = x.shape[0] * n * dtype.itemsize
     dense = (2 if has_teacher else 1) * size <= max_memory
     if not fused:
         return Storage(dtype if dense and has_teacher else None, dense)
@@ -71,11 +72,14 @@ class Given:
     share: float
 
 
-def pair_losses(statistics: Tensor, given: Given, x: Tensor, y: Tensor, scale: Tensor, teacher: Teacher | None) -> Tensor:
-    """Of every pair the cross entropy, mean of both directions, of its given and of its soft targets, (2, N).
+def pair_losses(
+    statistics: Tensor, given: Given, x: Tensor, y: Tensor, scale: Tensor, teacher: Teacher | None, start: int = 0
+) -> Tensor:
+    """Of every own pair the cross entropy, mean of both directions, of its given and of its soft targets, (2, b).
 
     Less the entropy of the soft ones where that is asked for.
     """
+    statistics = statistics[:, start : start + len(x)]
     found = torch.zeros_like(statistics[:2])
     lse = torch.add(statistics[ROW_LSE], statistics[COLUMN_LSE], out=found[0]).mul_(0.5)
     if teacher is not None:
@@ -86,6 +90,16 @@ def pair_losses(statistics: Tensor, given: Given, x: Tensor, y: Tensor, scale: T
     if given.share:
         lse.sub_(scale * (x.to(scale.dtype) @ y.sum(0, dtype=scale.dtype)), alpha=given.share)
     return found
+
+
+def share_columns(statistics: Tensor, teacher: Teacher | None, world: World) -> None:
+    """Add up over the ranks what each found of its rows' share of every column."""
+    if world.group:
+        world.add_logarithms(statistics[COLUMN_LSE])
+        if teacher is not None:
+            world.add(statistics[COLUMN_DOT])
+            if teacher.entropy:
+                world.add(statistics[COLUMN_ENTROPY])
 
 
 @dataclass(frozen=True)
@@ -99,9 +113,9 @@ class Weights:
     magnitude: Tensor
 
     @classmethod
-    def of(cls, gradient: Tensor, given: Given) -> "Weights":
-        """For the gradient (2, N) of `pair_losses`."""
-        gradient, magnitude = normalised(gradient)
+    def of(cls, gradient: Tensor, given: Given, pairs: int, world: World = ALONE) -> "Weights":
+        """For the gradient (2, b) of `pair_losses`."""
+        gradient, magnitude = normalised(world.all_of(gradient, pairs))
         share = gradient[0] * -given.share if given.share else None
         return cls(gradient.mean(0), gradient[0] * -given.own, gradient[1] * -0.5, share, magnitude)
 

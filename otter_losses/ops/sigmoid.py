@@ -17,26 +17,31 @@ from otter_losses.ops.plain import sigmoid as plain
 from otter_losses.ops.soft_target import refuse_second_derivative, wanted_gradients
 
 
-def _keeps(x: Tensor, max_memory: int, backend: str) -> bool:
-    return storage_of(x, False, False, dispatch.room(max_memory, x.device), dispatch.fuses(backend, x)).cosines
+def _keeps(x: Tensor, n: int, max_memory: int, backend: str) -> bool:
+    return storage_of(x, n, False, False, dispatch.room(max_memory, x.device), dispatch.fuses(backend, x)).cosines
 
 
 @torch.library.custom_op("otter_losses::sigmoid", mutates_args=())
-def sigmoid(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, max_memory: int, backend: str) -> tuple[Tensor, Tensor]:
-    """Row losses (N,) of features x, y (N, D), 0-D scale and bias; and what the backward needs, (N, N), empty if not kept."""
+def sigmoid(
+    x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, max_memory: int, backend: str, start: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Row losses (b,) of features x (b, D), y (N, D), 0-D scale and bias; and what the backward needs, (b, N), empty if not kept.
+
+    Row i's own text is ``start + i``.
+    """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False), dispatch.advice_on_memory(max_memory, x.device):
-        keep = _keeps(x, max_memory, backend)
+        keep = _keeps(x, len(y), max_memory, backend)
         if dispatch.fuses(backend, x):
             from otter_losses.ops.triton import sigmoid as fused
 
-            return fused.forward(x, y, scale, bias, keep)
-        return plain.forward(x, y, scale, bias, keep)
+            return fused.forward(x, y, scale, bias, keep, start)
+        return plain.forward(x, y, scale, bias, keep, start)
 
 
 @sigmoid.register_fake
-def _(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, max_memory: int, backend: str) -> tuple[Tensor, Tensor]:
-    n = x.shape[0]
-    return scale.new_empty(n), scale.new_empty(n, n) if _keeps(x, max_memory, backend) else scale.new_empty(0)
+def _(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, max_memory: int, backend: str, start: int = 0) -> tuple[Tensor, Tensor]:
+    b, n = x.shape[0], y.shape[0]
+    return scale.new_empty(b), scale.new_empty(b, n) if _keeps(x, n, max_memory, backend) else scale.new_empty(0)
 
 
 @torch.library.custom_op("otter_losses::sigmoid_backward", mutates_args=())
@@ -49,6 +54,7 @@ def sigmoid_backward(
     kept: Tensor,
     max_memory: int,
     backend: str,
+    start: int,
     wants_dx: bool,
     wants_dy: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -57,8 +63,8 @@ def sigmoid_backward(
         if dispatch.fuses(backend, x):
             from otter_losses.ops.triton import sigmoid as fused
 
-            return fused.backward(gradient, x, y, scale, bias, kept, wants_dx, wants_dy)
-        return plain.backward(gradient, x, y, scale, bias, kept, wants_dx, wants_dy)
+            return fused.backward(gradient, x, y, scale, bias, kept, start, wants_dx, wants_dy)
+        return plain.backward(gradient, x, y, scale, bias, kept, start, wants_dx, wants_dy)
 
 
 @sigmoid_backward.register_fake
@@ -71,6 +77,7 @@ def _(
     kept: Tensor,
     max_memory: int,
     backend: str,
+    start: int,
     wants_dx: bool,
     wants_dy: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -85,10 +92,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if gradient is None:
-        return (None,) * 6
+        return (None,) * 7
     wants_dx, wants_dy = wanted_gradients(ctx)
     dx, dy, dscale, dbias = sigmoid_backward(gradient, *ctx.saved_tensors, *ctx.options, wants_dx, wants_dy)
-    return dx if wants_dx else None, dy if wants_dy else None, dscale, dbias, None, None
+    return dx if wants_dx else None, dy if wants_dy else None, dscale, dbias, None, None, None
 
 
 sigmoid.register_autograd(_backward, setup_context=_save)

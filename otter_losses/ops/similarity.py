@@ -45,16 +45,29 @@ class Similarity:
     """``L`` of teacher features v, t (N, E); `sharpness` is ``1 / epsilon``, 0-D; the penalty is in units of the cosines."""
 
     def __init__(
-        self, v: Tensor, t: Tensor, sharpness: Tensor, gamma_image: float, gamma_text: float, diagonal_penalty: float
+        self,
+        v: Tensor,
+        t: Tensor,
+        sharpness: Tensor,
+        gamma_image: float,
+        gamma_text: float,
+        diagonal_penalty: float,
+        own: slice | None = None,
     ) -> None:
+        """`own`: the rows that are asked for here, of all; the columns are always all."""
         self.v, self.t, self.sharpness = v, t, sharpness
         self.gamma_image, self.gamma_text = gamma_image, gamma_text
         self.diagonal_penalty = diagonal_penalty
+        self.own = slice(0, len(v)) if own is None else own
+
+    @property
+    def is_whole(self) -> bool:
+        return self.own == slice(0, len(self.v))
 
     def to(self, dtype: torch.dtype) -> "Similarity":
         """The same with features of that dtype."""
         features = self.v.to(dtype), self.t.to(dtype)
-        return Similarity(*features, self.sharpness, self.gamma_image, self.gamma_text, self.diagonal_penalty)
+        return Similarity(*features, self.sharpness, self.gamma_image, self.gamma_text, self.diagonal_penalty, self.own)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """``a, b`` with ``L = a b^T / epsilon`` but for the diagonal, as narrow as the weights allow.
@@ -79,12 +92,12 @@ class Similarity:
     def rows(self, rows: slice) -> Tensor:
         """A row block (b, N), computed anew."""
         a, b = self._scaled_factors
-        return self._lower_diagonal(a[rows] @ b.T, rows.start)
+        return self._lower_diagonal(a[self.own][rows] @ b.T, rows.start)
 
     def matrix(self, cross: Tensor | None) -> Tensor:
-        """All of ``L`` in a new (N, N) tensor, from ``cross = v t^T`` where the caller has it."""
+        """All own rows of ``L`` in a new tensor (b, N), from ``cross = v t^T`` where the caller has it."""
         c = math.sqrt(self.gamma_image * self.gamma_text)
-        halves = reads_freely(self.v) and float(self.sharpness) > 0
+        halves = self.is_whole and reads_freely(self.v) and float(self.sharpness) > 0
         if halves and cross is None and c == 1:
             matrix = _symmetric_product(self._w()).addmm_(self.t, self.v.T, alpha=-float(self.sharpness))
         elif halves and cross is not None:
@@ -93,7 +106,7 @@ class Similarity:
                 _add_within(matrix, self._w(), c)
         else:
             a, b = self._scaled_factors
-            matrix = a @ b.T
+            matrix = a[self.own] @ b.T
         return self._lower_diagonal(matrix, 0)
 
     def _w(self) -> Tensor:
@@ -101,7 +114,8 @@ class Similarity:
         image, text = (math.sqrt(gamma * float(self.sharpness)) for gamma in (self.gamma_image, self.gamma_text))
         return torch.add(self.v * image, self.t, alpha=text)
 
-    def _lower_diagonal(self, logits: Tensor, offset: int) -> Tensor:
+    def _lower_diagonal(self, logits: Tensor, first: int) -> Tensor:
+        offset = self.own.start + first
         if self.diagonal_penalty == math.inf:
             logits.diagonal(offset).fill_(-math.inf)
         elif self.diagonal_penalty:

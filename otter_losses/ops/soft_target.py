@@ -28,6 +28,7 @@ from otter_losses.ops.contract import Given, Storage, Teacher, Weights, pair_los
 from otter_losses.ops.domains import safe_range
 from otter_losses.ops.plain import soft_target as plain
 from otter_losses.ops.similarity import Similarity
+from otter_losses.ops.world import World
 
 
 @torch.library.custom_op("otter_losses::soft_target", mutates_args=())
@@ -48,6 +49,8 @@ def soft_target(
     share: float,
     max_memory: int,
     backend: str,
+    group: str = "",
+    start: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`pair_losses` (2, N) of student features x, y (N, D) of one dtype and a 0-D scale of `computing` dtype.
 
@@ -58,20 +61,22 @@ def soft_target(
     or exponentials, (N, N), empty where they are recomputed; and a state (4,), which the backend that wrote it understands.
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        teacher = None
+        teacher, world = None, World(group, start)
         if sharpness is not None:
-            similarity = Similarity(*_features(x, y, v, t), sharpness, gamma_image, gamma_text, diagonal_penalty)
+            features = _features(x, y, v, t)
+            rows = world.here(slice(0, len(x)))
+            similarity = Similarity(*features, sharpness, gamma_image, gamma_text, diagonal_penalty, rows)
             teacher = Teacher(similarity, spread, iterations, entropy)
         given = Given(own, share)
-        storage = _storage(x, sharpness, diagonal_penalty, spread, max_memory, backend)
+        storage = _storage(x, len(y), sharpness, diagonal_penalty, spread, max_memory, backend)
         with dispatch.advice_on_memory(max_memory, x.device):
             if dispatch.fuses(backend, x):
                 from otter_losses.ops.triton import soft_target as fused
 
-                saved = fused.forward(x, y, scale, teacher, storage, backend)
+                saved = fused.forward(x, y, scale, teacher, storage, backend, world)
             else:
-                saved = plain.forward(x, y, scale, teacher, storage)
-        return pair_losses(saved[0], given, x, y, scale, teacher), *saved
+                saved = plain.forward(x, y, scale, teacher, storage, world)
+        return pair_losses(saved[0], given, x, y, scale, teacher, start), *saved
 
 
 def _features(x: Tensor, y: Tensor, v: Tensor | None, t: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -80,11 +85,11 @@ def _features(x: Tensor, y: Tensor, v: Tensor | None, t: Tensor | None) -> tuple
 
 
 def _storage(
-    x: Tensor, sharpness: Tensor | None, diagonal_penalty: float, spread: float | None, max_memory: int, backend: str
+    x: Tensor, n: int, sharpness: Tensor | None, diagonal_penalty: float, spread: float | None, max_memory: int, backend: str
 ) -> Storage:
     # Codes have no room for a diagonal that is lowered but stays.
     codes = diagonal_penalty in (0.0, float("inf")) and spread is not None and spread <= safe_range(torch.float32)
-    return storage_of(x, sharpness is not None, codes, dispatch.room(max_memory, x.device), dispatch.fuses(backend, x))
+    return storage_of(x, n, sharpness is not None, codes, dispatch.room(max_memory, x.device), dispatch.fuses(backend, x))
 
 
 @soft_target.register_fake
@@ -105,12 +110,14 @@ def _(
     share: float,
     max_memory: int,
     backend: str,
+    group: str = "",
+    start: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    n = x.shape[0]
-    storage = _storage(x, sharpness, diagonal_penalty, spread, max_memory, backend)
-    kernel = scale.new_empty(0) if storage.kernel is None else scale.new_empty(n, n, dtype=storage.kernel)
-    cosines = scale.new_empty(n, n) if storage.cosines else scale.new_empty(0)
-    return scale.new_empty(2, n), scale.new_empty(7, n), scale.new_empty(4, n), kernel, cosines, scale.new_empty(4)
+    b, n = x.shape[0], y.shape[0]
+    storage = _storage(x, n, sharpness, diagonal_penalty, spread, max_memory, backend)
+    kernel = scale.new_empty(0) if storage.kernel is None else scale.new_empty(b, n, dtype=storage.kernel)
+    cosines = scale.new_empty(b, n) if storage.cosines else scale.new_empty(0)
+    return scale.new_empty(2, b), scale.new_empty(7, n), scale.new_empty(4, n), kernel, cosines, scale.new_empty(4)
 
 
 @torch.library.custom_op("otter_losses::soft_target_backward", mutates_args=())
@@ -135,6 +142,8 @@ def soft_target_backward(
     share: float,
     max_memory: int,
     backend: str,
+    group: str,
+    start: int,
     wants_dx: bool,
     wants_dy: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,18 +152,20 @@ def soft_target_backward(
     Either product is left out, and its gradient empty, where it is not wanted; the scale's gradient needs one of them.
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        teacher = None
+        teacher, world = None, World(group, start)
         if sharpness is not None:
-            similarity = Similarity(*_features(x, y, v, t), sharpness, gamma_image, gamma_text, diagonal_penalty)
+            features = _features(x, y, v, t)
+            rows = world.here(slice(0, len(x)))
+            similarity = Similarity(*features, sharpness, gamma_image, gamma_text, diagonal_penalty, rows)
             teacher = Teacher(similarity, spread)
         saved = statistics, scalings, stored, cosines, state
-        weights = Weights.of(gradient, Given(own, share))
+        weights = Weights.of(gradient, Given(own, share), len(y), world)
         with dispatch.advice_on_memory(max_memory, x.device):
             if dispatch.fuses(backend, x):
                 from otter_losses.ops.triton import soft_target as fused
 
-                return fused.backward(weights, x, y, scale, teacher, saved, wants_dx, wants_dy)
-            return plain.backward(weights, x, y, scale, teacher, saved, wants_dx, wants_dy)
+                return fused.backward(weights, x, y, scale, teacher, saved, wants_dx, wants_dy, world)
+            return plain.backward(weights, x, y, scale, teacher, saved, wants_dx, wants_dy, world)
 
 
 @soft_target_backward.register_fake
@@ -179,6 +190,8 @@ def _(
     share: float,
     max_memory: int,
     backend: str,
+    group: str,
+    start: int,
     wants_dx: bool,
     wants_dy: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,10 +212,10 @@ def wanted_gradients(ctx: Any) -> tuple[bool, bool]:
 
 def _backward(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if gradient is None:
-        return (None,) * 16
+        return (None,) * 18
     wants_dx, wants_dy = wanted_gradients(ctx)
     dx, dy, dscale = soft_target_backward(gradient, *ctx.saved_tensors, *ctx.options, wants_dx, wants_dy)
-    return (dx if wants_dx else None, dy if wants_dy else None, dscale) + (None,) * 13
+    return (dx if wants_dx else None, dy if wants_dy else None, dscale) + (None,) * 15
 
 
 def refuse_second_derivative(ctx: Any, *gradients: Tensor | None) -> NoReturn:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from otter_losses.ops.domains import LOGARITHMIC, SCALING, Domain, reads_freely, safe_range
 from otter_losses.ops.similarity import Similarity, row_chunks
+from otter_losses.ops.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,12 @@ class Kernel:
     domain: Domain
     shift: Tensor
     stored: Tensor | None
+    world: World = ALONE
 
     @classmethod
-    def build(cls, similarity: Similarity, spread: float | None, store: bool, cross: Tensor | None = None) -> "Kernel":
+    def build(
+        cls, similarity: Similarity, spread: float | None, store: bool, cross: Tensor | None = None, world: World = ALONE
+    ) -> "Kernel":
         """Choose the domain, and store the matrix where asked; `solve` opens it.
 
         `spread` is an upper bound on ``max L - min L`` for unit features, a diagonal that vanishes aside, or None. On the CPU,
@@ -45,10 +49,11 @@ class Kernel:
             penalty = similarity.diagonal_penalty * abs(float(similarity.sharpness)) if similarity.diagonal_penalty else 0.0
             spread = 2 * float(shift) + (0.0 if diagonal_vanishes(penalty, shift.dtype) else penalty)
             if logits is not None and not spread <= limit:
-                low, shift = _measure(logits)
+                low, high = _measure(logits, similarity.own.start)
+                low, shift = -world.highest(-low), world.highest(high)
                 spread = float(shift - low)
         domain: Domain = SCALING if spread is not None and spread <= limit else LOGARITHMIC
-        return cls(similarity, domain, shift, logits)
+        return cls(similarity, domain, shift, logits, world)
 
     def _enter(self, logits: Tensor) -> Tensor:
         return logits.sub_(self.shift).exp_() if self.domain is SCALING else logits
@@ -59,8 +64,8 @@ class Kernel:
             yield rows, self.block(rows) if self.stored is None else self._enter(self.stored[rows])
 
     def chunks(self) -> list[slice]:
-        n = len(self.similarity.v)
-        return row_chunks(n, n, self.shift.device)
+        own = self.similarity.own
+        return row_chunks(own.stop - own.start, len(self.similarity.v), self.shift.device)
 
     def block(self, rows: slice) -> Tensor:
         """The rows asked for. Do not write to it: it may be the stored matrix itself."""
@@ -79,12 +84,12 @@ def diagonal_vanishes(penalty: float, dtype: torch.dtype) -> bool:
     return penalty > 4 * safe_range(dtype)
 
 
-def _measure(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and greatest entry, without a diagonal so low that it carries no mass."""
-    diagonal = logits.diagonal().clone()
-    logits.diagonal().fill_(float(logits[0, -1]))
+def _measure(logits: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """Least and greatest entry, without a diagonal, which begins in column `start`, so low that it carries no mass."""
+    diagonal = logits.diagonal(start).clone()
+    logits.diagonal(start).fill_(float(logits[0, -1 if start == 0 else 0]))
     low, high = torch.aminmax(logits)
-    logits.diagonal().copy_(diagonal)
+    logits.diagonal(start).copy_(diagonal)
     if float(low - diagonal.amax()) > 2 * safe_range(logits.dtype):
         return low, high
     return torch.minimum(low, diagonal.amin()), torch.maximum(high, diagonal.amax())
@@ -93,16 +98,18 @@ def _measure(logits: Tensor) -> tuple[Tensor, Tensor]:
 def solve(kernel: Kernel, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
     """Open the kernel and solve both problems on it.
 
-    Returns the scalings ``v`` of the image problem's columns, ``u'`` and ``v'`` of the text problem's rows and columns.
+    Returns the scalings ``v`` of the image problem's columns, ``u'`` of the text problem's own rows and ``v'`` of its columns.
     """
-    domain = kernel.domain
+    domain, world = kernel.domain, kernel.world
+    add = world.add if domain is SCALING else world.add_logarithms
     one = domain.enter(torch.ones_like(kernel.similarity.v[:, 0]))
     total: Tensor | None = None
     for rows, block in kernel.opening():
         sums = domain.column_sums(block, one[rows])
         total = sums if total is None else domain.merge(total, sums)
     assert total is not None
-    image_columns, text_columns, text_rows = one, domain.match(one, total), one
+    own = kernel.similarity.own
+    image_columns, text_columns, text_rows = one, domain.match(one, add(total)), one[own]
     for _ in range(iterations):
         image_total = text_total = None
         parts = []
@@ -116,5 +123,6 @@ def solve(kernel: Kernel, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
         assert image_total is not None
         assert text_total is not None
         text_rows = torch.cat(parts)
-        image_columns, text_columns = domain.match(one, image_total), domain.match(one, text_total)
+        totals = add(torch.stack((image_total, text_total)))
+        image_columns, text_columns = domain.match(one, totals[0]), domain.match(one, totals[1])
     return image_columns, text_rows, text_columns

@@ -8,34 +8,34 @@ from otter_losses.ops.contract import computing, wanted
 from otter_losses.ops.similarity import row_chunks
 
 
-def _unlikely(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, rows: slice) -> Tensor:
+def _unlikely(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, rows: slice, start: int) -> Tensor:
     """``-l z`` of a row block: large where the answer is wrong."""
     z = (x[rows] @ y.T).mul_(scale).add_(bias)
-    z.diagonal(rows.start).neg_()
+    z.diagonal(start + rows.start).neg_()
     return z
 
 
-def forward(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    n = len(x)
+def forward(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, keep: bool, start: int) -> tuple[Tensor, Tensor]:
+    b, n = len(x), len(y)
     x, y = x.to(computing(x)), y.to(computing(x))
-    losses = x.new_empty(n)
-    kept = _unlikely(x, y, scale, bias, slice(0, n)) if keep else x.new_empty(0)
-    for rows in row_chunks(n, n, x.device):
-        unlikely = kept[rows] if keep else _unlikely(x, y, scale, bias, rows)
+    losses = x.new_empty(b)
+    kept = _unlikely(x, y, scale, bias, slice(0, b), start) if keep else x.new_empty(0)
+    for rows in row_chunks(b, n, x.device):
+        unlikely = kept[rows] if keep else _unlikely(x, y, scale, bias, rows, start)
         losses[rows] = -F.logsigmoid(-unlikely).sum(1)
     return losses, kept
 
 
 def backward(
-    gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, kept: Tensor, wants_dx: bool, wants_dy: bool
+    gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, kept: Tensor, start: int, wants_dx: bool, wants_dy: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    n, dtype = len(x), x.dtype
+    b, n, dtype = len(x), len(y), x.dtype
     x, y = x.to(computing(x)), y.to(computing(x))
     dx, dy, dbias = wanted(x, wants_dx), wanted(y, wants_dy), x.new_zeros(())
-    for rows in row_chunks(n, n, x.device):
-        unlikely = kept[rows] if kept.numel() else _unlikely(x, y, scale, bias, rows)
+    for rows in row_chunks(b, n, x.device):
+        unlikely = kept[rows] if kept.numel() else _unlikely(x, y, scale, bias, rows, start)
         g = unlikely.sigmoid().mul_(gradient[rows, None])
-        g.diagonal(rows.start).neg_()
+        g.diagonal(start + rows.start).neg_()
         dbias += g.sum()
         if wants_dx:
             torch.mm(g, y, out=dx[rows])

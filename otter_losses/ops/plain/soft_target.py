@@ -17,17 +17,20 @@ from otter_losses.ops.contract import (
     Teacher,
     Weights,
     computing,
+    share_columns,
     wanted,
 )
 from otter_losses.ops.domains import LOGARITHMIC, SCALING, Domain, reads_freely, safe_range
 from otter_losses.ops.similarity import row_chunks
 from otter_losses.ops.transport import Kernel, solve
+from otter_losses.ops.world import World
 
 
-def forward(x: Tensor, y: Tensor, scale: Tensor, asked: Teacher | None, storage: Storage) -> Saved:
-    n = len(x)
+def forward(x: Tensor, y: Tensor, scale: Tensor, asked: Teacher | None, storage: Storage, world: World) -> Saved:
+    n = len(y)
     own_teacher = asked is not None and asked.similarity.v is x and asked.similarity.t is y
     x, y = x.to(computing(x)), y.to(computing(x))
+    own = world.here(slice(0, len(x)))
     statistics, scalings = x.new_zeros(7, n), x.new_zeros(4, n)
     image_rows, text_rows, image_columns, text_columns = scalings
     statistics[COLUMN_LSE] = -torch.inf
@@ -35,13 +38,13 @@ def forward(x: Tensor, y: Tensor, scale: Tensor, asked: Teacher | None, storage:
     teacher = None
     if asked is not None:
         similarity = asked.similarity.to(x.dtype)
-        teacher = Kernel.build(similarity, asked.spread, storage.kernel is not None, cosines if own_teacher else None)
-        image_columns[:], text_rows[:], text_columns[:] = solve(teacher, asked.iterations)
+        teacher = Kernel.build(similarity, asked.spread, storage.kernel is not None, cosines if own_teacher else None, world)
+        image_columns[:], text_rows[own], text_columns[:] = solve(teacher, asked.iterations)
     if storage.cosines and cosines is None:
         cosines = x @ y.T
 
     shift = _common_shift(x, y, scale, cosines)
-    chunks = row_chunks(n, n, x.device)
+    chunks = row_chunks(len(x), n, x.device)
     # Fresh memory costs a page fault per 4 KiB, more than the arithmetic on it: row blocks share theirs.
     logits, scratch = x.new_empty(chunks[0].stop, n), x.new_empty(chunks[0].stop, n)
     for rows in chunks:
@@ -50,21 +53,23 @@ def forward(x: Tensor, y: Tensor, scale: Tensor, asked: Teacher | None, storage:
             torch.mm(x[rows], y.T, out=z).mul_(scale)
         else:
             torch.mul(cosines[rows], scale, out=z)
-        statistics[PAIR, rows] = z.diagonal(rows.start)
+        here = world.here(rows)
+        statistics[PAIR, here] = z.diagonal(here.start)
         if teacher is not None and asked is not None:
             kernel = teacher.block(rows)
-            one = teacher.domain.enter(torch.ones_like(image_rows[rows]))
-            image_rows[rows] = teacher.domain.match(one, teacher.domain.row_sums(kernel, image_columns))
-            _expected_logits(teacher.domain, kernel, rows, z, scalings, statistics, asked.entropy, scratch[: len(z)])
+            one = teacher.domain.enter(torch.ones_like(image_rows[here]))
+            image_rows[here] = teacher.domain.match(one, teacher.domain.row_sums(kernel, image_columns))
+            _expected_logits(teacher.domain, kernel, here, z, scalings, statistics, asked.entropy, scratch[: len(z)])
         if shift is None or cosines is None:
-            statistics[ROW_LSE, rows] = z.logsumexp(1)
+            statistics[ROW_LSE, here] = z.logsumexp(1)
             partial = z.logsumexp(0)
         else:
             exponentials = torch.exp(z.sub_(shift), out=cosines[rows])
-            statistics[ROW_LSE, rows] = exponentials.sum(1).log_().add_(shift)
+            statistics[ROW_LSE, here] = exponentials.sum(1).log_().add_(shift)
             partial = exponentials.sum(0).log_().add_(shift)
         statistics[COLUMN_LSE] = torch.logaddexp(statistics[COLUMN_LSE], partial)
 
+    share_columns(statistics, asked, world)
     # The shifts of both matrices, and 1 where the kernel is held as logarithms and where the student's matrix holds exponentials.
     state, nothing = x.new_zeros(4), x.new_empty(0)
     if teacher is not None:
@@ -109,9 +114,17 @@ def _expected_logits(
 
 
 def backward(
-    weights: Weights, x: Tensor, y: Tensor, scale: Tensor, asked: Teacher | None, saved: Saved, wants_dx: bool, wants_dy: bool
+    weights: Weights,
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    asked: Teacher | None,
+    saved: Saved,
+    wants_dx: bool,
+    wants_dy: bool,
+    world: World,
 ) -> Backward:
-    n, dtype = len(x), x.dtype
+    n, dtype = len(y), x.dtype
     x, y = x.to(computing(x)), y.to(computing(x))
     statistics, scalings, stored, cosines, state = saved
     teacher = None
@@ -128,26 +141,26 @@ def backward(
         column_weight = column_weight * (state[1] - statistics[COLUMN_LSE]).exp()
 
     dx, dy = wanted(x, wants_dx), wanted(y, wants_dy)
-    chunks = row_chunks(n, n, x.device)
+    chunks = row_chunks(len(x), n, x.device)
     space, scratch = x.new_empty(chunks[0].stop, n), x.new_empty(chunks[0].stop, n)
     for rows in chunks:
-        g = space[: rows.stop - rows.start]
+        g, here = space[: rows.stop - rows.start], world.here(rows)
         if exponentials:
-            torch.add(row_weight[rows, None], column_weight, out=g).mul_(cosines[rows])
+            torch.add(row_weight[here, None], column_weight, out=g).mul_(cosines[rows])
         else:
             z = cosines[rows] * scale if cosines.numel() else (x[rows] @ y.T).mul_(scale)
-            torch.sub(z, statistics[ROW_LSE, rows, None], out=g).exp_().mul_(row_weight[rows, None])
+            torch.sub(z, statistics[ROW_LSE, here, None], out=g).exp_().mul_(row_weight[here, None])
             g.add_((z - statistics[COLUMN_LSE]).exp_().mul_(column_weight))
         if teacher is not None:
-            _add_plans(g, teacher.domain, teacher.block(rows), rows, scalings, weights.dot, scratch[: len(g)])
-        g.diagonal(rows.start).add_(weights.pair[rows])
+            _add_plans(g, teacher.domain, teacher.block(rows), here, scalings, weights.dot, scratch[: len(g)])
+        g.diagonal(here.start).add_(weights.pair[here])
         if weights.sum is not None:
-            g.add_(weights.sum[rows, None])
+            g.add_(weights.sum[here, None])
         if wants_dx:
             torch.mm(g, y, out=dx[rows])
         if wants_dy:
             dy.addmm_(g.T, x[rows], beta=min(rows.start, 1))  # the first block overwrites
-    dscale = ((x * dx) if wants_dx else (y * dy)).sum() * weights.magnitude
+    dscale = ((x * dx) if wants_dx else (y * dy)).sum() * weights.magnitude  # this rank's share
     scale = scale * weights.magnitude
     return dx.mul_(scale).to(dtype), dy.mul_(scale).to(dtype), dscale
 

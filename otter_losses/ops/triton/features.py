@@ -9,6 +9,7 @@ from torch import Tensor
 from otter_losses.ops.contract import wanted
 from otter_losses.ops.triton.kernels import features as kernels
 from otter_losses.ops.triton.launch import Tile, launch, tiles
+from otter_losses.ops.world import World
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -86,14 +87,14 @@ class FeatureGradients:
     products at the matrix units' full rate, sums in float32, an error a tenth of what rounding the result costs.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, factor: Tensor, wants_dx: bool, wants_dy: bool) -> None:
-        self.x, self.y, self.factor = x, y, factor
+    def __init__(self, x: Tensor, y: Tensor, factor: Tensor, wants_dx: bool, wants_dy: bool, world: World) -> None:
+        self.x, self.y, self.factor, self.world = x, y, factor, world
         self.wants_dx, self.wants_dy = wants_dx, wants_dy
         self.half = x.dtype in HALVES
         self.dx = wanted(x, wants_dx)
         self.dy_total = factor.new_empty(y.shape if wants_dy else 0)
         self.diagonal, self.inner, self.row_residual = factor.new_empty(3, len(x))
-        self.column_residual = factor.new_zeros(len(x))
+        self.column_residual = factor.new_zeros(len(y))
         if self.half and wants_dx:
             self.narrow_y, self.y_octave = narrow(y)
         if self.half and wants_dy:
@@ -119,7 +120,7 @@ class FeatureGradients:
             if self.half:
                 found = product(g, self.narrow_y, self.factor.new_empty(x.shape))
                 residual = self.row_residual[rows]
-                on_diagonal = self.diagonal[rows], residual, self.y[rows]
+                on_diagonal = self.diagonal[rows], residual, self.y[self.world.here(rows)]
                 self._finish(found, self.y_octave, on_diagonal, x, self.dx[rows], self.inner[rows])
             else:
                 torch.mm(g, self.y, out=self.dx[rows])
@@ -135,9 +136,18 @@ class FeatureGradients:
             return self.dx.mul_(self.factor), self.dy_total.mul_(self.factor), inner
         dy = wanted(self.y, self.wants_dy)
         if self.wants_dy:
-            inner = torch.empty_like(self.inner) if self.wants_dx else self.inner
-            on_diagonal = self.diagonal, self.column_residual, self.x
-            self._finish(self.dy_total, self.x_octave, on_diagonal, self.y, dy, inner)
+            inner = self.factor.new_empty(len(self.y))
+            own = self.world.here(slice(0, len(self.x)))
+            # What all ranks lost of a column belongs to its pair, which is with one of them.
+            lost = self.world.add(self.column_residual)
+            onto = self.y[own], dy[own], inner[own]
+            self._finish(self.dy_total[own], self.x_octave, (self.diagonal, lost[own], self.x), *onto)
+            for rows in (slice(0, own.start), slice(own.stop, len(self.y))):
+                if rows.start < rows.stop:
+                    nothing = torch.zeros_like(lost[rows])
+                    onto = self.y[rows], dy[rows], inner[rows]
+                    self._finish(self.dy_total[rows], self.x_octave, (nothing, nothing, self.y[rows]), *onto)
+            self.inner = self.inner if self.wants_dx else inner
         return self.dx, dy, self.inner.sum()
 
     def _finish(

@@ -9,18 +9,19 @@ from otter_losses.ops.triton.kernels import sigmoid as kernels
 from otter_losses.ops.triton.launch import Tile, launch, tiles, tuned
 from otter_losses.ops.triton.soft_target import TILES
 from otter_losses.ops.triton.transport import ROWS
+from otter_losses.ops.world import World
 
 
-def forward(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    n = len(x)
-    chunks = row_chunks(n, n, x.device)
-    losses, kept = scale.new_empty(n), scale.new_empty(n, n) if keep else scale.new_empty(0)
+def forward(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, keep: bool, start: int) -> tuple[Tensor, Tensor]:
+    b, n = len(x), len(y)
+    chunks = row_chunks(b, n, x.device)
+    losses, kept = scale.new_empty(b), scale.new_empty(b, n) if keep else scale.new_empty(0)
     space = kept if keep else scale.new_empty(chunks[0].stop, n)
     for rows in chunks:
         block = product(x[rows], y.T, kept[rows] if keep else space[: rows.stop - rows.start])
 
         def run(tile: Tile, block: Tensor = block, rows: slice = rows) -> None:
-            arguments = (block, scale, bias, losses[rows], rows.start, *block.shape)
+            arguments = (block, scale, bias, losses[rows], start + rows.start, *block.shape)
             launch(kernels.sigmoid_losses, (tiles(len(block), tile["BM"]),), *arguments, tile=tile)
 
         run(tuned("sigmoid_losses", block, ROWS, run))
@@ -28,10 +29,10 @@ def forward(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, keep: bool) -> tu
 
 
 def backward(
-    gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, kept: Tensor, wants_dx: bool, wants_dy: bool
+    gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, kept: Tensor, start: int, wants_dx: bool, wants_dy: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     gradient, magnitude = normalised(gradient)
-    gradients = FeatureGradients(x, y, scale * magnitude, wants_dx, wants_dy)
+    gradients = FeatureGradients(x, y, scale * magnitude, wants_dx, wants_dy, World(start=start))
     total = _add_blocks(gradients, gradient, scale, bias, kept)
     dx, dy, inner = gradients.finish()
     return dx, dy, inner * magnitude, total * magnitude
@@ -40,8 +41,8 @@ def backward(
 def _add_blocks(gradients: FeatureGradients, gradient: Tensor, scale: Tensor, bias: Tensor, kept: Tensor) -> Tensor:
     """Add all of the logits' gradient; its sum."""
     total = scale.new_zeros(())
-    x, y, n = gradients.x, gradients.y, len(gradients.x)
-    chunks = row_chunks(n, n, x.device)
+    x, y, n = gradients.x, gradients.y, len(gradients.y)
+    chunks = row_chunks(len(x), n, x.device)
     space = scale.new_empty(chunks[0].stop, n)
     g_space = gradients.space(space)
     for rows in chunks:
@@ -52,7 +53,7 @@ def _add_blocks(gradients: FeatureGradients, gradient: Tensor, scale: Tensor, bi
             grid = tiles(len(block), tile["BM"]), tiles(n, tile["BN"])
             lost, row_parts = gradients.lost(block, grid), block.new_empty(grid[1], len(block))
             out = g, gradients.diagonal[rows], *lost, row_parts
-            arguments = (block, scale, bias, gradient[rows], *out, rows.start, *block.shape, GAIN)
+            arguments = (block, scale, bias, gradient[rows], *out, gradients.world.start + rows.start, *block.shape, GAIN)
             launch(kernels.sigmoid_gradient, grid, *arguments, APART=gradients.half, tile=tile)
             return lost, row_parts
 

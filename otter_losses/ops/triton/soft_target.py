@@ -15,6 +15,7 @@ from otter_losses.ops.contract import (
     Storage,
     Teacher,
     Weights,
+    share_columns,
 )
 from otter_losses.ops.similarity import row_chunks
 from otter_losses.ops.triton import transport
@@ -23,6 +24,7 @@ from otter_losses.ops.triton.kernels import soft_target as kernels
 from otter_losses.ops.triton.kernels.held import PLAIN
 from otter_losses.ops.triton.launch import Tile, launch, tiles, tuned
 from otter_losses.ops.triton.transport import VECTOR, Held
+from otter_losses.ops.world import World
 
 TILES: tuple[Tile, ...] = (
     {"BM": 32, "BN": 128, "num_warps": 8},
@@ -32,23 +34,24 @@ TILES: tuple[Tile, ...] = (
 """Of programs that own one tile: sixteen elements a thread, so that their sums stay in registers."""
 
 
-def forward(x: Tensor, y: Tensor, scale: Tensor, teacher: Teacher | None, storage: Storage, backend: str) -> Saved:
-    n = len(x)
+def forward(x: Tensor, y: Tensor, scale: Tensor, teacher: Teacher | None, storage: Storage, backend: str, world: World) -> Saved:
+    b, n = len(x), len(y)
     statistics, nothing = scale.new_zeros(7, n), scale.new_empty(0)
     scalings = scale.new_zeros(4, n) if teacher is None else scale.new_empty(4, n)
     held = None
     if teacher is not None:
-        stored = None if storage.kernel is None else x.new_empty(n, n, dtype=storage.kernel)
-        held = Held.build(teacher.similarity, teacher.spread, stored)
+        stored = None if storage.kernel is None else x.new_empty(b, n, dtype=storage.kernel)
+        held = Held.build(teacher.similarity, teacher.spread, stored, world)
         transport.solve(held, teacher.iterations, scalings, backend)
-    cosines = scale.new_empty(n, n) if storage.cosines else nothing
-    chunks = row_chunks(n, n, x.device)
+    cosines = scale.new_empty(b, n) if storage.cosines else nothing
+    chunks = row_chunks(b, n, x.device)
     space = nothing if storage.cosines else scale.new_empty(chunks[0].stop, n)
     kernel_space = held.space() if held is not None and held.stored is None else nothing
     for rows in chunks:
         block = product(x[rows], y.T, cosines[rows] if storage.cosines else space[: rows.stop - rows.start])
         kernel = None if held is None else held.block(rows, kernel_space)
-        _statistics(block, scale, held, kernel, scalings, statistics, rows, teacher is not None and teacher.entropy)
+        _statistics(block, scale, held, kernel, scalings, statistics, rows, world, teacher is not None and teacher.entropy)
+    share_columns(statistics, teacher, world)
     state = scale.new_zeros(4) if held is None else held.numbers
     return statistics, scalings, scale.new_empty(0) if held is None or held.stored is None else held.stored, cosines, state
 
@@ -61,11 +64,13 @@ def _statistics(
     scalings: Tensor,
     found: Tensor,
     rows: slice,
+    world: World,
     entropy: bool,
 ) -> None:
     """Write the row statistics of a block of cosines, and add its share of the column statistics, in `found` (7, N)."""
     m, n = block.shape
     image_rows, text_rows, image_columns, text_columns = scalings
+    here = world.here(rows)
     teacher = {"TEACHER": held is not None, "ENTROPY": entropy}
     switches = {"KIND": PLAIN.value, "RAW": False} if held is None else held.switches
     numbers = scale if held is None else held.numbers
@@ -80,12 +85,12 @@ def _statistics(
             block if kernel is None else kernel,
             numbers,
             image_columns,
-            text_rows[rows],
+            text_rows[here],
             text_columns,
             row_parts,
             column_parts,
-            found[PAIR, rows],
-            rows.start,
+            found[PAIR, here],
+            here.start,
             m,
             n,
         )
@@ -94,12 +99,12 @@ def _statistics(
 
     row_parts, column_parts = run(tuned(f"statistics {teacher} {switches}", block, TILES, run))
     vector: Tile = {"BM": VECTOR["BN"], "num_warps": VECTOR["num_warps"]}
-    out = found[ROW_LSE, rows], found[ROW_DOT, rows], found[ROW_ENTROPY, rows]
+    out = found[ROW_LSE, here], found[ROW_DOT, here], found[ROW_ENTROPY, here]
     launch(
         kernels.merge_rows,
         (tiles(m, vector["BM"]),),
         row_parts,
-        image_rows[rows],
+        image_rows[here],
         *out,
         row_parts.shape[1],
         m,
@@ -114,9 +119,17 @@ def _statistics(
 
 
 def backward(
-    weights: Weights, x: Tensor, y: Tensor, scale: Tensor, teacher: Teacher | None, saved: Saved, wants_dx: bool, wants_dy: bool
+    weights: Weights,
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    teacher: Teacher | None,
+    saved: Saved,
+    wants_dx: bool,
+    wants_dy: bool,
+    world: World,
 ) -> Backward:
-    gradients = FeatureGradients(x, y, scale * weights.magnitude, wants_dx, wants_dy)
+    gradients = FeatureGradients(x, y, scale * weights.magnitude, wants_dx, wants_dy, world)
     _add_blocks(gradients, weights, scale, teacher, saved)
     dx, dy, inner = gradients.finish()
     return dx, dy, inner * weights.magnitude
@@ -124,11 +137,11 @@ def backward(
 
 def _add_blocks(gradients: FeatureGradients, weights: Weights, scale: Tensor, teacher: Teacher | None, saved: Saved) -> None:
     statistics, scalings, stored, cosines, state = saved
-    x, y, n = gradients.x, gradients.y, len(gradients.x)
+    x, y, n = gradients.x, gradients.y, len(gradients.y)
     held = None
     if teacher is not None:
-        held = Held.again(teacher.similarity, teacher.spread, stored if stored.numel() else None, state)
-    chunks = row_chunks(n, n, x.device)
+        held = Held.again(teacher.similarity, teacher.spread, stored if stored.numel() else None, state, gradients.world)
+    chunks = row_chunks(len(x), n, x.device)
     space = scale.new_empty(chunks[0].stop, n)
     g_space = gradients.space(space)
     kernel_space = held.space() if held is not None and held.stored is None else space
@@ -157,6 +170,7 @@ def _logits_gradient(
     m, n = block.shape
     image_rows, text_rows, image_columns, text_columns = scalings
     switches = {"KIND": PLAIN.value, "RAW": False} if held is None else held.switches
+    here = gradients.world.here(rows)
     switches = {"TEACHER": held is not None, **switches, "SUM": weights.sum is not None, "APART": gradients.half}
 
     def run(tile: Tile) -> tuple[Tensor, Tensor]:
@@ -167,22 +181,22 @@ def _logits_gradient(
             scale,
             block if kernel is None else kernel,
             scale if held is None else held.numbers,
-            image_rows[rows],
-            text_rows[rows],
+            image_rows[here],
+            text_rows[here],
             image_columns,
             text_columns,
-            found[ROW_LSE, rows],
+            found[ROW_LSE, here],
             found[COLUMN_LSE],
-            weights.lse[rows],
+            weights.lse[here],
             weights.lse,
-            weights.pair[rows],
-            weights.dot[rows],
+            weights.pair[here],
+            weights.dot[here],
             weights.dot,
-            weights.lse[rows] if weights.sum is None else weights.sum[rows],
+            weights.lse[here] if weights.sum is None else weights.sum[here],
             g,
             gradients.diagonal[rows],
             *lost,
-            rows.start,
+            here.start,
             m,
             n,
             GAIN,

@@ -13,6 +13,7 @@ from otter_losses.ops.triton.features import TILE as FEATURES
 from otter_losses.ops.triton.kernels import transport as kernels
 from otter_losses.ops.triton.kernels.held import CODES, LOGARITHMIC, PLAIN
 from otter_losses.ops.triton.launch import Tile, launch, tiles, tuned
+from otter_losses.ops.world import World
 
 ROWS: tuple[Tile, ...] = (
     {"BM": 4, "BN": 256, "num_warps": 4},
@@ -45,28 +46,30 @@ class Held:
     numbers: Tensor
     kind: int
     stored: Tensor | None
+    rows: int
     columns: int
+    world: World
 
     @classmethod
-    def build(cls, similarity: Similarity, spread: float | None, stored: Tensor | None) -> "Held":
+    def build(cls, similarity: Similarity, spread: float | None, stored: Tensor | None, world: World) -> "Held":
         """`stored` is where it is to be kept, in float32 or, for codes, int16; `solve` fills it."""
         kind = _kind(spread, stored)
         factors, peaks = _factors(similarity, kind)
-        return cls(factors, _numbers(similarity, peaks), kind, stored, len(similarity.v))
+        return cls(factors, _numbers(similarity, peaks), kind, stored, *_shape(similarity), world)
 
     @classmethod
-    def again(cls, similarity: Similarity, spread: float | None, stored: Tensor | None, numbers: Tensor) -> "Held":
+    def again(cls, similarity: Similarity, spread: float | None, stored: Tensor | None, numbers: Tensor, world: World) -> "Held":
         """The one that was built with those numbers."""
         kind = _kind(spread, stored)
         factors = _factors(similarity, kind)[0] if stored is None else None
-        return cls(factors, numbers, kind, stored, len(similarity.v))
+        return cls(factors, numbers, kind, stored, *_shape(similarity), world)
 
     @property
     def switches(self) -> dict[str, object]:
         return {"KIND": self.kind, "RAW": self.stored is None}
 
     def chunks(self) -> list[slice]:
-        return row_chunks(self.columns, self.columns, self.numbers.device)
+        return row_chunks(self.rows, self.columns, self.numbers.device)
 
     def space(self) -> Tensor:
         """Room for a block's product."""
@@ -83,8 +86,12 @@ class Held:
 
     def sweep(self, space: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """All rows, in one block where they are stored."""
-        for rows in self.chunks() if self.stored is None else [slice(0, self.columns)]:
+        for rows in self.chunks() if self.stored is None else [slice(0, self.rows)]:
             yield rows, self.block(rows, space)
+
+
+def _shape(similarity: Similarity) -> tuple[int, int]:
+    return similarity.own.stop - similarity.own.start, len(similarity.v)
 
 
 def _kind(spread: float | None, stored: Tensor | None) -> int:
@@ -114,7 +121,7 @@ def _factors(similarity: Similarity, kind: int) -> tuple[tuple[Tensor, Tensor], 
     gammas = similarity.gamma_image, similarity.gamma_text
     arguments = (v, t, a, b, peaks, n, e, *v.stride(), *t.stride(), *gammas)
     launch(kernels.factors, (programs,), *arguments, IMAGE=image, TEXT=text, tile=FEATURES)
-    return (a, b), peaks
+    return (a[similarity.own], b), peaks
 
 
 def _numbers(similarity: Similarity, peaks: Tensor) -> Tensor:
@@ -153,7 +160,8 @@ def solve(held: Held, iterations: int, scalings: Tensor, backend: str) -> None:
     for _ in range(iterations):
         totals: Totals | None = None
         for rows, block in held.sweep(space):
-            row_scalings = image_rows[rows], text_rows[rows]
+            here = held.world.here(rows)
+            row_scalings = image_rows[here], text_rows[here]
             _row_scalings(held, block, rows, (image_columns, text_columns), row_scalings)
             totals = _column_totals(held, block, rows, row_scalings, totals)
         assert totals is not None
@@ -164,6 +172,8 @@ def _no_launch(held: Held) -> str | None:
     """Why CUDA C++ cannot solve it in one launch."""
     from otter_losses.ops.cuda import transport as cuda
 
+    if held.world.group:
+        return "it is for one process."
     if held.kind == LOGARITHMIC.value:
         return "it takes plain numbers, which this epsilon is too small for."
     if held.kind == CODES.value or held.stored is None:
@@ -193,7 +203,16 @@ def _opened(held: Held, space: Tensor) -> Tensor:
         into = None if held.stored is None else held.stored[rows]
         in_place = into is not None and into.dtype == torch.float32
         products = held.product(rows, into if into is not None and in_place else space[:m])
-        arguments = (products, products if into is None else into, held.numbers, totals, rows.start, m, n, height)
+        arguments = (
+            products,
+            products if into is None else into,
+            held.numbers,
+            totals,
+            held.world.here(rows).start,
+            m,
+            n,
+            height,
+        )
         switches = {"KIND": held.kind, "WRITE": into is not None, "FIRST": rows.start == 0}
         launch(kernels.encode, (tiles(n, tile["BN"]), segments), *arguments, **switches, tile=tile)
     return totals
@@ -203,7 +222,7 @@ def _row_scalings(held: Held, block: Tensor, rows: slice, columns: tuple[Tensor,
     m, n = block.shape
 
     def run(tile: Tile) -> None:
-        arguments = (block, held.numbers, *columns, *out, rows.start, m, n)
+        arguments = (block, held.numbers, *columns, *out, held.world.here(rows).start, m, n)
         launch(kernels.row_scalings, (tiles(m, tile["BM"]),), *arguments, **held.switches, tile=tile)
 
     run(tuned(f"row_scalings {held.switches}", block, ROWS, run))
@@ -216,7 +235,7 @@ def _column_totals(held: Held, block: Tensor, rows: slice, scalings: tuple[Tenso
     def run(tile: Tile) -> Tensor:
         segments, height = _segments(m if before is None else held.chunks()[0].stop, n, tile)
         found = held.numbers.new_empty(segments, 2, n) if before is None else before[0]
-        arguments = (block, held.numbers, *scalings, found, rows.start, m, n, height)
+        arguments = (block, held.numbers, *scalings, found, held.world.here(rows).start, m, n, height)
         grid = tiles(n, tile["BN"]), segments
         launch(kernels.column_totals, grid, *arguments, **held.switches, FIRST=before is None, tile=tile)
         return found
@@ -227,4 +246,10 @@ def _column_totals(held: Held, block: Tensor, rows: slice, scalings: tuple[Tenso
 
 def _match(held: Held, totals: Tensor, out: Tensor) -> None:
     size = out.numel()
+    if held.world.group:
+        totals = totals.reshape(len(totals), size)
+        if held.kind == LOGARITHMIC.value:
+            totals = held.world.add_logarithms(totals.logsumexp(0))[None]
+        else:
+            totals = held.world.add(totals.sum(0))[None]
     launch(kernels.match, (tiles(size, VECTOR["BN"]),), totals, out, len(totals), size, KIND=held.kind, tile=VECTOR)
