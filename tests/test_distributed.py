@@ -39,7 +39,10 @@ BUILDERS: dict[str, Callable[..., PairLoss]] = {
     "otter, triton, logarithms": lambda **contract: OTTERLoss(backend="triton", epsilon=0.02, **contract),
     "label_smoothing, triton": lambda **contract: LabelSmoothingLoss(backend="triton", **contract),
     "siglip, triton": lambda **contract: SigLIPLoss(backend="triton", **contract),
+    "otter, triton, bfloat16": lambda **contract: OTTERLoss(backend="triton", **contract),
+    "siglip, triton, bfloat16": lambda **contract: SigLIPLoss(backend="triton", **contract),
 }
+BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2}
 HAS_TRITON = find_spec("triton") is not None
 SWITCHES = ("local_loss", "gather_with_grad", "cache_labels")
 TEACHERS = ("own", "given", "alpha per pair")
@@ -89,7 +92,14 @@ def cases(sharing: str = EVEN) -> list[tuple[str, str, str | None]]:
     return plain + [("otter", "given", switch) for switch in SWITCHES if sharing == EVEN]
 
 
-def run_case(model: nn.Module, loss: PairLoss, batch: dict[str, Tensor], teacher: str) -> dict[str, Tensor]:
+def dtype_of(name: str) -> torch.dtype:
+    """Of the features that a case is given."""
+    return torch.bfloat16 if "bfloat16" in name else torch.float32 if "triton" in name else torch.float64
+
+
+def run_case(
+    model: nn.Module, loss: PairLoss, batch: dict[str, Tensor], teacher: str, dtype: torch.dtype = torch.float64
+) -> dict[str, Tensor]:
     """Value and gradients of the model's parameters."""
     call: dict[str, Any] = {}
     if teacher != "own":
@@ -98,9 +108,7 @@ def run_case(model: nn.Module, loss: PairLoss, batch: dict[str, Tensor], teacher
         call["alpha"] = batch["alpha"]
     model.zero_grad()
     x, y, scale, bias = model(batch["images"], batch["texts"])
-    if loss.backend == "triton":
-        x, y = x.float(), y.float()
-    value = loss(x, y, scale, bias, **call)
+    value = loss(x.to(dtype), y.to(dtype), scale, bias, **call)
     value.backward()
     gradients = {name.removeprefix("module."): parameter.grad for name, parameter in model.named_parameters()}
     assert all(gradient is not None for gradient in gradients.values())
@@ -131,7 +139,9 @@ def work(rank: int, world: int, folder: str) -> None:
         batch = part_of(counts_of(world, sharing), contract["rank"])
         for name, kind, switch in cases(sharing):
             switches: dict[str, Any] = {switch: True} if switch else {}
-            results[sharing, name, kind, switch] = run_case(model, BUILDERS[name](**contract, **switches), batch, kind)
+            results[sharing, name, kind, switch] = run_case(
+                model, BUILDERS[name](**contract, **switches), batch, kind, dtype_of(name)
+            )
     batch = part_of(counts_of(world, EVEN), rank)
     images = batch["images"]
     results["wrong world"] = message_of(InfoNCELoss(rank=rank, world_size=world + 1), images)
@@ -185,12 +195,12 @@ def test_values_and_mean_gradients_are_those_of_the_whole_batch(
     pairs = sum(counts_of(len(ranks), sharing))
     alone = BUILDERS[name]()
     alone.backend = "torch"
-    expected = run_case(TwoTowers(), alone, whole_batch(pairs), teacher)
+    expected = run_case(TwoTowers(), alone, whole_batch(pairs), teacher, dtype_of(name))
     for results in ranks[1:] if sharing == GROUP else ranks:
         actual = results[sharing, name, teacher, switch]
         assert actual.keys() == expected.keys()
         for key, wanted in expected.items():
-            assert relative(actual[key], wanted, floor=1e-4) <= (1e-4 if "triton" in name else 1e-10), key
+            assert relative(actual[key], wanted, floor=1e-4) <= BOUNDS[dtype_of(name)], key
     sizes = {key: float(wanted.abs().sum()) for key, wanted in expected.items()}
     assert all(size > 1e-6 for key, size in sizes.items() if key != "bias" or name == "siglip")
 
