@@ -2,8 +2,8 @@
 
 All of them are weighted means of what `otter_losses.ops.soft_target` (or `.sigmoid`) finds for every pair from the logits
 ``z = s x y^T``. Shapes: N pairs, D the width of the student's features, E that of the teacher's. Dtypes: float64 is computed in
-float64; float32, float16 and bfloat16 in float32, also under autocast; gradients come back in each input's own dtype. `world` says
-how several ranks share the batch, each with its own rows of every argument; the modules make it.
+float64; float32, float16 and bfloat16 in float32, also under autocast; gradients come back in each input's own dtype. `world`
+says how several ranks share the batch, each with its own rows of every argument; the modules make it.
 """
 
 import math
