@@ -48,7 +48,7 @@ def may_read(tensor: Tensor) -> bool:
 
 
 def ranks_may_talk(features: object) -> bool:
-    """Whether comparing what the ranks bring costs little, or was asked for: one answer on all of them, whatever one brings."""
+    """Whether comparing what the ranks bring costs little, or was asked for; on a CPU one answer on all, whatever one brings."""
     on_device = isinstance(features, Tensor) and not reads_freely(features)
     return not torch.compiler.is_compiling() and (_debug or not on_device)
 

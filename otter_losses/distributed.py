@@ -22,13 +22,16 @@ PATIENCE = 5.0
 """Seconds in which ranks that are alive tell those that miss somebody."""
 
 
-def check_world(rank: int, world_size: int, group: "ProcessGroup | None") -> None:
-    """The rank and world size a loss was built with are those of its process group."""
+def check_initialised(world_size: int) -> None:
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(
             f"world_size is {world_size} but torch.distributed is not initialised; call torch.distributed.init_process_group "
             "first, or build the loss with world_size=1."
         )
+
+
+def check_world(rank: int, world_size: int, group: "ProcessGroup | None") -> None:
+    """The rank and world size a loss was built with are those of its process group."""
     here, size = dist.get_rank(group), dist.get_world_size(group)
     if (rank, world_size) != (here, size):
         of = "" if group is None else "group"
@@ -74,14 +77,14 @@ def agree(tensors: dict[str, Tensor | None], loss: str, check: Callable[[], None
     problem: Exception | None = None
     try:
         check()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:
         problem = error
     mine = {
         "problem": None if problem is None else _ascii(str(problem))[: LETTER // 4],
         "loss": _ascii(loss)[: LETTER // 4],
         **{name: _described(tensor) for name, tensor in tensors.items() if problem is None},
     }
-    letters = _exchanged(mine, group)
+    letters = _exchanged(mine, group, next(iter(tensors.values())))
     if problem is not None:
         raise problem
     for rank, letter in enumerate(letters):
@@ -103,22 +106,29 @@ def _ascii(text: str) -> str:
 
 
 def _described(tensor: Any) -> Any:
-    return None if tensor is None else [str(tensor.dtype), list(tensor.shape)]
+    return None if tensor is None else [str(tensor.dtype), list(tensor.shape), tensor.requires_grad]
 
 
 def _fit(first: Any, other: Any) -> bool:
     """Alike but for the number of rows."""
-    return first is not None and other is not None and first[0] == other[0] and first[1][1:] == other[1][1:]
+    if first is None or other is None:
+        return False
+    return bool(first[0] == other[0] and first[1][1:] == other[1][1:] and first[2] == other[2])
 
 
 def _words(described: Any) -> str:
-    return f"{described[0]} of shape {tuple(described[1])}" if isinstance(described, list) else str(described)
+    if not isinstance(described, list):
+        return str(described)
+    return f"{described[0]} of shape {tuple(described[1])}{', with a gradient' if described[2] else ''}"
 
 
-def _exchanged(mine: dict[str, Any], group: Any) -> list[dict[str, Any]]:
+def _exchanged(mine: dict[str, Any], group: Any, features: Any) -> list[dict[str, Any]]:
     """What every rank wrote."""
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend(group) == "nccl" else torch.device("cpu")
-    text = json.dumps(mine).encode()
+    backend = str(dist.get_backend(group))
+    device = torch.device("cpu")
+    if not ("gloo" in backend or "mpi" in backend or backend == "undefined"):
+        device = features.device if isinstance(features, Tensor) else torch.device("cuda", torch.cuda.current_device())
+    text = json.dumps(mine).encode()[:LETTER]
     letter = torch.zeros(LETTER, dtype=torch.uint8)
     letter[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     letter = letter.to(device)
@@ -139,28 +149,31 @@ def naming_the_lost(group: Any) -> Iterator[None]:
         yield
     except RuntimeError as error:
         _losses_of_rank += 1
-        size, lost = dist.get_world_size(group), _lost(group)
-        who = f"rank {', '.join(map(str, lost))} of {size} gave no sign" if lost else f"all {size} ranks gave a sign"
         raise RuntimeError(
-            f"the ranks could not be gathered: {who} within {PATIENCE:g} seconds. A rank that gives none has died, hangs, never "
-            f"called the loss or still waits for one that has. ({error})"
+            f"the ranks could not be gathered: {_who(group)}. A rank that gives none has died, hangs, never called the loss or "
+            f"still waits for one that has. ({error})"
         ) from error
 
 
-def _lost(group: Any) -> list[int]:
-    """Ranks that leave no sign in the store of the rendezvous; all others where it is gone with its host, rank 0."""
+def _who(group: Any) -> str:
+    """Which ranks leave no sign in the store of the rendezvous."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
+    names = [f"otter_losses/{_losses_of_rank}/{_global_rank(group, other)}" for other in range(size)]
     try:
         store = dist.distributed_c10d._get_default_store()
+        before = store.timeout  # type: ignore[attr-defined]
         store.set_timeout(timedelta(seconds=PATIENCE))
-        names = [f"otter_losses/{_losses_of_rank}/{_global_rank(group, other)}" for other in range(size)]
-        store.set(names[rank], "alive")
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end and not store.check(names):
-            time.sleep(0.1)
-        return [other for other, name in enumerate(names) if not store.check([name])]
+        try:
+            store.set(names[rank], "alive")
+            end = time.monotonic() + PATIENCE
+            while time.monotonic() < end and not store.check(names):
+                time.sleep(0.1)
+            lost = [str(other) for other, name in enumerate(names) if not store.check([name])]
+        finally:
+            store.set_timeout(before)
     except RuntimeError:
-        return [0]
+        return f"nor does the store of the rendezvous answer, which lies with global rank 0; no sign of any of the {size} ranks"
+    return f"{'rank ' + ', '.join(lost) if lost else 'none'} of {size} gave no sign within {PATIENCE:g} seconds"
 
 
 def _global_rank(group: Any, rank: int) -> int:

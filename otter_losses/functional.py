@@ -62,6 +62,11 @@ def otter_loss(
     second = None if distill_logit_scale is None else _scalar("distill_logit_scale", distill_logit_scale, x)
     penalty = 100 * (gamma_image + gamma_text) if official else math.inf
 
+    if official and world is not None:
+        raise ValueError(
+            "official is True and the batch is shared by several ranks; the released arithmetic is that of one process. "
+            "OTTERLoss() is right at any world size."
+        )
     transports = _shares(alpha, n)
     # Two matrices of the transported part share the memory with one of a contrastive part at another scale.
     room = _room(max_memory)

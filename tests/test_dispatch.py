@@ -50,7 +50,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def fuses(pairs: int = 512, dtype: torch.dtype = torch.bfloat16, backend: str = "auto") -> bool:
     features: Any = OnGPU(pairs, dtype)
-    return dispatch.fuses(backend, features)
+    return dispatch.fuses(backend, features, pairs)
 
 
 def test_auto_takes_the_kernels_on_a_gpu(gpu: dict[str, Any]) -> None:
@@ -60,7 +60,7 @@ def test_auto_takes_the_kernels_on_a_gpu(gpu: dict[str, Any]) -> None:
     assert gpu["tried"] == 1
     assert not fuses(dispatch.FEWEST_PAIRS - 1)
     assert not fuses(dtype=torch.float64)
-    assert not dispatch.fuses("auto", torch.zeros(512, 4))
+    assert not dispatch.fuses("auto", torch.zeros(512, 4), 512)
     assert not fuses(backend="torch")
 
 
@@ -189,7 +189,7 @@ def test_transport_is_solved_on_the_chip_where_it_can_be(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(cuda, "obstacle", lambda n, device: None)
     monkeypatch.setattr(cuda, "solve", solve)
-    monkeypatch.setattr(dispatch, "fuses", lambda backend, x: True)
+    monkeypatch.setattr(dispatch, "fuses", lambda backend, x, pairs: True)
     for dtype in (torch.float32, torch.bfloat16):
         batch = make_batch(41, 24).to(dtype)
         expected = OTTERLoss(backend="triton")(batch.x, batch.y, batch.scale, **batch.teacher())

@@ -40,6 +40,7 @@ BUILDERS: dict[str, Callable[..., PairLoss]] = {
     "label_smoothing, triton": lambda **contract: LabelSmoothingLoss(backend="triton", **contract),
     "siglip, triton": lambda **contract: SigLIPLoss(backend="triton", **contract),
     "otter, triton, bfloat16": lambda **contract: OTTERLoss(backend="triton", **contract),
+    "otter, stored by some": lambda **contract: OTTERLoss(epsilon=0.05, max_memory=1300, **contract),
     "siglip, triton, bfloat16": lambda **contract: SigLIPLoss(backend="triton", **contract),
 }
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2}
@@ -116,8 +117,9 @@ def run_case(
 
 
 def message_of(loss: PairLoss, images: Tensor, **call: Any) -> str:
+    scale = call.pop("scale", 1.0)
     try:
-        loss(images, images, 1.0, **call)
+        loss(images, images, scale, **call)
     except (ValueError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
@@ -157,6 +159,10 @@ def work(rank: int, world: int, folder: str) -> None:
     spoilt[2, 1] = torch.nan
     results["nan"] = message_of(loss, spoilt if last else images)
     results["no tensor"] = message_of(loss, "images" if last else images)  # type: ignore[arg-type]
+    results["nan scale"] = message_of(loss, images, scale=float("nan") if last else 1.0)
+    results["rank 0 everywhere"] = message_of(OTTERLoss(rank=0, world_size=world), images)
+    results["one frozen"] = message_of(loss, images.clone().requires_grad_(not last))
+    results["official"] = message_of(loss, images, official=True)
     results["local message"] = message_of(loss, images, alpha=torch.ones(LOCAL - 1))
     results["one alpha"] = float(loss(images, images, 1.0, alpha=torch.tensor([0.3], dtype=torch.float64)))
     # One tensor as both modalities: gradients that share memory must not be summed into one another.
@@ -241,13 +247,37 @@ def test_ranks_with_another_loss_are_named_on_every_rank(ranks: list[dict[Any, A
 
 
 @pytest.mark.parametrize(
-    ("name", "cause"), [("nan", "image_features holds nan at [2, 1]"), ("no tensor", "image_features is a str")]
+    ("name", "cause"),
+    [
+        ("nan", "image_features holds nan at [2, 1]"),
+        ("no tensor", "image_features is a str"),
+        ("nan scale", "logit_scale is nan"),
+    ],
 )
 def test_what_is_wrong_on_one_rank_is_an_error_on_all(ranks: list[dict[Any, Any]], name: str, cause: str) -> None:
     world = len(ranks)
     for rank, results in enumerate(ranks):
         assert cause in results[name]
         assert (f"rank {world - 1} of {world} stopped, and so all do" in results[name]) == (rank < world - 1)
+
+
+def test_a_rank_given_on_all_is_an_error_on_all(ranks: list[dict[Any, Any]]) -> None:
+    world = len(ranks)
+    assert f"rank 1 of {world} stopped, and so all do: rank=0, world_size={world} were given" in ranks[0]["rank 0 everywhere"]
+    for rank, results in enumerate(ranks[1:], 1):
+        assert f"this process is rank {rank} of {world}" in results["rank 0 everywhere"]
+
+
+def test_a_tower_frozen_on_one_rank_is_named(ranks: list[dict[Any, Any]]) -> None:
+    for results in ranks:
+        assert re.search(
+            r"image_features is .* \(5, 6\), with a gradient on rank 0 and .* \(5, 6\) on rank", results["one frozen"]
+        )
+
+
+def test_the_released_arithmetic_is_for_one_process(ranks: list[dict[Any, Any]]) -> None:
+    for results in ranks:
+        assert "official is True and the batch is shared by several ranks" in results["official"]
 
 
 def test_a_rank_that_dies_is_named_by_those_that_live(ranks: list[dict[Any, Any]]) -> None:

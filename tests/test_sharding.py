@@ -114,7 +114,7 @@ def test_features_cross_once_and_every_sweep_sends_sums(ranks: list[dict[str, An
     for results in ranks:
         found = results[f"sent {iterations}"]
         assert found["all_gather"] == [LOCAL * WIDTH, LOCAL * TEACHER, LOCAL * TEACHER]
-        sums = [PAIRS, *[2 * PAIRS] * iterations]
+        sums = [1, PAIRS, *[2 * PAIRS] * iterations]  # the spread, that all may decide alike
         statistics = [PAIRS, PAIRS, PAIRS]  # highest column log-sum-exp so far, their sum, expected logits
         means = [1, 1]
         backward = [2 * PAIRS, PAIRS * WIDTH]  # the losses' gradients, the texts' own

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from otter_losses import checks, distributed
 from otter_losses.functional import Parts
+from otter_losses.ops import dispatch
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup  # not there where torch is built without it
@@ -66,23 +67,32 @@ class PairLoss(nn.Module):
         """The function beneath."""
         raise NotImplementedError(f"{type(self).__name__} must name the function it computes.")
 
-    def _agreed(self, features: Features, overrides: dict[str, Any]) -> distributed.World:
+    def _agreed(
+        self, features: Features, scalars: dict[str, Tensor | float | None], overrides: dict[str, Any]
+    ) -> distributed.World:
         """How the ranks share the batch, once all of them have found nothing wrong."""
-        distributed.check_world(self.rank, self.world_size, self.group)
+        distributed.check_initialised(self.world_size)
         image, text, dist_image, dist_text = features
-        alpha = overrides.get("alpha")
+        alpha, backend = overrides.get("alpha"), overrides.get("backend", self.backend)
 
         def check() -> None:
+            distributed.check_world(self.rank, self.world_size, self.group)
             checks.check_features("image_features", image, "text_features", text)
             checks.check_teacher(dist_image, dist_text, len(image), image.device)
+            for name, value in scalars.items():
+                if value is not None:
+                    checks.check_scalar(name, value)
             if isinstance(alpha, Tensor):
                 checks.check_alpha(alpha, len(image), image.device)
+            checks.check_backend(backend)
+            dispatch.check_usable(backend, image)
 
         per_pair = alpha if isinstance(alpha, Tensor) and alpha.dim() == 1 else None
         named = dict(zip(COMPARED, (*features, per_pair), strict=True))
         exchange = self.uneven or checks.ranks_may_talk(image)
-        options = {key: value for key, value in {**self.options(), **overrides}.items() if not isinstance(value, Tensor)}
-        return distributed.agree(named, f"{type(self).__name__}({options})", check, exchange, self.group)
+        options = {**self.options(), "backend": backend, **overrides}
+        words = {name: "a tensor" if isinstance(value, Tensor) else value for name, value in options.items()}
+        return distributed.agree(named, f"{type(self).__name__}({words})", check, exchange, self.group)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options().items())
@@ -119,7 +129,11 @@ class PairLoss(nn.Module):
             ValueError, TypeError: naming the argument, what came, what is needed and the fix.
         """
         features = (image_features, text_features, dist_image_features, dist_text_features)
-        world = self._agreed(features, overrides) if self.world_size > 1 else None
+        world = None
+        if self.world_size > 1:
+            scalars = {"logit_scale": logit_scale, "logit_bias": logit_bias, "dist_logit_scale": dist_logit_scale}
+            second = {"distill_logit_scale": overrides.get("distill_logit_scale")}
+            world = self._agreed(features, scalars | second, overrides)
         return self.compute(
             *features[:2],
             logit_scale,

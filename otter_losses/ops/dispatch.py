@@ -28,15 +28,15 @@ SURPRISE = "Triton could not compile or run a kernel"
 _trouble: dict[torch.device, str | None] = {}
 
 
-def fuses(backend: str, x: Tensor) -> bool:
-    """Whether Triton's kernels compute for features x.
+def fuses(backend: str, x: Tensor, pairs: int) -> bool:
+    """Whether Triton's kernels compute for features x, of so many pairs in the whole batch.
 
     Looks at no data, and gives the same answer all process long, once it could try. What was asked for by name has passed
     `check_usable`.
     """
     if backend != "auto":
         return backend != "torch"
-    if x.device.type != "cuda" or x.dtype == torch.float64 or x.shape[0] < FEWEST_PAIRS:
+    if x.device.type != "cuda" or x.dtype == torch.float64 or pairs < FEWEST_PAIRS:
         return False
     known = x.device in _trouble
     found = trouble(x.device)

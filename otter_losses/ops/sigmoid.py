@@ -18,7 +18,7 @@ from otter_losses.ops.soft_target import refuse_second_derivative, wanted_gradie
 
 
 def _keeps(x: Tensor, n: int, max_memory: int, backend: str) -> bool:
-    return storage_of(x, n, False, False, dispatch.room(max_memory, x.device), dispatch.fuses(backend, x)).cosines
+    return storage_of(x, n, False, False, dispatch.room(max_memory, x.device), dispatch.fuses(backend, x, n)).cosines
 
 
 @torch.library.custom_op("otter_losses::sigmoid", mutates_args=())
@@ -31,7 +31,7 @@ def sigmoid(
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False), dispatch.advice_on_memory(max_memory, x.device):
         keep = _keeps(x, len(y), max_memory, backend)
-        if dispatch.fuses(backend, x):
+        if dispatch.fuses(backend, x, len(y)):
             from otter_losses.ops.triton import sigmoid as fused
 
             return fused.forward(x, y, scale, bias, keep, start)
@@ -60,7 +60,7 @@ def sigmoid_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, y, scale and bias for the gradient (N,) of the row losses; see `soft_target_backward`."""
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False), dispatch.advice_on_memory(max_memory, x.device):
-        if dispatch.fuses(backend, x):
+        if dispatch.fuses(backend, x, len(y)):
             from otter_losses.ops.triton import sigmoid as fused
 
             return fused.backward(gradient, x, y, scale, bias, kept, start, wants_dx, wants_dy)

@@ -70,7 +70,7 @@ def soft_target(
         given = Given(own, share)
         storage = _storage(x, len(y), sharpness, diagonal_penalty, spread, max_memory, backend)
         with dispatch.advice_on_memory(max_memory, x.device):
-            if dispatch.fuses(backend, x):
+            if dispatch.fuses(backend, x, len(y)):
                 from otter_losses.ops.triton import soft_target as fused
 
                 saved = fused.forward(x, y, scale, teacher, storage, backend, world)
@@ -89,7 +89,7 @@ def _storage(
 ) -> Storage:
     # Codes have no room for a diagonal that is lowered but stays.
     codes = diagonal_penalty in (0.0, float("inf")) and spread is not None and spread <= safe_range(torch.float32)
-    return storage_of(x, n, sharpness is not None, codes, dispatch.room(max_memory, x.device), dispatch.fuses(backend, x))
+    return storage_of(x, n, sharpness is not None, codes, dispatch.room(max_memory, x.device), dispatch.fuses(backend, x, n))
 
 
 @soft_target.register_fake
@@ -161,7 +161,7 @@ def soft_target_backward(
         saved = statistics, scalings, stored, cosines, state
         weights = Weights.of(gradient, Given(own, share), len(y), world)
         with dispatch.advice_on_memory(max_memory, x.device):
-            if dispatch.fuses(backend, x):
+            if dispatch.fuses(backend, x, len(y)):
                 from otter_losses.ops.triton import soft_target as fused
 
                 return fused.backward(weights, x, y, scale, teacher, saved, wants_dx, wants_dy, world)

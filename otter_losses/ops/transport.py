@@ -48,9 +48,10 @@ class Kernel:
         if reads_freely(shift):
             penalty = similarity.diagonal_penalty * abs(float(similarity.sharpness)) if similarity.diagonal_penalty else 0.0
             spread = 2 * float(shift) + (0.0 if diagonal_vanishes(penalty, shift.dtype) else penalty)
-            if logits is not None and not spread <= limit:
-                low, high = _measure(logits, similarity.own.start)
-                low, shift = -world.highest(-low), world.highest(high)
+            if world.group:
+                spread = float(world.highest(shift.new_full((), spread)))  # one decision, whatever a rank stores or rounds
+            elif logits is not None and not spread <= limit:
+                low, shift = _measure(logits)
                 spread = float(shift - low)
         domain: Domain = SCALING if spread is not None and spread <= limit else LOGARITHMIC
         return cls(similarity, domain, shift, logits, world)
@@ -84,12 +85,12 @@ def diagonal_vanishes(penalty: float, dtype: torch.dtype) -> bool:
     return penalty > 4 * safe_range(dtype)
 
 
-def _measure(logits: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    """Least and greatest entry, without a diagonal, which begins in column `start`, so low that it carries no mass."""
-    diagonal = logits.diagonal(start).clone()
-    logits.diagonal(start).fill_(float(logits[0, -1 if start == 0 else 0]))
+def _measure(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest entry, without a diagonal so low that it carries no mass."""
+    diagonal = logits.diagonal().clone()
+    logits.diagonal().fill_(float(logits[0, -1]))
     low, high = torch.aminmax(logits)
-    logits.diagonal(start).copy_(diagonal)
+    logits.diagonal().copy_(diagonal)
     if float(low - diagonal.amax()) > 2 * safe_range(logits.dtype):
         return low, high
     return torch.minimum(low, diagonal.amin()), torch.maximum(high, diagonal.amax())

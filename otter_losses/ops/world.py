@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from otter_losses.distributed import naming_the_lost
+
 
 @dataclass(frozen=True)
 class World:
@@ -18,9 +20,10 @@ class World:
         """The place of this rank's rows in the whole batch."""
         return slice(self.start + rows.start, self.start + rows.stop)
 
-    def _reduce(self, values: Tensor, how: dist.ReduceOp.RedOpType) -> None:
+    def _reduce(self, values: Tensor, how: "dist.ReduceOp.RedOpType") -> None:
         group = dist.distributed_c10d._resolve_process_group(self.group)  # type: ignore[attr-defined, arg-type]
-        dist.all_reduce(values, how, group=group)
+        with naming_the_lost(group):
+            dist.all_reduce(values, how, group=group)
 
     def add(self, totals: Tensor) -> Tensor:
         """Sums over the ranks, in place."""

@@ -138,8 +138,8 @@ class FeatureGradients:
         if self.wants_dy:
             inner = self.factor.new_empty(len(self.y))
             own = self.world.here(slice(0, len(self.x)))
-            # What all ranks lost of a column belongs to its pair, which is with one of them.
-            lost = self.world.add(self.column_residual)
+            # What other ranks lost of a column would belong to its pair here; it is too little to send.
+            lost = self.column_residual
             onto = self.y[own], dy[own], inner[own]
             self._finish(self.dy_total[own], self.x_octave, (self.diagonal, lost[own], self.x), *onto)
             for rows in (slice(0, own.start), slice(own.stop, len(self.y))):
