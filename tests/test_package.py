@@ -91,14 +91,12 @@ def test_losses_have_no_state() -> None:
 WITHOUT_DISTRIBUTED = """
 import torch, torch.distributed
 for name in ("ReduceOp", "ProcessGroup", "group"):
-    if hasattr(torch.distributed, name):
-        delattr(torch.distributed, name)
+    delattr(torch.distributed, name)
 from otter_losses import OTTERLoss
-x = torch.eye(4)
-print(float(OTTERLoss()(x, x, 1.0)) > 0)
+print(OTTERLoss())
 """
 
 
-def test_a_torch_without_distributed_does() -> None:
+def test_imports_with_a_torch_built_without_distributed() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_DISTRIBUTED], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "True"
+    assert done.stdout.startswith("OTTERLoss(alpha=0.5")
