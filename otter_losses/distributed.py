@@ -155,6 +155,13 @@ def naming_the_lost(group: Any) -> Iterator[None]:
         ) from error
 
 
+def reduce(values: Tensor, group: Any, how: Any = None) -> Tensor:
+    """All-reduce in place, by default to the sum."""
+    with naming_the_lost(group):
+        dist.all_reduce(values, dist.ReduceOp.SUM if how is None else how, group=group)
+    return values
+
+
 def _who(group: Any) -> str:
     """Which ranks leave no sign in the store of the rendezvous."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
@@ -196,10 +203,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        total = gradient.contiguous()
-        with naming_the_lost(ctx.world.group):
-            dist.all_reduce(total, group=ctx.world.group)
-        return total[ctx.world.own], None
+        return reduce(gradient.contiguous(), ctx.world.group)[ctx.world.own], None
 
 
 def gather(tensor: Tensor, world: World) -> Tensor:
@@ -215,10 +219,7 @@ class _Mean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, world: World) -> Tensor:
         ctx.world = world
-        total = values.sum()
-        with naming_the_lost(world.group):
-            dist.all_reduce(total, group=world.group)
-        return total / sum(world.counts)
+        return reduce(values.sum(), world.group) / sum(world.counts)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

@@ -52,13 +52,14 @@ def soft_target(
     group: str = "",
     start: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`pair_losses` (2, N) of student features x, y (N, D) of one dtype and a 0-D scale of `computing` dtype.
+    """`pair_losses` (2, b) of student features x (b, D), y (N, D) of one dtype and a 0-D scale of `computing` dtype.
 
+    Of several ranks, the process group called `group`, each has its own b rows from `start` on, and all N columns; alone b is N.
     A teacher is asked for by its `sharpness`, 0-D, and has features v, t (N, E), or the student's own where they are None; its
     other arguments are those of `Similarity`, `Kernel.build` and `solve`. Without it there are no soft targets, and a loss of 0
     in their place. `own` and `share` are those of `Given`. Behind the losses stands what the backward needs: the statistics
     (7, N); the teacher's scalings (4, N), of image and text rows and image and text columns; its kernel and the student's cosines
-    or exponentials, (N, N), empty where they are recomputed; and a state (4,), which the backend that wrote it understands.
+    or exponentials, (b, N), empty where they are recomputed; and a state (4,), which the backend that wrote it understands.
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         teacher, world = None, World(group, start)
@@ -147,7 +148,7 @@ def soft_target_backward(
     wants_dx: bool,
     wants_dy: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, y and the scale for the gradient (2, N) of the losses, row block by row block.
+    """Gradients of x, y and the scale for the gradient (2, b) of the losses, row block by row block.
 
     Either product is left out, and its gradient empty, where it is not wanted; the scale's gradient needs one of them.
     """

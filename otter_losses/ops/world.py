@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from otter_losses.distributed import naming_the_lost
+from otter_losses.distributed import reduce
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,7 @@ class World:
 
     def _reduce(self, values: Tensor, how: "dist.ReduceOp.RedOpType") -> None:
         group = dist.distributed_c10d._resolve_process_group(self.group)  # type: ignore[attr-defined, arg-type]
-        with naming_the_lost(group):
-            dist.all_reduce(values, how, group=group)
+        reduce(values, group, how)
 
     def add(self, totals: Tensor) -> Tensor:
         """Sums over the ranks, in place."""

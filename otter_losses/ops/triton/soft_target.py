@@ -56,6 +56,11 @@ def forward(x: Tensor, y: Tensor, scale: Tensor, teacher: Teacher | None, storag
     return statistics, scalings, scale.new_empty(0) if held is None or held.stored is None else held.stored, cosines, state
 
 
+def _switches(held: Held | None) -> dict[str, object]:
+    """How the transport kernel is read; of no account without one."""
+    return {"KIND": PLAIN.value, "RAW": False} if held is None else held.switches
+
+
 def _statistics(
     block: Tensor,
     scale: Tensor,
@@ -72,8 +77,7 @@ def _statistics(
     image_rows, text_rows, image_columns, text_columns = scalings
     here = world.here(rows)
     teacher = {"TEACHER": held is not None, "ENTROPY": entropy}
-    switches = {"KIND": PLAIN.value, "RAW": False} if held is None else held.switches
-    numbers = scale if held is None else held.numbers
+    switches = _switches(held)
 
     def run(tile: Tile) -> tuple[Tensor, Tensor]:
         grid = tiles(m, tile["BM"]), tiles(n, tile["BN"])
@@ -83,7 +87,7 @@ def _statistics(
             block,
             scale,
             block if kernel is None else kernel,
-            numbers,
+            scale if held is None else held.numbers,
             image_columns,
             text_rows[here],
             text_columns,
@@ -169,9 +173,8 @@ def _logits_gradient(
     """The gradient of a block of logits, whose statistics are `found`, into `g`, which may be the block; what it lost."""
     m, n = block.shape
     image_rows, text_rows, image_columns, text_columns = scalings
-    switches = {"KIND": PLAIN.value, "RAW": False} if held is None else held.switches
     here = gradients.world.here(rows)
-    switches = {"TEACHER": held is not None, **switches, "SUM": weights.sum is not None, "APART": gradients.half}
+    switches = {"TEACHER": held is not None, **_switches(held), "SUM": weights.sum is not None, "APART": gradients.half}
 
     def run(tile: Tile) -> tuple[Tensor, Tensor]:
         grid = tiles(m, tile["BM"]), tiles(n, tile["BN"])
