@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from examples import diffs, undo
 from torch import Tensor, nn
 
 from otter_losses import OTTERLoss
@@ -55,6 +56,12 @@ def test_code_runs(page: Path) -> None:
     known = names()
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         exec(compile(block, str(page), "exec"), known)
+
+
+@pages
+def test_changes_shown_are_those_of_the_examples(page: Path) -> None:
+    for path, body in diffs(page):
+        assert undo(path.read_text(encoding="utf-8"), body) != path.read_text(encoding="utf-8")
 
 
 @pages

@@ -128,5 +128,7 @@ def package_folder(package: str) -> Path:
     """Where a package lies, found without importing it."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"the package {package} is not installed; install with: pip install -e .[demo]", name=package)
+        raise ModuleNotFoundError(
+            f"the package {package} is not installed; install with: pip install -e .[pictures]", name=package
+        )
     return Path(spec.origin).parent
