@@ -1,11 +1,13 @@
 """The batch of all ranks of a process group, with the exact gradient; and errors that every rank hears of."""
 
 import json
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +22,9 @@ LETTER = 2048
 
 PATIENCE = 5.0
 """Seconds in which ranks that are alive tell those that miss somebody."""
+
+ALIKE = 1e-2
+"""Relative difference of two ranks' scales that is rounding: half precision's, of an exponential taken on different hardware."""
 
 
 def check_initialised(world_size: int) -> None:
@@ -51,8 +56,7 @@ class World:
     @property
     def name(self) -> str:
         """Of the group, as torch's registry has it."""
-        group: Any = dist.group.WORLD if self.group is None else self.group
-        return str(group.group_name)
+        return _name_of(self.group)
 
     @property
     def own(self) -> slice:
@@ -62,12 +66,25 @@ class World:
         return slice(start, start + self.counts[rank])
 
 
-def agree(tensors: dict[str, Tensor | None], loss: str, check: Callable[[], None], exchange: bool, group: Any) -> World:
-    """The world in which every rank's `check` passes and every rank brings tensors of the same types and widths to the same loss.
+def _name_of(group: Any) -> str:
+    known: Any = dist.group.WORLD if group is None else group
+    return str(known.group_name)
 
-    Whatever is wrong on one rank is an error on all of them, instead of a wait that never ends. Ranks may bring different numbers
-    of pairs. The exchange costs one small collective and a look at its result, for which a GPU would stop; without it each rank
-    speaks for itself, and all must bring as many pairs.
+
+def agree(
+    tensors: dict[str, Tensor | None],
+    numbers: dict[str, Tensor | float | None],
+    loss: str,
+    check: Callable[[], None],
+    exchange: bool,
+    group: Any,
+) -> World:
+    """The world in which every rank's `check` passes and every rank brings the same to the same loss.
+
+    That is tensors of the same types and widths and the same numbers, with or without a gradient. Whatever is wrong on one rank
+    is an error on all of them, instead of a wait that never ends. Ranks may bring different numbers of pairs. The exchange costs
+    one small collective and a look at its result, for which a GPU would stop; without it each rank speaks for itself, and all
+    must bring as many pairs.
     """
     size = dist.get_world_size(group)
     if not exchange:
@@ -82,8 +99,10 @@ def agree(tensors: dict[str, Tensor | None], loss: str, check: Callable[[], None
     mine = {
         "problem": None if problem is None else _ascii(str(problem))[: LETTER // 4],
         "loss": _ascii(loss)[: LETTER // 4],
-        **{name: _described(tensor) for name, tensor in tensors.items() if problem is None},
     }
+    if problem is None:
+        mine |= {name: _described(tensor) for name, tensor in tensors.items()}
+        mine |= {name: _valued(number) for name, number in numbers.items()}
     letters = _exchanged(mine, group, next(iter(tensors.values())))
     if problem is not None:
         raise problem
@@ -92,7 +111,7 @@ def agree(tensors: dict[str, Tensor | None], loss: str, check: Callable[[], None
             raise ValueError(f"rank {rank} of {size} stopped, and so all do: {letter['problem']}")
     for rank, letter in enumerate(letters):
         for name, first in letters[0].items():
-            if letter[name] != first and not (name in tensors and _fit(first, letter[name])):
+            if letter[name] != first and not _fit(first, letter[name]):
                 raise ValueError(
                     f"{name} is {_words(first)} on rank 0 and {_words(letter[name])} on rank {rank}; need the same on every "
                     "rank. Use the same loss, model and precision everywhere."
@@ -105,21 +124,41 @@ def _ascii(text: str) -> str:
     return text.encode("ascii", "replace").decode()
 
 
-def _described(tensor: Any) -> Any:
-    return None if tensor is None else [str(tensor.dtype), list(tensor.shape), tensor.requires_grad]
+def _described(tensor: Tensor | None) -> Any:
+    return None if tensor is None else [str(tensor.dtype), list(tensor.shape), _is_differentiated(tensor)]
+
+
+def _valued(number: Tensor | float | None) -> Any:
+    return (
+        None
+        if number is None
+        else [
+            float(number.detach() if isinstance(number, Tensor) else number),
+            isinstance(number, Tensor) and _is_differentiated(number),
+        ]
+    )
+
+
+def _is_differentiated(tensor: Tensor) -> bool:
+    """Whether a backward follows, in which the ranks meet again."""
+    return tensor.requires_grad and torch.is_grad_enabled()
 
 
 def _fit(first: Any, other: Any) -> bool:
-    """Alike but for the number of rows."""
-    if first is None or other is None:
+    """Alike but for the number of rows, or for rounding."""
+    if not (isinstance(first, list) and isinstance(other, list) and first[-1] == other[-1]):
         return False
-    return bool(first[0] == other[0] and first[1][1:] == other[1][1:] and first[2] == other[2])
+    if len(first) == 2:
+        return math.isclose(first[0], other[0], rel_tol=ALIKE, abs_tol=1e-6)
+    return bool(first[0] == other[0] and first[1][1:] == other[1][1:])
 
 
 def _words(described: Any) -> str:
     if not isinstance(described, list):
         return str(described)
-    return f"{described[0]} of shape {tuple(described[1])}{', with a gradient' if described[2] else ''}"
+    *what, gradient = described
+    words = f"{what[0]:g}" if len(what) == 1 else f"{what[0]} of shape {tuple(what[1])}"
+    return f"{words}, with a gradient" if gradient else words
 
 
 def _exchanged(mine: dict[str, Any], group: Any, features: Any) -> list[dict[str, Any]]:
@@ -135,20 +174,31 @@ def _exchanged(mine: dict[str, Any], group: Any, features: Any) -> list[dict[str
     everyone = [torch.empty_like(letter) for _ in range(dist.get_world_size(group))]
     with naming_the_lost(group):
         dist.all_gather(everyone, letter, group=group)
-    return [json.loads(bytes(each.tolist()).rstrip(b"\0")) for each in everyone]
+    return [_read(rank, each) for rank, each in enumerate(everyone)]
 
 
-_losses_of_rank = 0
+def _read(rank: int, letter: Tensor) -> dict[str, Any]:
+    try:
+        read: dict[str, Any] = json.loads(bytes(letter.tolist()).rstrip(b"\0"))
+    except ValueError as error:
+        raise RuntimeError(
+            f"rank {rank} was in another collective than this loss, and what it sent cannot be read. Every rank must call the "
+            "loss as often and between the same collectives; TORCH_DISTRIBUTED_DEBUG=DETAIL finds where they part."
+        ) from error
+    return read
+
+
+_failures: Counter[str] = Counter()
+"""Of every group's collectives, by its name."""
 
 
 @contextmanager
 def naming_the_lost(group: Any) -> Iterator[None]:
     """Where a collective fails, an error that says which ranks give no sign any more."""
-    global _losses_of_rank
     try:
         yield
     except RuntimeError as error:
-        _losses_of_rank += 1
+        _failures[_name_of(group)] += 1
         raise RuntimeError(
             f"the ranks could not be gathered: {_who(group)}. A rank that gives none has died, hangs, never called the loss or "
             f"still waits for one that has. ({error})"
@@ -165,26 +215,26 @@ def reduce(values: Tensor, group: Any, how: Any = None) -> Tensor:
 def _who(group: Any) -> str:
     """Which ranks leave no sign in the store of the rendezvous."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    names = [f"otter_losses/{_losses_of_rank}/{_global_rank(group, other)}" for other in range(size)]
-    try:
-        store = dist.distributed_c10d._get_default_store()
-        before = store.timeout  # type: ignore[attr-defined]
-        store.set_timeout(timedelta(seconds=PATIENCE))
-        try:
-            store.set(names[rank], "alive")
+    failure = f"otter_losses/{_name_of(group)}/{_failures[_name_of(group)]}"
+    signs = [f"{failure}/{other}" for other in range(size)]
+    lost: list[str] = []
+
+    def look() -> None:
+        with suppress(RuntimeError):
+            store = dist.distributed_c10d._get_default_store()
+            store.set(signs[rank], "alive")
             end = time.monotonic() + PATIENCE
-            while time.monotonic() < end and not store.check(names):
+            while time.monotonic() < end and not store.check(signs):
                 time.sleep(0.1)
-            lost = [str(other) for other, name in enumerate(names) if not store.check([name])]
-        finally:
-            store.set_timeout(before)
-    except RuntimeError:
-        return f"nor does the store of the rendezvous answer, which lies with global rank 0; no sign of any of the {size} ranks"
-    return f"{'rank ' + ', '.join(lost) if lost else 'none'} of {size} gave no sign within {PATIENCE:g} seconds"
+            lost[:] = [str(other) for other, sign in enumerate(signs) if not store.check([sign])] or ["none"]
 
-
-def _global_rank(group: Any, rank: int) -> int:
-    return rank if group is None else dist.get_global_rank(group, rank)
+    # A store behind a link that is down answers neither yes nor no, whatever its timeout.
+    looking = Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(2 * PATIENCE)
+    if not lost:
+        return f"nor does the store of the rendezvous answer, so that nobody knows here which of the {size} ranks are lost"
+    return f"{'' if lost == ['none'] else 'rank '}{', '.join(lost)} of {size} gave no sign within {PATIENCE:g} seconds"
 
 
 class _Gather(torch.autograd.Function):

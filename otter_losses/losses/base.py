@@ -92,7 +92,7 @@ class PairLoss(nn.Module):
         exchange = self.uneven or checks.ranks_may_talk(image)
         options = {**self.options(), "backend": backend, **overrides}
         words = {name: "a tensor" if isinstance(value, Tensor) else value for name, value in options.items()}
-        return distributed.agree(named, f"{type(self).__name__}({words})", check, exchange, self.group)
+        return distributed.agree(named, scalars, f"{type(self).__name__}({words})", check, exchange, self.group)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options().items())
