@@ -67,13 +67,14 @@ class Step:
 
 
 class Work:
-    """The steps of one loss at (N, D), in half precision or float32."""
+    """The steps of one loss at (N, D), in half precision or float32; of a rank that has some of the N rows alone."""
 
-    def __init__(self, pairs: int, width: int, half: bool, max_memory: int = DEFAULT_MAX_MEMORY) -> None:
+    def __init__(self, pairs: int, width: int, half: bool, max_memory: int = DEFAULT_MAX_MEMORY, rows: int | None = None) -> None:
+        rows = pairs if rows is None else rows
         self.pairs, self.width, self.half, self.max_memory = pairs, width, half, max_memory
-        self.square = float(pairs) ** 2
+        self.square = float(rows) * pairs
         self.itemsize = 2 if half else 4
-        self.features = 2.0 * self.itemsize * pairs * width
+        self.features = 1.0 * self.itemsize * (rows + pairs) * width
 
     def product(self, name: str, wide: int = 1, block: bool = True) -> Step:
         """Features times features; its block is written once, into the cache or, as a matrix that is kept, to memory."""

@@ -56,7 +56,8 @@ class World:
     @property
     def name(self) -> str:
         """Of the group, as torch's registry has it."""
-        return _name_of(self.group)
+        group: Any = dist.group.WORLD if self.group is None else self.group
+        return str(group.group_name)
 
     @property
     def own(self) -> slice:
@@ -64,11 +65,6 @@ class World:
         rank = dist.get_rank(self.group)
         start = sum(self.counts[:rank])
         return slice(start, start + self.counts[rank])
-
-
-def _name_of(group: Any) -> str:
-    known: Any = dist.group.WORLD if group is None else group
-    return str(known.group_name)
 
 
 def agree(
@@ -210,6 +206,11 @@ def reduce(values: Tensor, group: Any, how: Any = None) -> Tensor:
     with naming_the_lost(group):
         dist.all_reduce(values, dist.ReduceOp.SUM if how is None else how, group=group)
     return values
+
+
+def _name_of(group: Any) -> str:
+    known: Any = dist.group.WORLD if group is None else group
+    return str(known.group_name)
 
 
 def _who(group: Any) -> str:
