@@ -3,8 +3,8 @@
     python -m benchmarks.scaling            # about a minute on 2 cores
 
 Two parts. *Measured*, on this machine's CPU: gloo's collectives and the loss's step with 1, 2 and 4 processes, held against the
-model's way of adding up: the rows' share of one process's time, slowed down as much as processes that do not talk slow each other
-down, and latency + size / bandwidth of every collective. *Derived*, for GPUs: kernel times are those of `benchmarks.floors` for b
+model's way of adding up: the rows' share of one process's time, slowed down as the slowest of processes is that do not talk,
+and latency + size / bandwidth of every collective. *Derived*, for GPUs: kernel times are those of `benchmarks.floors` for b
 of N rows; collectives are those of docs/distributed.md, at published link speeds and with NCCL's own latencies. Assumed:
 
 - Hosts of 8 GPUs. A ring through several hosts goes as fast as NVLink or all of a host's network cards together, whichever is
@@ -204,7 +204,7 @@ def _worker(rank: int, worlds: list[int], folder: str, sizes: list[int], cells: 
     contenders: dict[str, Callable[[], object]] = {}
     for ranks in worlds:
         group = dist.new_group(list(range(ranks)))
-        here: dict[str, Callable[[], object]] = {"undisturbed": _step(0, 1, ALONE, None)}
+        here: dict[str, Callable[[], object]] = {"undisturbed": _together(_step(0, 1, ALONE, None), group)}
         for size in sizes if ranks > 1 else []:
             parts = list(torch.ones(size // 4 // ranks * ranks).chunk(ranks))
             here[f"sum {size}"] = partial(dist.all_reduce, torch.ones(size // 4), group=group)
@@ -228,6 +228,16 @@ def _worker(rank: int, worlds: list[int], folder: str, sizes: list[int], cells: 
 
 def _wait() -> None:
     """At the next barrier."""
+
+
+def _together(run: Callable[[], object], group: Any) -> Callable[[], object]:
+    """Until the slowest has done it."""
+
+    def all_run() -> None:
+        run()
+        dist.barrier(group)
+
+    return all_run
 
 
 def _step(rank: int, ranks: int, pairs: int, group: Any) -> Callable[[], object]:
@@ -384,7 +394,7 @@ def report(about: dict[str, Any], found: dict[str, Any], rows: dict[str, list[di
         "`python -m benchmarks.scaling`; assumptions stand at its head.",
         f"## Measured: gloo on this machine\n\n{heading}, one thread a process; D = E = {WIDTH}, float32, forward + backward. "
         "The model is made of fastest repetitions, since the machine was shared: one process's time over the number of "
-        "processes, slowed down as much as processes that do not talk slow each other down, and the collectives by the fits below.",
+        "processes, slowed down as the slowest of processes is that do not talk, and the collectives by the fits below.",
         measured_table(found),
         f"## Derived: GPUs\n\nNothing below was measured. NVLink, a direction: {links} (NVIDIA's datasheets). "
         f"Networks: {networks}. {EFFICIENCY:.0%} of these is reached, with NCCL's latencies. "
