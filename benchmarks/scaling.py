@@ -48,8 +48,6 @@ HOST = 8
 EFFICIENCY = 0.8
 MFU = 0.4
 LARGEST = 1 << 20
-ALONE = 1024
-"""Pairs of the step that measures how processes slow each other down."""
 RELEASED_ACCESSES = 116
 
 TOWERS = {"ViT-B/32": 44.1e9, "ViT-B/16": 123.0e9}
@@ -197,14 +195,16 @@ def fewest_pairs(chip: Chip, network: Network, own: int, scheme: str, tower: str
 # ---- measured on this machine ----
 
 
-def _worker(rank: int, worlds: list[int], folder: str, sizes: list[int], cells: list[tuple[int, int]], repetitions: int) -> None:
+def _worker(
+    rank: int, worlds: list[int], folder: str, sizes: list[int], cells: list[tuple[int, int]], repetitions: int, alone: int
+) -> None:
     """All worlds in turn, so that a disturbance of the machine meets them alike; ranks that a world lacks wait."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=max(worlds))
     contenders: dict[str, Callable[[], object]] = {}
     for ranks in worlds:
         group = dist.new_group(list(range(ranks)))
-        here: dict[str, Callable[[], object]] = {"undisturbed": _together(_step(0, 1, ALONE, None), group)}
+        here: dict[str, Callable[[], object]] = {"undisturbed": _together(_step(0, 1, alone, None), group)}
         for size in sizes if ranks > 1 else []:
             parts = list(torch.ones(size // 4 // ranks * ranks).chunk(ranks))
             here[f"sum {size}"] = partial(dist.all_reduce, torch.ones(size // 4), group=group)
@@ -263,10 +263,15 @@ def fit(sizes: list[int], milliseconds: list[float]) -> tuple[float, float]:
     return float(max(latency, 0.0)), float(1 / max(per_byte, 1e-15))
 
 
-def measure(worlds: list[int], cells: list[tuple[int, int]], sizes: list[int], repetitions: int) -> dict[str, Any]:
-    """Gloo's fits, and every step's time beside what the model makes of one process's."""
+def measure(
+    worlds: list[int], cells: list[tuple[int, int]], sizes: list[int], repetitions: int, alone: int = 1024
+) -> dict[str, Any]:
+    """Gloo's fits, and every step's time beside what the model makes of one process's.
+
+    How processes slow each other down is measured on steps of so many pairs `alone`, in which they do not talk.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_worker, args=(worlds, folder, sizes, cells, repetitions), nprocs=max(worlds))  # type: ignore[no-untyped-call]
+        spawn(_worker, args=(worlds, folder, sizes, cells, repetitions, alone), nprocs=max(worlds))  # type: ignore[no-untyped-call]
         timings = {name: Timing(tuple(times)) for name, times in json.loads(Path(folder, "times.json").read_text()).items()}
     fits: list[dict[str, Any]] = []
     for ranks in worlds[1:]:
