@@ -129,7 +129,9 @@ class EMATeacher(nn.Module):
                 f"optimizer is a {type(optimizer).__name__}; need a torch.optim.Optimizer, the one inside any wrapper."
             )
         self._check_same(_unwrap(model))
-        return optimizer.register_step_post_hook(lambda *_: self.update(model))
+        inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper is an Optimizer, but has no hooks
+        handle: RemovableHandle = inner.register_step_post_hook(lambda *_: self.update(model))
+        return handle
 
     def _check_same(self, student: nn.Module) -> None:
         ours, theirs = _shapes(self.module), _shapes(student)
