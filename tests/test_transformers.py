@@ -1,6 +1,8 @@
 """transformers' own Trainer drives our losses over its own models: evaluation, accumulation, bfloat16, teachers, processes."""
 
 import copy
+import runpy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import declare_torchvision  # noqa: F401  for the processes that are spawned
 import pytest
 import torch
-from examples import check_falls, load, theirs
+from examples import ROOT, check_falls, load, theirs
 from families import relative
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel, TrainingArguments
@@ -139,7 +141,9 @@ def test_accumulated_gradient_is_the_mean_of_the_batches(pairs: int, labels: boo
     wanted = gradient_of((parts[0] + parts[1]) / 2, model)
     if labels:
         data = [{**pair, "labels": torch.tensor([1, 2])} for pair in data]
-    make_trainer(model, tmp_path, loss=OTTERLoss(), gradient_accumulation_steps=2, pairs=data).train()
+    make_trainer(
+        model, tmp_path, loss=OTTERLoss(), gradient_accumulation_steps=2, pairs=data, remove_unused_columns=False
+    ).train()
     check_same(gradient_taken(before, parameters_of(model)), wanted, 1e-8)
 
 
@@ -190,6 +194,8 @@ def test_teacher_makes_the_targets(tmp_path: Path) -> None:
         for parameter in other.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     frozen = copy.deepcopy(other).train()
+    recorded: list[bool] = []
+    frozen.register_forward_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
     before, batch = parameters_of(model), make_pairs()[:BATCH]
     x, v = model(**collated(batch)), other(**collated(batch))
     loss = DistillationLoss(alpha=0.3)
@@ -206,8 +212,21 @@ def test_teacher_makes_the_targets(tmp_path: Path) -> None:
     wanted = gradient_of(value, model)
     make_trainer(model, tmp_path, loss=loss, teacher=frozen).train()
     check_same(gradient_taken(before, parameters_of(model)), wanted, 1e-8)
+    assert recorded == [False]
     assert not frozen.training
     assert all(torch.equal(now, was) for now, was in zip(frozen.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("package", "name"), [("transformers", "PairLossTrainer"), ("sentence_transformers.base.losses", "CachedPairRankingLoss")]
+)
+def test_without_the_package_the_adapter_says_what_is_missing(package: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    adapter = runpy.run_path(str(ROOT / "otter_losses" / "integrations" / f"{package.split('.')[0]}.py"))
+    with pytest.raises(
+        ImportError, match=rf"{name} needs .*transformers.*, which cannot be imported: import of {package} halted"
+    ):
+        adapter[name](model=None, loss=OTTERLoss())
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
