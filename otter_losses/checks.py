@@ -99,6 +99,17 @@ def check_transport(epsilon: float, iterations: int, gamma_image: float, gamma_t
     check_number("gamma_text", gamma_text, low=0.0)
 
 
+def check_scope(scope: str, official: bool) -> None:
+    if scope not in ("global", "local"):
+        raise ValueError(
+            f"scope is {scope!r}; need 'global', transport among the pairs of all ranks, or 'local', within each rank's."
+        )
+    if official and scope == "local":
+        raise ValueError(
+            "scope is 'local' and the loss official(); the released arithmetic transports globally. Use OTTERLoss()."
+        )
+
+
 def check_smoothing(smoothing: float, convention: str) -> None:
     check_number("smoothing", smoothing, low=0.0, high=1.0)
     if convention not in ("paper", "torch"):
