@@ -6,8 +6,7 @@ For an incoming gradient ``a`` the gradient of the logits is ``G_ij = -l_ij a_i 
 ``dy = s G^T x``, ``ds = <x, G y>``, ``db = sum G``.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Sequence  # noqa: UP035  torch 2.6 reads no other in an operator's signature
 
 import torch
 from torch import Tensor
@@ -32,14 +31,14 @@ def sigmoid(
     bias: Tensor,
     max_memory: int,
     backend: str,
-    group: str = "",
-    counts: Sequence[int] | None = None,
+    group: str,
+    counts: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """Row losses (b,) of features x, y (b, D), 0-D scale and bias; and what the backward needs, (b, N), empty if not kept.
 
     `texts`, `group` and `counts` as in `soft_target`.
     """
-    world = World(group, tuple(counts or ()))
+    world = World(group, tuple(counts))
     y = y if texts is None else texts
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False), dispatch.advice_on_memory(max_memory, x.device):
         keep = _keeps(x, len(y), max_memory, backend)
@@ -59,8 +58,8 @@ def _(
     bias: Tensor,
     max_memory: int,
     backend: str,
-    group: str = "",
-    counts: Sequence[int] | None = None,
+    group: str,
+    counts: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     b, n = x.shape[0], (y if texts is None else texts).shape[0]
     return scale.new_empty(b), scale.new_empty(b, n) if _keeps(x, n, max_memory, backend) else scale.new_empty(0)
@@ -77,12 +76,12 @@ def sigmoid_backward(
     max_memory: int,
     backend: str,
     group: str,
-    counts: Sequence[int] | None,
+    counts: Sequence[int],
     wants_dx: bool,
     wants_dy: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, y, scale and bias for the gradient (N,) of the row losses; see `soft_target_backward`."""
-    world = World(group, tuple(counts or ()))
+    world = World(group, tuple(counts))
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False), dispatch.advice_on_memory(max_memory, x.device):
         if dispatch.fuses(backend, x, len(y)):
             from otter_losses.ops.triton import sigmoid as fused
@@ -102,7 +101,7 @@ def _(
     max_memory: int,
     backend: str,
     group: str,
-    counts: Sequence[int] | None,
+    counts: Sequence[int],
     wants_dx: bool,
     wants_dy: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

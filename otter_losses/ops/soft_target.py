@@ -18,8 +18,7 @@ The N x N matrices are kept from forward to backward where two of them fit `max_
 they do not. Where the spread of the logits allows it, one exponential serves both softmaxes.
 """
 
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Sequence  # noqa: UP035  torch 2.6 reads no other in an operator's signature
 
 import torch
 from torch import Tensor
@@ -51,8 +50,8 @@ def soft_target(
     share: float,
     max_memory: int,
     backend: str,
-    group: str = "",
-    counts: Sequence[int] | None = None,
+    group: str,
+    counts: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`pair_losses` (2, b) of student features x, y (b, D) of one dtype and a 0-D scale of `computing` dtype.
 
@@ -65,7 +64,7 @@ def soft_target(
     or exponentials, (b, N), empty where they are recomputed; and a state (4,), which the backend that wrote it understands.
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        teacher, world = None, World(group, tuple(counts or ()))
+        teacher, world = None, World(group, tuple(counts))
         y = y if texts is None else texts
         if sharpness is not None:
             features = _features(x, y, v, t)
@@ -116,8 +115,8 @@ def _(
     share: float,
     max_memory: int,
     backend: str,
-    group: str = "",
-    counts: Sequence[int] | None = None,
+    group: str,
+    counts: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     b, n = x.shape[0], (y if texts is None else texts).shape[0]
     storage = _storage(x, n, sharpness, diagonal_penalty, spread, max_memory, backend)
@@ -149,7 +148,7 @@ def soft_target_backward(
     max_memory: int,
     backend: str,
     group: str,
-    counts: Sequence[int] | None,
+    counts: Sequence[int],
     wants_dx: bool,
     wants_dy: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -158,7 +157,7 @@ def soft_target_backward(
     Either product is left out, and its gradient empty, where it is not wanted; the scale's gradient needs one of them.
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        teacher, world = None, World(group, tuple(counts or ()))
+        teacher, world = None, World(group, tuple(counts))
         if sharpness is not None:
             features = _features(x, y, v, t)
             rows = world.here(slice(0, len(x)))
@@ -197,7 +196,7 @@ def _(
     max_memory: int,
     backend: str,
     group: str,
-    counts: Sequence[int] | None,
+    counts: Sequence[int],
     wants_dx: bool,
     wants_dy: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
