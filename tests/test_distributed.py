@@ -95,7 +95,8 @@ def cases(sharing: str = EVEN) -> list[tuple[str, str, str | None]]:
         for teacher in TEACHERS
         if (teacher != "alpha per pair" or name.startswith(("otter", "distillation"))) and (HAS_TRITON or "triton" not in name)
     ]
-    return plain + [("otter", "given", switch) for switch in SWITCHES if sharing == EVEN]
+    scaled = [(name, "second scale", None) for name in ("otter", "otter, local", "otter, official")]
+    return plain + scaled + [("otter", "given", switch) for switch in SWITCHES if sharing == EVEN]
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -114,6 +115,8 @@ def run_case(
         call["alpha"] = batch["alpha"]
     model.zero_grad()
     x, y, scale, bias = model(batch["images"], batch["texts"])
+    if teacher == "second scale":
+        call["distill_logit_scale"] = 0.5 * scale
     value = loss(x.to(dtype), y.to(dtype), scale, bias, **call)
     value.backward()
     gradients = {name.removeprefix("module."): parameter.grad for name, parameter in model.named_parameters()}
@@ -135,10 +138,11 @@ class InBlocks(OTTERLoss):
         alpha = torch.as_tensor(kwargs["alpha"], dtype=torch.float64).expand(len(x))
         value = 0.0 * bias.sum()
         for image, text, targets in ((x, y, self.targets(v, t)), (y, x, self.targets(t, v))):
-            if self.is_official:
-                text = text.detach()  # what other ranks, and this one, computed
+            if self.is_official and len(self.counts) > 1:
+                text = text.detach()  # gathered
             logits = (scale * image @ text.T).log_softmax(1)
-            distill = -(targets * logits).sum(1) - self.is_official * torch.special.entr(targets).sum(1)
+            second = (kwargs.get("distill_logit_scale", scale) * image @ text.T).log_softmax(1)
+            distill = -(targets * second).sum(1) - self.is_official * torch.special.entr(targets).sum(1)
             value = value - ((alpha * logits.diagonal()).sum() - ((1 - alpha) * distill).sum()) / len(x)
         whole: Tensor = value if self.is_official else value / 2
         return whole
