@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from otter_losses import checks
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup  # not there where torch is built without it
 
@@ -156,3 +158,23 @@ def _who(group: Any) -> str:
 
 def _global_rank(group: Any, rank: int) -> int:
     return rank if group is None else dist.get_global_rank(group, rank)
+
+
+class _Whole(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Any) -> Tensor:
+        ctx.mesh, ctx.placements = tensor.device_mesh, tensor.placements
+        full: Tensor = tensor.full_tensor()
+        return full
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        from torch.distributed.tensor import DTensor, Partial
+
+        shares = DTensor.from_local(gradient / ctx.mesh.size(), ctx.mesh, [Partial()] * ctx.mesh.ndim)
+        return shares.redistribute(placements=ctx.placements)
+
+
+def whole(value: Any) -> Any:
+    """A DTensor's numbers on every rank, anything else as it is; the gradient is the mean over the ranks, as FSDP's is."""
+    return _Whole.apply(value) if checks.is_sharded(value) else value  # type: ignore[no-untyped-call]

@@ -121,7 +121,8 @@ class PairLoss(nn.Module):
 
         Args:
             image_features, text_features: (N, D), L2-normalised; row i of both is pair i.
-            logit_scale: what the cosines are multiplied with, already exponentiated: a float, a 0-D tensor or shape [1].
+            logit_scale: what the cosines are multiplied with, already exponentiated: a float, a 0-D tensor or shape [1]; also
+                the DTensor that a parameter under `fully_shard` is outside the model's forward, as the other scales and the bias.
             logit_bias: added to the logits; matters to SigLIPLoss only.
             dist_image_features, dist_text_features: (N, E), a teacher's features of the same pairs; by default the student's own,
                 detached. No gradient flows to them.
@@ -135,6 +136,9 @@ class PairLoss(nn.Module):
         Raises:
             ValueError, TypeError: naming the argument, what came, what is needed and the fix.
         """
+        logit_scale, logit_bias, dist_logit_scale = map(distributed.whole, (logit_scale, logit_bias, dist_logit_scale))
+        if "distill_logit_scale" in overrides:
+            overrides["distill_logit_scale"] = distributed.whole(overrides["distill_logit_scale"])
         features = (image_features, text_features, dist_image_features, dist_text_features)
         world = ALONE
         if self.world_size > 1:
