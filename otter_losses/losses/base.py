@@ -26,8 +26,8 @@ class PairLoss(nn.Module):
     that exact gradient, and there are no labels to cache.
 
     `group` is the process group that shares a batch, by default all processes; `rank` and `world_size` are this process's in it.
-    Ranks may bring different numbers of pairs, as in an uneven last batch: on the CPU always, on a GPU with ``uneven=True`` on
-    all ranks, which stops the device at every step to compare the numbers. What is wrong on one rank is then an error on all.
+    Ranks may bring different numbers of pairs, as in an uneven last batch: on the CPU always, on a GPU and for a compiled loss
+    with ``uneven=True`` on all ranks, which stops the device at every step to compare the numbers. What is wrong on one rank is then an error on all.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class PairLoss(nn.Module):
         if self.world_size > 1:
             scalars = {"logit_scale": logit_scale, "logit_bias": logit_bias, "dist_logit_scale": dist_logit_scale}
             second = {"distill_logit_scale": overrides.get("distill_logit_scale")}
-            world = self._agreed(features, scalars | second, overrides)
+            world = self._agreed(features, {**scalars, **second}, overrides)
         return self.compute(
             *features[:2],
             logit_scale,
