@@ -27,7 +27,8 @@ class PairLoss(nn.Module):
 
     `group` is the process group that shares a batch, by default all processes; `rank` and `world_size` are this process's in it.
     Ranks may bring different numbers of pairs, as in an uneven last batch: on the CPU always, on a GPU and for a compiled loss
-    with ``uneven=True`` on all ranks, which stops the device at every step to compare the numbers. What is wrong on one rank is then an error on all.
+    with ``uneven=True`` on all ranks, which stops the device at every step to compare the numbers. What is wrong on one rank is
+    then an error on all.
     """
 
     def __init__(
