@@ -20,9 +20,9 @@ class EMATeacher(nn.Module):
     .. math:: \theta' \leftarrow d_n \theta' + (1 - d_n) \theta, \qquad d_n = \min\big(d, \tfrac{1 + n}{10 + n}\big)
 
     after the n-th step, counted from 1 (without warm-up, always d). Floating-point buffers, such as BatchNorm's statistics, are
-    averaged as well; others are copied. Averages of float16 and bfloat16 tensors, whose small steps would be rounded away, are
-    kept in float32 beside them. The teacher starts as a copy of the model, stays in eval mode whatever mode its parent is put in,
-    and computes without gradient. It is saved and loaded through ``state_dict`` with its step count.
+    averaged as well; others, and infinite entries, are copied. Averages of float16 and bfloat16 tensors, whose small steps would
+    be rounded away, are kept in float32 beside them. The teacher starts as a copy of the model, stays in eval mode whatever mode
+    its parent is put in, and computes without gradient. It is saved and loaded through ``state_dict`` with its step count.
 
     Args:
         model: the student; wrapped in DistributedDataParallel or torch.compile or not, not yet sharded by ``fully_shard``.
@@ -91,7 +91,7 @@ class EMATeacher(nn.Module):
         if average.dtype in HALF:
             return average  # averaged in `exact`
         ours = _local(average)
-        ours.lerp_(_beside(average, current).to(ours), self._weight(count, ours.real))
+        ours.copy_(_lerp(ours, _beside(average, current).to(ours), self._weight(count, ours.real)))
         return average
 
     @torch.no_grad()
@@ -110,7 +110,7 @@ class EMATeacher(nn.Module):
         count = self.average.n_averaged.clone()
         self.average.update_parameters(student)
         for average, exact, current in zip(_halves(self.module), self.exact.buffers(), _halves(student), strict=True):
-            exact.lerp_(_beside(exact, current).to(exact), self._weight(count, exact))
+            exact.copy_(_lerp(exact, _beside(exact, current).to(exact), self._weight(count, exact)))
             average.copy_(exact)
 
     def follow(self, model: nn.Module, optimizer: Optimizer) -> RemovableHandle:
@@ -171,6 +171,11 @@ class EMATeacher(nn.Module):
     def train(self, mode: bool = True) -> "EMATeacher":
         """Stay in eval mode: a teacher drops out nothing and learns no statistics of its own."""
         return super().train(False)
+
+
+def _lerp(average: Tensor, current: Tensor, weight: Tensor) -> Tensor:
+    """Copies what is infinite, as entries of attention masks are: an infinity less itself is not a number."""
+    return torch.where(current.isfinite(), torch.lerp(average, current, weight), current)
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
