@@ -1,6 +1,7 @@
 """Losses for CLIP-like training on noisy image-text pairs: OTTER's optimal transport targets, and its baselines."""
 
 from otter_losses.checks import set_debug
+from otter_losses.gradient_cache import grad_cache
 from otter_losses.losses.distillation import DistillationLoss
 from otter_losses.losses.info_nce import InfoNCELoss
 from otter_losses.losses.label_smoothing import LabelSmoothingLoss
@@ -17,6 +18,7 @@ __all__ = [
     "OTTERLoss",
     "SigLIPLoss",
     "SinkhornResult",
+    "grad_cache",
     "set_debug",
     "sinkhorn_knopp",
 ]

@@ -58,6 +58,11 @@ def savable(tensor: Tensor) -> Tensor:
     return tensor.clone() if not torch.compiler.is_compiling() and tensor.is_inference() else tensor
 
 
+def is_sharded(tensor: object) -> bool:
+    """Whether it is a DTensor, as the parameters of a model under `fully_shard` are outside its forward."""
+    return isinstance(tensor, Tensor) and hasattr(tensor, "full_tensor")
+
+
 def check_backend(backend: str, shipped: tuple[str, ...] = BACKENDS) -> None:
     """One of the names, and with kernels for what is asked."""
     if backend not in BACKENDS:
@@ -99,6 +104,17 @@ def check_transport(epsilon: float, iterations: int, gamma_image: float, gamma_t
     check_number("gamma_text", gamma_text, low=0.0)
 
 
+def check_scope(scope: str, official: bool) -> None:
+    if scope not in ("global", "local"):
+        raise ValueError(
+            f"scope is {scope!r}; need 'global', transport among the pairs of all ranks, or 'local', within each rank's."
+        )
+    if official and scope == "local":
+        raise ValueError(
+            "scope is 'local' and the loss official(); the released arithmetic transports globally. Use OTTERLoss()."
+        )
+
+
 def check_smoothing(smoothing: float, convention: str) -> None:
     check_number("smoothing", smoothing, low=0.0, high=1.0)
     if convention not in ("paper", "torch"):
@@ -108,6 +124,10 @@ def check_smoothing(smoothing: float, convention: str) -> None:
 def check_floating(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}; need a torch.Tensor.")
+    if is_sharded(tensor):
+        raise TypeError(
+            f"{name} is a DTensor; need a plain tensor of this rank's pairs, as {name}.to_local() of sharded rows is."
+        )
     if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(f"{name} has dtype {tensor.dtype}; need float64, float32, float16 or bfloat16. Convert: {name}.float().")
 
@@ -189,6 +209,10 @@ def check_teacher(image: Tensor | None, text: Tensor | None, pairs: int, device:
 
 def check_scalar(name: str, value: Tensor | float) -> None:
     """A number, or a tensor of one element of any shape; finite."""
+    if is_sharded(value):
+        raise TypeError(
+            f"{name} is a DTensor; need a plain tensor. Return it from the model's forward, or call the loss's module."
+        )
     if isinstance(value, Tensor):
         if value.is_complex():
             raise TypeError(f"{name} has dtype {value.dtype}; need a real number.")

@@ -1,4 +1,4 @@
-"""The batch of all ranks of a process group, with the exact gradient; and errors that every rank hears of."""
+"""Ranks of a process group agree on what they bring to a loss; what is wrong on one of them is an error on all."""
 
 import json
 import math
@@ -6,13 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from otter_losses import checks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup  # not there where torch is built without it
@@ -46,27 +47,6 @@ def check_world(rank: int, world_size: int, group: "ProcessGroup | None") -> Non
         )
 
 
-@dataclass(frozen=True)
-class World:
-    """The ranks that share a batch, and how many pairs each brings."""
-
-    group: "ProcessGroup | None"
-    counts: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """Of the group, as torch's registry has it."""
-        group: Any = dist.group.WORLD if self.group is None else self.group
-        return str(group.group_name)
-
-    @property
-    def own(self) -> slice:
-        """This rank's pairs among those of all."""
-        rank = dist.get_rank(self.group)
-        start = sum(self.counts[:rank])
-        return slice(start, start + self.counts[rank])
-
-
 def agree(
     tensors: dict[str, Tensor | None],
     numbers: dict[str, Tensor | float | None],
@@ -74,10 +54,10 @@ def agree(
     check: Callable[[], None],
     exchange: bool,
     group: Any,
-) -> World:
-    """The world in which every rank's `check` passes and every rank brings the same to the same loss.
+) -> tuple[int, ...]:
+    """How many pairs each rank brings, where every rank's `check` passes and tensors, numbers and loss are alike.
 
-    That is tensors of the same types and widths and the same numbers, with or without a gradient. Whatever is wrong on one rank
+    Alike: types and widths of tensors, the numbers, and whether a gradient is asked for. Whatever is wrong on one rank
     is an error on all of them, instead of a wait that never ends. Ranks may bring different numbers of pairs. The exchange costs
     one small collective and a look at its result, for which a GPU would stop; without it each rank speaks for itself, and all
     must bring as many pairs.
@@ -86,7 +66,7 @@ def agree(
     if not exchange:
         check()
         first = next(tensor for tensor in tensors.values() if tensor is not None)
-        return World(group, (len(first),) * size)
+        return (len(first),) * size
     problem: Exception | None = None
     try:
         check()
@@ -113,7 +93,7 @@ def agree(
                     "rank. Use the same loss, model and precision everywhere."
                 )
     name = next(name for name, tensor in tensors.items() if tensor is not None)
-    return World(group, tuple(letter[name][1][0] for letter in letters))
+    return tuple(letter[name][1][0] for letter in letters)
 
 
 def _ascii(text: str) -> str:
@@ -125,14 +105,9 @@ def _described(tensor: Tensor | None) -> Any:
 
 
 def _valued(number: Tensor | float | None) -> Any:
-    return (
-        None
-        if number is None
-        else [
-            float(number.detach() if isinstance(number, Tensor) else number),
-            isinstance(number, Tensor) and _is_differentiated(number),
-        ]
-    )
+    if isinstance(number, Tensor):
+        return [float(number.detach()), _is_differentiated(number)]
+    return None if number is None else [float(number), False]
 
 
 def _is_differentiated(tensor: Tensor) -> bool:
@@ -201,13 +176,6 @@ def naming_the_lost(group: Any) -> Iterator[None]:
         ) from error
 
 
-def reduce(values: Tensor, group: Any, how: Any = None) -> Tensor:
-    """All-reduce in place, by default to the sum."""
-    with naming_the_lost(group):
-        dist.all_reduce(values, dist.ReduceOp.SUM if how is None else how, group=group)
-    return values
-
-
 def _name_of(group: Any) -> str:
     known: Any = dist.group.WORLD if group is None else group
     return str(known.group_name)
@@ -238,51 +206,21 @@ def _who(group: Any) -> str:
     return f"{'' if lost == ['none'] else 'rank '}{', '.join(lost)} of {size} gave no sign within {PATIENCE:g} seconds"
 
 
-class _Gather(torch.autograd.Function):
+class _Whole(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, world: World) -> Tensor:
-        ctx.world = world
-        most = max(world.counts)
-        padded = tensor.contiguous()
-        if len(tensor) < most:
-            padded = tensor.new_zeros(most, *tensor.shape[1:])
-            padded[: len(tensor)] = tensor
-        parts = [torch.empty_like(padded) for _ in world.counts]
-        with naming_the_lost(world.group):
-            dist.all_gather(parts, padded, group=world.group)
-        return torch.cat([part[:count] for part, count in zip(parts, world.counts, strict=True)])
+    def forward(ctx: Any, tensor: Any) -> Tensor:
+        ctx.mesh, ctx.placements = tensor.device_mesh, tensor.placements
+        full: Tensor = tensor.full_tensor()
+        return full
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return reduce(gradient.contiguous(), ctx.world.group)[ctx.world.own], None
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        from torch.distributed.tensor import DTensor, Partial
+
+        shares = DTensor.from_local(gradient / ctx.mesh.size(), ctx.mesh, [Partial()] * ctx.mesh.ndim)
+        return shares.redistribute(placements=ctx.placements)
 
 
-def gather(tensor: Tensor, world: World) -> Tensor:
-    """Rows (b, ...) of this rank -> rows (N, ...) of all ranks in rank order; the numbers of rows are those of the world.
-
-    The gradient is summed over ranks.
-    """
-    gathered: Tensor = _Gather.apply(tensor, world)  # type: ignore[no-untyped-call]
-    return gathered
-
-
-class _Mean(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, world: World) -> Tensor:
-        ctx.world = world
-        return reduce(values.sum(), world.group) / sum(world.counts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        counts = ctx.world.counts
-        return (gradient * (len(counts) / sum(counts))).expand(counts[dist.get_rank(ctx.world.group)]), None
-
-
-def mean(values: Tensor, world: World) -> Tensor:
-    """Values (b,) of this rank's pairs -> their mean over the pairs of all ranks, 0-D.
-
-    Every rank gets the value of the whole batch, and W times its share of the gradient: DDP's mean over the ranks is then exactly
-    the gradient that one process with the whole batch would have, also where the ranks bring different numbers of pairs.
-    """
-    found: Tensor = _Mean.apply(values, world)  # type: ignore[no-untyped-call]
-    return found
+def whole(value: Any) -> Any:
+    """A DTensor's numbers on every rank, anything else as it is; the gradient is the mean over the ranks, as FSDP's is."""
+    return _Whole.apply(value) if checks.is_sharded(value) else value  # type: ignore[no-untyped-call]

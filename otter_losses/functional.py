@@ -12,13 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from otter_losses import checks
-from otter_losses.distributed import World, gather, mean
+from otter_losses import checks, released
 from otter_losses.ops import contract, dispatch
 from otter_losses.ops import sigmoid as _sigmoid
 from otter_losses.ops import soft_target as _soft_target
 from otter_losses.ops.similarity import Similarity
 from otter_losses.ops.transport import Kernel, diagonal_vanishes, solve
+from otter_losses.ops.world import ALONE, World, mean
 
 Parts = dict[str, Tensor]
 
@@ -40,10 +40,11 @@ def otter_loss(
     gamma_image: float = 1.0,
     gamma_text: float = 1.0,
     distill_logit_scale: Tensor | float | None = None,
+    scope: Literal["global", "local"] = "global",
     official: bool = False,
     backend: str = "auto",
     max_memory: int | None = None,
-    world: World | None = None,
+    world: World = ALONE,
 ) -> Tensor | Parts:
     """Optimal transport distillation (OTTER). See `otter_losses.OTTERLoss` for the equation and the arguments.
 
@@ -54,31 +55,31 @@ def otter_loss(
         >>> otter_loss(x, y, 14.3, alpha=0.5).shape
         torch.Size([])
     """
-    x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory, world)
-    n = len(y)
+    x, y, texts, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory, world)
     checks.check_alpha(alpha, len(x), x.device)
     checks.check_transport(epsilon, iterations, gamma_image, gamma_text)
-    v, t = _teacher(x, y, dist_image_features, dist_text_features, world)
+    checks.check_scope(scope, official)
     second = None if distill_logit_scale is None else _scalar("distill_logit_scale", distill_logit_scale, x)
+    if official and world:
+        checks.check_teacher(dist_image_features, dist_text_features, len(x), x.device)
+        v = x if dist_image_features is None else dist_image_features
+        t = y if dist_text_features is None else dist_text_features
+        scales = scale, scale if second is None else second
+        parts = released.losses(x, y, v, t, *scales, epsilon, iterations, gamma_image, gamma_text, world)
+        return _combine(alpha, *parts, logit_bias, output_dict, world)
+    local = scope == "local" and bool(world)
+    among = ALONE if local else world
+    teacher = _teacher(x, dist_image_features, dist_text_features, among)
     penalty = 100 * (gamma_image + gamma_text) if official else math.inf
 
-    if official and world is not None:
-        raise ValueError(
-            "official is True and the batch is shared by several ranks; the released arithmetic is that of one process. "
-            "OTTERLoss() is right at any world size."
-        )
-    transports = _shares(alpha, n)
-    # Two matrices of the transported part share the memory with one of a contrastive part at another scale.
-    room = _room(max_memory)
-    plain_room = room if not transports or max_memory is None else 0 if second is None else room // 3
-    contrastive = distill = None
-    if transports:
-        losses = _soft_target.soft_target(
+    def of_pairs(room: int) -> tuple[Tensor, Tensor]:
+        """The losses of given and of transported targets within the ranks that transport."""
+        losses: Tensor = _soft_target.soft_target(
             x,
             y,
+            texts if among else None,
             scale if second is None else second,
-            v,
-            t,
+            *teacher,
             x.new_full((), 1 / epsilon, dtype=contract.computing(x)),
             gamma_image,
             gamma_text,
@@ -88,17 +89,35 @@ def otter_loss(
             official,
             1.0,
             0.0,
-            room if max_memory is None else room - plain_room,
+            room,
             backend,
-            *_place(world),
+            among.name,
+            among.counts,
         )[0]
-        contrastive, distill = losses.unbind()
-    if contrastive is None or second is not None:
-        contrastive = _contrastive(x, y, scale, plain_room, backend, world)
-    if distill is None:
+        return losses.unbind()  # type: ignore[return-value]
+
+    def of_given(scale: Tensor, room: int) -> Tensor:
+        return _contrastive(x, y, texts, scale, room, backend, world)
+
+    shares = _shares(alpha, world.pairs(len(x)))
+    if not shares:
+        contrastive = of_given(scale, _room(max_memory))
         distill = torch.zeros_like(contrastive)
         if second is not None:
             distill = distill + 0 * second  # a parameter that DDP expects a gradient of
+    elif local:
+        room = _room(max_memory, 2 if second is None else 3)
+        whole = of_given(scale if second is None else second, room)
+        contrastive = whole if second is None else of_given(scale, room)
+        distill = whole
+        if len(x) > 1:
+            given, transported = of_pairs(room)
+            distill = whole + (transported - given)  # the softmaxes within the block cancel
+    else:
+        # Two matrices of the transported part share the memory with one of a contrastive part at another scale.
+        contrastive, distill = of_pairs(_room(max_memory) if second is None else _room(max_memory, 3, all_but=1))
+        if second is not None:
+            contrastive = of_given(scale, _room(max_memory, 3))
     if official:
         contrastive, distill = 2 * contrastive, 2 * distill  # the released code sums the directions
     return _combine(alpha, contrastive, distill, logit_bias, output_dict, world)
@@ -117,7 +136,7 @@ def info_nce_loss(
     *,
     backend: str = "auto",
     max_memory: int | None = None,
-    world: World | None = None,
+    world: World = ALONE,
 ) -> Tensor | Parts:
     """The plain CLIP loss. See `otter_losses.InfoNCELoss`.
 
@@ -127,9 +146,9 @@ def info_nce_loss(
         >>> round(float(info_nce_loss(torch.eye(4), torch.eye(4), 1.0)), 4)
         0.7437
     """
-    x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory, world)
-    value = _contrastive(x, y, scale, _room(max_memory), backend, world)
-    return _output({"contrastive_loss": _mean(value, world)}, logit_bias, output_dict)
+    x, y, texts, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory, world)
+    value = _contrastive(x, y, texts, scale, _room(max_memory), backend, world)
+    return _output({"contrastive_loss": mean(value, world)}, logit_bias, output_dict)
 
 
 def label_smoothing_loss(
@@ -147,7 +166,7 @@ def label_smoothing_loss(
     convention: Literal["paper", "torch"] = "paper",
     backend: str = "auto",
     max_memory: int | None = None,
-    world: World | None = None,
+    world: World = ALONE,
 ) -> Tensor | Parts:
     """InfoNCE with smoothed targets. See `otter_losses.LabelSmoothingLoss`.
 
@@ -157,17 +176,17 @@ def label_smoothing_loss(
         >>> round(float(label_smoothing_loss(torch.eye(4), torch.eye(4), 1.0, smoothing=0.1)), 4)
         0.8437
     """
-    x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory, world)
+    x, y, texts, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory, world)
     checks.check_smoothing(smoothing, convention)
-    n = len(y)
+    n = world.pairs(len(x))
     if convention == "torch":
         share = smoothing / n
         own = 1 - smoothing
     else:
         share = smoothing / (n - 1) if n > 1 else 0.0
         own = 1 - smoothing - share if n > 1 else 1.0
-    value = _contrastive(x, y, scale, _room(max_memory), backend, world, own, share)
-    return _output({"contrastive_loss": _mean(value, world)}, logit_bias, output_dict)
+    value = _contrastive(x, y, texts, scale, _room(max_memory), backend, world, own, share)
+    return _output({"contrastive_loss": mean(value, world)}, logit_bias, output_dict)
 
 
 def distillation_loss(
@@ -188,7 +207,7 @@ def distillation_loss(
     remove_diagonal: bool = False,
     backend: str = "auto",
     max_memory: int | None = None,
-    world: World | None = None,
+    world: World = ALONE,
 ) -> Tensor | Parts:
     """InfoNCE beside soft labels from a teacher's row softmaxes. See `otter_losses.DistillationLoss`.
 
@@ -199,13 +218,13 @@ def distillation_loss(
         >>> sorted(distillation_loss(x, y, 14.3, output_dict=True))
         ['contrastive_loss', 'distill_loss']
     """
-    x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory, world)
-    n = len(y)
+    x, y, texts, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory, world)
+    n = world.pairs(len(x))
     checks.check_alpha(alpha, len(x), x.device)
     checks.check_transport(1.0 if epsilon is None else epsilon, 1, gamma_image, gamma_text)
-    v, t = _teacher(x, y, dist_image_features, dist_text_features, world)
+    v, t = _teacher(x, dist_image_features, dist_text_features, world)
     if not _shares(alpha, n):
-        contrastive = _contrastive(x, y, scale, _room(max_memory), backend, world)
+        contrastive = _contrastive(x, y, texts, scale, _room(max_memory), backend, world)
         return _combine(alpha, contrastive, torch.zeros_like(contrastive), logit_bias, output_dict, world)
     if epsilon is None:
         sharpness = (scale if dist_logit_scale is None else _scalar("dist_logit_scale", dist_logit_scale, x)).detach()
@@ -215,6 +234,7 @@ def distillation_loss(
     losses: Tensor = _soft_target.soft_target(
         x,
         y,
+        texts,
         scale,
         v,
         t,
@@ -229,7 +249,8 @@ def distillation_loss(
         0.0,
         _room(max_memory),
         backend,
-        *_place(world),
+        world.name,
+        world.counts,
     )[0]
     contrastive, distill = losses.unbind()
     return _combine(alpha, contrastive, distill, logit_bias, output_dict, world)
@@ -248,7 +269,7 @@ def siglip_loss(
     *,
     backend: str = "auto",
     max_memory: int | None = None,
-    world: World | None = None,
+    world: World = ALONE,
 ) -> Tensor | Parts:
     """The pairwise sigmoid loss. See `otter_losses.SigLIPLoss`.
 
@@ -258,10 +279,10 @@ def siglip_loss(
         >>> round(float(siglip_loss(torch.eye(2), torch.eye(2), 10.0, -10.0)), 4)
         0.6932
     """
-    x, y, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory, world)
+    x, y, texts, scale = _student(image_features, text_features, logit_scale, logit_bias, backend, max_memory, world)
     bias = _scalar("logit_bias", 0.0 if logit_bias is None else logit_bias, x)
-    value = _sigmoid.sigmoid(x, y, scale, bias, _room(max_memory), backend, _place(world)[1])[0]
-    return _output({"contrastive_loss": _mean(value, world)}, None, output_dict)
+    value = _sigmoid.sigmoid(x, y, texts, scale, bias, _room(max_memory), backend, world.name, world.counts)[0]
+    return _output({"contrastive_loss": mean(value, world)}, None, output_dict)
 
 
 @torch.no_grad()
@@ -335,9 +356,9 @@ def _student(
     logit_bias: Tensor | float | None,
     backend: str,
     max_memory: int | None,
-    world: World | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """This rank's image features, the text features of all ranks, and the scale."""
+    world: World,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """This rank's image and text features; the text features of all ranks, as constants, where there are others; the scale."""
     checks.check_backend(backend)
     if max_memory is not None:
         checks.check_count("max_memory", max_memory, 0)
@@ -347,35 +368,26 @@ def _student(
     x, y = _of_one_dtype(image_features, text_features)
     dispatch.check_usable(backend, x)
     scale = _scalar("logit_scale", logit_scale, x)
-    return x, y if world is None else gather(y, world), scale
+    return x, y, world.gather(y) if world else None, scale
 
 
-def _teacher(
-    x: Tensor, y: Tensor, v: Tensor | None, t: Tensor | None, world: World | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """The teacher's features of all ranks, as constants; None twice stands for the student's own."""
+def _teacher(x: Tensor, v: Tensor | None, t: Tensor | None, world: World) -> tuple[Tensor | None, Tensor | None]:
+    """The teacher's features of all ranks, as constants; None stands for the student's own, of this rank and of all."""
     checks.check_teacher(v, t, len(x), x.device)
     if v is None or t is None:
-        return (None, None) if world is None else (gather(x.detach(), world), y.detach())
+        return (world.gather(x) if world else None), None
     v, t = _of_one_dtype(v.detach(), t.detach())
     dtype = contract.computing(x)
     if not (v.dtype.itemsize < dtype.itemsize and dtype == torch.float32):
         v, t = v.to(dtype), t.to(dtype)
-    return (v, t) if world is None else (gather(v, world), gather(t, world))
+    return world.gather(v), world.gather(t)
 
 
-def _place(world: World | None) -> tuple[str, int]:
-    """The operators' names for it: a process group, and this rank's first pair."""
-    return ("", 0) if world is None else (world.name, world.own.start)
-
-
-def _mean(values: Tensor, world: World | None) -> Tensor:
-    """Over the pairs of all ranks."""
-    return values.mean() if world is None else mean(values, world)
-
-
-def _room(max_memory: int | None) -> int:
-    return dispatch.BY_DEVICE if max_memory is None else max_memory
+def _room(max_memory: int | None, parts: int = 1, all_but: int = 0) -> int:
+    """One of so many parts of the memory, or all but so many."""
+    if max_memory is None:
+        return dispatch.BY_DEVICE
+    return max_memory - all_but * (max_memory // parts) if all_but else max_memory // parts
 
 
 def _shares(alpha: Tensor | float, pairs: int) -> bool:
@@ -390,11 +402,19 @@ def _spread(epsilon: float, gamma_image: float, gamma_text: float, penalty: floa
 
 
 def _contrastive(
-    x: Tensor, y: Tensor, scale: Tensor, room: int, backend: str, world: World | None, own: float = 1.0, share: float = 0.0
+    x: Tensor,
+    y: Tensor,
+    texts: Tensor | None,
+    scale: Tensor,
+    room: int,
+    backend: str,
+    world: World,
+    own: float = 1.0,
+    share: float = 0.0,
 ) -> Tensor:
     """Cross entropy of every given pair, mean of its two directions, (N,)."""
     losses: Tensor = _soft_target.soft_target(
-        x, y, scale, None, None, None, 0.0, 0.0, 0.0, None, 0, False, own, share, room, backend, *_place(world)
+        x, y, texts, scale, None, None, None, 0.0, 0.0, 0.0, None, 0, False, own, share, room, backend, world.name, world.counts
     )[0]
     return losses[0]
 
@@ -405,10 +425,10 @@ def _combine(
     distill: Tensor,
     logit_bias: Tensor | float | None,
     output_dict: bool,
-    world: World | None,
+    world: World,
 ) -> Tensor | Parts:
     prior: Any = checks.savable(alpha).to(contrastive) if isinstance(alpha, Tensor) else alpha
-    parts = {"contrastive_loss": _mean(prior * contrastive, world), "distill_loss": _mean((1 - prior) * distill, world)}
+    parts = {"contrastive_loss": mean(prior * contrastive, world), "distill_loss": mean((1 - prior) * distill, world)}
     return _output(parts, logit_bias, output_dict)
 
 

@@ -20,12 +20,12 @@ class EMATeacher(nn.Module):
     .. math:: \theta' \leftarrow d_n \theta' + (1 - d_n) \theta, \qquad d_n = \min\big(d, \tfrac{1 + n}{10 + n}\big)
 
     after the n-th step, counted from 1 (without warm-up, always d). Floating-point buffers, such as BatchNorm's statistics, are
-    averaged as well; others are copied. Averages of float16 and bfloat16 tensors, whose small steps would be rounded away, are
-    kept in float32 beside them. The teacher starts as a copy of the model, stays in eval mode whatever mode its parent is put in,
-    and computes without gradient. It is saved and loaded through ``state_dict`` with its step count.
+    averaged as well; others, and infinite entries, are copied. Averages of float16 and bfloat16 tensors, whose small steps would
+    be rounded away, are kept in float32 beside them. The teacher starts as a copy of the model, stays in eval mode whatever mode
+    its parent is put in, and computes without gradient. It is saved and loaded through ``state_dict`` with its step count.
 
     Args:
-        model: the student; wrapped in DistributedDataParallel or torch.compile or not.
+        model: the student; wrapped in DistributedDataParallel or torch.compile or not, not yet sharded by ``fully_shard``.
         decay: d in [0, 1).
         warmup: follow fast at first, so that the teacher is not stuck at the initialisation.
 
@@ -55,6 +55,11 @@ class EMATeacher(nn.Module):
             raise ValueError("decay is 1; need less, or the teacher never learns. The paper's is 0.999.")
         self.decay = decay
         self.warmup = warmup
+        if _sharded_modules(model):
+            raise ValueError(
+                "model is sharded by fully_shard, which cannot be copied; build the EMATeacher before fully_shard. Then shard "
+                "teacher.module in the same way, or leave it whole on every rank."
+            )
         self.average = AveragedModel(_unwrap(model), avg_fn=self._mix, use_buffers=True)
         # AveragedModel replaces the average by the model at count 0; counting from 1 makes the first update an average too.
         self.average.n_averaged.fill_(1)
@@ -85,21 +90,27 @@ class EMATeacher(nn.Module):
             return current
         if average.dtype in HALF:
             return average  # averaged in `exact`
-        return torch.lerp(average, current.to(average), self._weight(count, average.real))
+        ours = _local(average)
+        ours.copy_(_lerp(ours, _beside(average, current).to(ours), self._weight(count, ours.real)))
+        return average
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move towards the model; call once after each optimizer step, or let `follow` do it.
 
         Raises:
-            ValueError: the model is not the one the teacher was built from: another parameter or buffer, or another shape.
+            ValueError: the model is not the one the teacher was built from: another parameter or buffer, or another shape;
+                the teacher is sharded and the model is not, or in half precision.
         """
         student = _unwrap(model)
         self._check_same(student)
+        for module in (*_sharded_modules(self.module), *_sharded_modules(student)):
+            module.reshard()  # a forward without gradient leaves the shards aside
+        self._check_sharding(student)
         count = self.average.n_averaged.clone()
         self.average.update_parameters(student)
         for average, exact, current in zip(_halves(self.module), self.exact.buffers(), _halves(student), strict=True):
-            exact.lerp_(current.to(exact), self._weight(count, exact))
+            exact.copy_(_lerp(exact, _beside(exact, current).to(exact), self._weight(count, exact)))
             average.copy_(exact)
 
     def follow(self, model: nn.Module, optimizer: Optimizer) -> RemovableHandle:
@@ -129,7 +140,9 @@ class EMATeacher(nn.Module):
                 f"optimizer is a {type(optimizer).__name__}; need a torch.optim.Optimizer, the one inside any wrapper."
             )
         self._check_same(_unwrap(model))
-        return optimizer.register_step_post_hook(lambda *_: self.update(model))
+        inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper is an Optimizer, but has no hooks
+        handle: RemovableHandle = inner.register_step_post_hook(lambda *_: self.update(model))
+        return handle
 
     def _check_same(self, student: nn.Module) -> None:
         ours, theirs = _shapes(self.module), _shapes(student)
@@ -140,6 +153,19 @@ class EMATeacher(nn.Module):
                 "was built from. Build a new EMATeacher after changing the architecture."
             )
 
+    def _check_sharding(self, student: nn.Module) -> None:
+        for (name, average), current in zip(self.module.named_parameters(), student.parameters(), strict=True):
+            if checks.is_sharded(average) and average.dtype in HALF:
+                raise ValueError(
+                    f"teacher.module is sharded and {name} of dtype {average.dtype}, whose small steps are averaged in float32; "
+                    "need float32 parameters, computed in half precision by fully_shard's MixedPrecisionPolicy."
+                )
+            if checks.is_sharded(average) and not checks.is_sharded(current):
+                raise ValueError(
+                    f"teacher.module is sharded and {name} of the model is not; need both sharded, or only the model. "
+                    "Call fully_shard on the model as well."
+                )
+
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.average(*args, **kwargs)
@@ -147,6 +173,11 @@ class EMATeacher(nn.Module):
     def train(self, mode: bool = True) -> "EMATeacher":
         """Stay in eval mode: a teacher drops out nothing and learns no statistics of its own."""
         return super().train(False)
+
+
+def _lerp(average: Tensor, current: Tensor, weight: Tensor) -> Tensor:
+    """Copies what is infinite, as entries of attention masks are: an infinity less itself is not a number."""
+    return torch.where(current.isfinite(), torch.lerp(average, current, weight), current)
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
@@ -158,6 +189,26 @@ def _unwrap(model: nn.Module) -> nn.Module:
             model = model._orig_mod  # type: ignore[assignment]
         else:
             return model
+
+
+def _sharded_modules(model: nn.Module) -> list[Any]:
+    """Those that `fully_shard` was called on."""
+    return [module for module in model.modules() if hasattr(module, "unshard") and hasattr(module, "reshard")]
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's shard of a DTensor; another tensor as it is."""
+    return tensor.to_local() if checks.is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def _beside(average: Tensor, current: Any) -> Tensor:
+    """The part of the current tensor that this rank has of the average."""
+    if not checks.is_sharded(current):
+        return current  # type: ignore[no-any-return]
+    if not checks.is_sharded(average):
+        return current.full_tensor()  # type: ignore[no-any-return]
+    place: Any = average
+    return _local(current.redistribute(place.device_mesh, place.placements))
 
 
 def _shapes(model: nn.Module) -> list[tuple[str, tuple[int, ...]]]:

@@ -7,4 +7,4 @@ make_venv test
 ruff format --check .
 ruff check .
 mypy
-python -m pytest "$@"
+python -m pytest --numprocesses auto --dist loadfile "$@"

@@ -261,7 +261,7 @@ def test_no_step_reads_a_number(
     given = contract.Given(0.9, 0.1)
     saved = module.forward(x, y, scale, teacher, storage, *options)
     losses = contract.pair_losses(saved[0], given, x, y, scale, teacher)
-    dx, dy, dscale = module.backward(contract.Weights.of(losses, given, 70), x, y, scale, teacher, saved, True, True, ALONE)
+    dx, dy, dscale = module.backward(contract.Weights.of(losses, given), x, y, scale, teacher, saved, True, True, ALONE)
     assert (dx.shape, dx.dtype, dy.shape, dscale.shape) == (x.shape, dtype, y.shape, ())
 
 
@@ -279,6 +279,6 @@ def test_no_step_of_the_sigmoid_loss_reads_a_number(monkeypatch: pytest.MonkeyPa
             monkeypatch.setattr(each, "launch", lambda *arguments, **others: None)
     x, y = (torch.empty(70, 16, dtype=dtype, device="meta") for _ in range(2))
     scale = bias = torch.empty((), device="meta")
-    losses, kept = module.forward(x, y, scale, bias, dtype == torch.float32, 0)
-    gradients = module.backward(losses, x, y, scale, bias, kept, 0, True, True)
+    losses, kept = module.forward(x, y, scale, bias, dtype == torch.float32, ALONE)
+    gradients = module.backward(losses, x, y, scale, bias, kept, True, True, ALONE)
     assert [each.shape for each in gradients] == [x.shape, y.shape, (), ()]

@@ -64,7 +64,7 @@ def peak(monkeypatch: pytest.MonkeyPatch, pairs: int, width: int, dtype: torch.d
     with Peak() as counted:
         saved = soft_target.forward(x, y, scale, asked, storage, "triton", ALONE)
         losses = contract.pair_losses(saved[0], given, x, y, scale, asked)
-        soft_target.backward(contract.Weights.of(losses, given, pairs), x, y, scale, asked, saved, True, True, ALONE)
+        soft_target.backward(contract.Weights.of(losses, given), x, y, scale, asked, saved, True, True, ALONE)
     return int(counted.most)
 
 

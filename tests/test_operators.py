@@ -43,8 +43,8 @@ def test_soft_target(teacher: str, dtype: torch.dtype, max_memory: int, backend:
     batch = make_batch(9, 6, dtype=dtype)
     v, t = (batch.v, batch.t) if teacher == "given" else (None, None)
     sharpness: Tensor | None = None if teacher == "none" else torch.tensor(1 / 0.15)
-    options = (sharpness, 1.0, 1.0, math.inf, 40.0, 3, False, 0.8, 0.1, max_memory, backend)
-    check(soft_target, (batch.x, batch.y, batch.scale.detach().float().requires_grad_(), v, t, *options), backend)
+    options = (sharpness, 1.0, 1.0, math.inf, 40.0, 3, False, 0.8, 0.1, max_memory, backend, "", ())
+    check(soft_target, (batch.x, batch.y, None, batch.scale.detach().float().requires_grad_(), v, t, *options), backend)
 
 
 @kernels
@@ -53,4 +53,8 @@ def test_soft_target(teacher: str, dtype: torch.dtype, max_memory: int, backend:
 def test_sigmoid(dtype: torch.dtype, max_memory: int, backend: str) -> None:
     batch = make_batch(9, 6, dtype=dtype)
     bias = torch.tensor(-1.0, requires_grad=True)
-    check(sigmoid, (batch.x, batch.y, batch.scale.detach().float().requires_grad_(), bias, max_memory, backend), backend)
+    check(
+        sigmoid,
+        (batch.x, batch.y, None, batch.scale.detach().float().requires_grad_(), bias, max_memory, backend, "", ()),
+        backend,
+    )

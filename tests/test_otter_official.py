@@ -85,9 +85,11 @@ def test_second_temperature_has_its_own_gradient(official: bool, max_memory: int
     assert relative(gradient_second.reshape(()), wanted_second) <= 1e-10
 
 
-def test_official_is_one_process_only() -> None:
-    with pytest.raises(ValueError, match=r"world_size is 2; official\(\) reproduces the released arithmetic of one process"):
-        OTTERLoss.official(rank=0, world_size=2)
+def test_official_has_one_scope() -> None:
+    with pytest.raises(ValueError, match=r"scope is 'local' and the loss official\(\)"):
+        OTTERLoss.official(scope="local")
+    with pytest.raises(ValueError, match=r"scope is 'near'; need 'global'.* or 'local'"):
+        OTTERLoss(scope="near")  # type: ignore[arg-type]
 
 
 @memories

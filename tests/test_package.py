@@ -62,6 +62,7 @@ def test_public_names_are_there_and_documented() -> None:
         "LabelSmoothingLoss",
         "OTTERLoss",
         "SigLIPLoss",
+        "grad_cache",
         "sinkhorn_knopp",
     }
     assert expected <= set(otter_losses.__all__)

@@ -12,7 +12,6 @@ from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from otter_losses import distributed
 from otter_losses.functional import otter_loss
 from otter_losses.ops import contract
 from otter_losses.ops.plain import soft_target as plain
@@ -36,22 +35,27 @@ class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found
 
 
-def step(world: distributed.World, batch: list[Tensor], iterations: int) -> None:
-    x, y, v, t = (each[world.own] for each in batch)
+def own_of(world: World) -> slice:
+    return world.here(slice(0, LOCAL))
+
+
+def step(world: World, batch: list[Tensor], **options: Any) -> None:
+    x, y, v, t = (each[own_of(world)] for each in batch)
     student = x.requires_grad_(), y.requires_grad_()
-    value = otter_loss(*student, 10.0, dist_image_features=v, dist_text_features=t, iterations=iterations, world=world)
+    value = otter_loss(*student, 10.0, dist_image_features=v, dist_text_features=t, world=world, **options)
     assert isinstance(value, Tensor)
     value.backward()  # type: ignore[no-untyped-call]
 
 
-def sent(world: distributed.World, batch: list[Tensor], iterations: int) -> dict[str, list[int]]:
+def sent(world: World, batch: list[Tensor], **options: Any) -> dict[str, list[int]]:
     """The numbers in every collective of a forward and backward."""
-    found: dict[str, list[int]] = {"all_gather": [], "all_reduce": []}
+    found: dict[str, list[int]] = {"all_gather": [], "all_reduce": [], "reduce_scatter": []}
     originals = {name: getattr(dist, name) for name in found}
 
     def noting(name: str) -> Any:
         def run(*arguments: Any, **options: Any) -> Any:
-            found[name].append(arguments[0].numel() if name == "all_reduce" else arguments[1].numel())
+            numbers = {"all_gather": arguments[-1], "all_reduce": arguments[0], "reduce_scatter": arguments[0]}[name]
+            found[name].append(numbers.numel())
             return originals[name](*arguments, **options)
 
         return run
@@ -59,26 +63,26 @@ def sent(world: distributed.World, batch: list[Tensor], iterations: int) -> dict
     for name in found:
         setattr(dist, name, noting(name))
     try:
-        step(world, batch, iterations)
+        step(world, batch, **options)
     finally:
         for name, original in originals.items():
             setattr(dist, name, original)
     return found
 
 
-def largest(world: distributed.World, batch: list[Tensor], keep: bool) -> int:
+def largest(world: World, batch: list[Tensor], keep: bool) -> int:
     x, y, v, t = batch
-    here = World(world.name, world.own.start)
+    own = own_of(world)
     sharpness, scale = torch.tensor(6.0), torch.tensor(10.0)
-    asked = contract.Teacher(Similarity(v, t, sharpness, 1.0, 1.0, torch.inf, world.own), 40.0, 5)
+    asked = contract.Teacher(Similarity(v, t, sharpness, 1.0, 1.0, torch.inf, own), 40.0, 5)
     storage = contract.Storage(torch.float32 if keep else None, keep)
     given = contract.Given(1.0, 0.0)
-    mine = x[world.own].clone()
+    mine = x[own].clone()
     with Largest() as counted:
-        saved = plain.forward(mine, y, scale, asked, storage, here)
-        losses = contract.pair_losses(saved[0], given, mine, y, scale, asked, here.start)
-        weights = contract.Weights.of(losses, given, PAIRS, here)
-        plain.backward(weights, mine, y, scale, asked, saved, True, True, here)
+        saved = plain.forward(mine, y, scale, asked, storage, world)
+        losses = contract.pair_losses(saved[0], given, mine, y, scale, asked, world)
+        weights = contract.Weights.of(losses, given, world)
+        plain.backward(weights, mine, y, scale, asked, saved, True, True, world)
     return int(counted.numbers)
 
 
@@ -87,8 +91,9 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
     student, teacher = make_features("random", PAIRS, WIDTH, seed=1), make_features("random", PAIRS, TEACHER, seed=2)
     batch = [each.float() for each in (*student, *teacher)]
-    world = distributed.World(None, (LOCAL,) * RANKS)
-    results: dict[str, Any] = {f"sent {iterations}": sent(world, batch, iterations) for iterations in (1, 5)}
+    world = World.of(None, (LOCAL,) * RANKS)
+    results: dict[str, Any] = {f"sent {iterations}": sent(world, batch, iterations=iterations) for iterations in (1, 5)}
+    results["sent locally"] = sent(world, batch, scope="local")
     results |= {f"largest {keep}": largest(world, batch, keep) for keep in (False, True)}
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()
@@ -113,9 +118,17 @@ def test_features_cross_once_and_every_sweep_sends_sums(ranks: list[dict[str, An
     """As docs/distributed.md has it."""
     for results in ranks:
         found = results[f"sent {iterations}"]
-        assert found["all_gather"] == [LOCAL * WIDTH, LOCAL * TEACHER, LOCAL * TEACHER]
+        assert found["all_gather"] == [LOCAL * WIDTH, LOCAL * TEACHER, LOCAL * TEACHER, 2 * LOCAL]  # the last: losses' gradients
         sums = [1, PAIRS, *[2 * PAIRS] * iterations]  # the spread, that all may decide alike
         statistics = [PAIRS, PAIRS, PAIRS]  # highest column log-sum-exp so far, their sum, expected logits
         means = [1, 1]
-        backward = [2 * PAIRS, PAIRS * WIDTH]  # the losses' gradients, the texts' own
-        assert found["all_reduce"] == [*sums, *statistics, *means, *backward]
+        assert found["all_reduce"] == [*sums, *statistics, *means]
+        assert found["reduce_scatter"] == [LOCAL * WIDTH]  # the texts' gradient
+
+
+def test_nothing_of_the_teacher_crosses_in_the_local_scope(ranks: list[dict[str, Any]]) -> None:
+    for results in ranks:
+        found = results["sent locally"]
+        assert found["all_gather"] == [LOCAL * WIDTH, 2 * LOCAL]
+        assert found["all_reduce"] == [PAIRS, PAIRS, 1, 1]  # as InfoNCE: column log-sum-exp, means
+        assert found["reduce_scatter"] == [LOCAL * WIDTH]

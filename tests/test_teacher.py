@@ -91,6 +91,17 @@ def test_integer_buffers_are_copied() -> None:
         assert int(count) == n
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks_of_minus_infinity_are_copied(dtype: torch.dtype) -> None:
+    """Attention masks are buffers in many text encoders."""
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.tensor([[0.0, -torch.inf], [0.0, 0.0]]))
+    model.to(dtype)
+    teacher = EMATeacher(model)
+    teacher.update(model)
+    assert torch.equal(teacher.module.get_buffer("mask"), model.get_buffer("mask"))
+
+
 def test_teacher_is_a_copy() -> None:
     model = make_tower()
     teacher = EMATeacher(model)

@@ -1,5 +1,6 @@
 """What all loss modules share: open_clip's constructor and calling contract."""
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from otter_losses import checks, distributed
 from otter_losses.functional import Parts
 from otter_losses.ops import dispatch
+from otter_losses.ops.world import ALONE, World
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup  # not there where torch is built without it
@@ -24,8 +26,9 @@ class PairLoss(nn.Module):
     that exact gradient, and there are no labels to cache.
 
     `group` is the process group that shares a batch, by default all processes; `rank` and `world_size` are this process's in it.
-    Ranks may bring different numbers of pairs, as in an uneven last batch: on the CPU always, on a GPU with ``uneven=True`` on
-    all ranks, which stops the device at every step to compare the numbers. What is wrong on one rank is then an error on all.
+    Ranks may bring different numbers of pairs, as in an uneven last batch: on the CPU always, on a GPU and for a compiled loss
+    with ``uneven=True`` on all ranks, which stops the device at every step to compare the numbers. What is wrong on one rank is
+    then an error on all.
     """
 
     def __init__(
@@ -52,6 +55,12 @@ class PairLoss(nn.Module):
             raise ValueError(f"rank is {rank} and world_size {world_size}; need a rank below world_size.")
         if use_horovod:
             raise ValueError("use_horovod is True; otter_losses gathers with torch.distributed only. Launch with torchrun.")
+        if world_size > 1 and local_loss and not gather_with_grad:
+            warnings.warn(
+                "local_loss is True and gather_with_grad False: in open_clip that trains the towers in a wrong direction. Here "
+                "every combination gives the exact gradient; pass gather_with_grad=True to say that you want it.",
+                stacklevel=3,
+            )
         self.rank = rank
         self.world_size = world_size
         self.group = group
@@ -67,9 +76,7 @@ class PairLoss(nn.Module):
         """The function beneath."""
         raise NotImplementedError(f"{type(self).__name__} must name the function it computes.")
 
-    def _agreed(
-        self, features: Features, scalars: dict[str, Tensor | float | None], overrides: dict[str, Any]
-    ) -> distributed.World:
+    def _agreed(self, features: Features, scalars: dict[str, Tensor | float | None], overrides: dict[str, Any]) -> World:
         """How the ranks share the batch, once all of them have found nothing wrong."""
         distributed.check_initialised(self.world_size)
         image, text, dist_image, dist_text = features
@@ -92,7 +99,8 @@ class PairLoss(nn.Module):
         exchange = self.uneven or checks.ranks_may_talk(image)
         options = {**self.options(), "backend": backend, **overrides}
         words = {name: "a tensor" if isinstance(value, Tensor) else value for name, value in options.items()}
-        return distributed.agree(named, scalars, f"{type(self).__name__}({words})", check, exchange, self.group)
+        counts = distributed.agree(named, scalars, f"{type(self).__name__}({words})", check, exchange, self.group)
+        return World.of(self.group, counts)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options().items())
@@ -114,7 +122,8 @@ class PairLoss(nn.Module):
 
         Args:
             image_features, text_features: (N, D), L2-normalised; row i of both is pair i.
-            logit_scale: what the cosines are multiplied with, already exponentiated: a float, a 0-D tensor or shape [1].
+            logit_scale: what the cosines are multiplied with, already exponentiated: a float, a 0-D tensor or shape [1]; also
+                the DTensor that a parameter under `fully_shard` is outside the model's forward, as the other scales and the bias.
             logit_bias: added to the logits; matters to SigLIPLoss only.
             dist_image_features, dist_text_features: (N, E), a teacher's features of the same pairs; by default the student's own,
                 detached. No gradient flows to them.
@@ -128,12 +137,15 @@ class PairLoss(nn.Module):
         Raises:
             ValueError, TypeError: naming the argument, what came, what is needed and the fix.
         """
+        logit_scale, logit_bias, dist_logit_scale = map(distributed.whole, (logit_scale, logit_bias, dist_logit_scale))
+        if "distill_logit_scale" in overrides:
+            overrides["distill_logit_scale"] = distributed.whole(overrides["distill_logit_scale"])
         features = (image_features, text_features, dist_image_features, dist_text_features)
-        world = None
+        world = ALONE
         if self.world_size > 1:
             scalars = {"logit_scale": logit_scale, "logit_bias": logit_bias, "dist_logit_scale": dist_logit_scale}
             second = {"distill_logit_scale": overrides.get("distill_logit_scale")}
-            world = self._agreed(features, scalars | second, overrides)
+            world = self._agreed(features, {**scalars, **second}, overrides)
         return self.compute(
             *features[:2],
             logit_scale,

@@ -1,6 +1,6 @@
 """OTTER: targets from entropic optimal transport."""
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -32,6 +32,9 @@ class OTTERLoss(PairLoss):
             range of S the solver works in plain numbers, below that in logarithms at several times the cost.
         iterations: Sinkhorn-Knopp rounds, at least 1.
         gamma_image, gamma_text: weights of the similarities within a modality, at least 0.
+        scope: over several ranks, "global" transports among the pairs of all; "local" within each rank's own, which saves
+            gathering the teacher's features and all collectives of the sweeps, but finds no match on another rank. The softmaxes
+            are over the pairs of all ranks in both.
         backend: "auto" takes the fused kernels on a GPU and plain torch elsewhere; "torch", "triton" and "cuda" insist, see
             docs/kernels.md.
         max_memory: bytes the N x N matrices may take (there are two; three with `distill_logit_scale`) before they are
@@ -60,16 +63,19 @@ class OTTERLoss(PairLoss):
         iterations: int = 5,
         gamma_image: float = 1.0,
         gamma_text: float = 1.0,
+        scope: Literal["global", "local"] = "global",
         **contract: Any,
     ) -> None:
         super().__init__(**contract)
         checks.check_number("alpha", alpha, low=0.0, high=1.0)
         checks.check_transport(epsilon, iterations, gamma_image, gamma_text)
+        checks.check_scope(scope, official=False)
         self.alpha = alpha
         self.epsilon = epsilon
         self.iterations = iterations
         self.gamma_image = gamma_image
         self.gamma_text = gamma_text
+        self.scope = scope
         self.is_official = False
 
     @classmethod
@@ -80,7 +86,9 @@ class OTTERLoss(PairLoss):
         ``100 (gamma_image + gamma_text)`` rather than removed, so that it stays when both are 0; and the call's
         ``distill_logit_scale`` is its second learned temperature, that of the KL.
 
-        One process only: over several, the released code removes the wrong diagonal on every rank but the first.
+        Over several processes two more quirks are reproduced: transport removes the wrong entries on every rank but the first,
+        so that most of the transported mass can go back to the given pair, and no gradient flows through what other ranks
+        computed. Every rank then solves the whole N x N problem, in plain torch, as the released code does.
 
         Example:
             >>> import torch
@@ -89,11 +97,7 @@ class OTTERLoss(PairLoss):
             >>> value = OTTERLoss.official(alpha=0.5)(x, y, logit_scale=49.4, distill_logit_scale=49.4)
         """
         loss = cls(**options)
-        if loss.world_size > 1:
-            raise ValueError(
-                f"world_size is {loss.world_size}; official() reproduces the released arithmetic of one process. "
-                "Over several the released code removes the wrong diagonal; OTTERLoss() is right at any world size."
-            )
+        checks.check_scope(loss.scope, official=True)
         loss.is_official = True
         return loss
 
@@ -104,6 +108,7 @@ class OTTERLoss(PairLoss):
             "iterations": self.iterations,
             "gamma_image": self.gamma_image,
             "gamma_text": self.gamma_text,
+            "scope": self.scope,
             "official": self.is_official,
         }
 

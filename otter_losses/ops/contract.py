@@ -73,13 +73,13 @@ class Given:
 
 
 def pair_losses(
-    statistics: Tensor, given: Given, x: Tensor, y: Tensor, scale: Tensor, teacher: Teacher | None, start: int = 0
+    statistics: Tensor, given: Given, x: Tensor, y: Tensor, scale: Tensor, teacher: Teacher | None, world: World = ALONE
 ) -> Tensor:
     """Of every own pair the cross entropy, mean of both directions, of its given and of its soft targets, (2, b).
 
     Less the entropy of the soft ones where that is asked for.
     """
-    statistics = statistics[:, start : start + len(x)]
+    statistics = statistics[:, world.here(slice(0, len(x)))]
     found = torch.zeros_like(statistics[:2])
     lse = torch.add(statistics[ROW_LSE], statistics[COLUMN_LSE], out=found[0]).mul_(0.5)
     if teacher is not None:
@@ -94,7 +94,7 @@ def pair_losses(
 
 def share_columns(statistics: Tensor, teacher: Teacher | None, world: World) -> None:
     """Add up over the ranks what each found of its rows' share of every column."""
-    if world.group:
+    if world:
         world.add_logarithms(statistics[COLUMN_LSE])
         if teacher is not None:
             world.add(statistics[COLUMN_DOT])
@@ -113,14 +113,14 @@ class Weights:
     magnitude: Tensor
 
     @classmethod
-    def of(cls, gradient: Tensor, given: Given, pairs: int, world: World = ALONE) -> "Weights":
+    def of(cls, gradient: Tensor, given: Given, world: World = ALONE) -> "Weights":
         """For the gradient (2, b) of `pair_losses`."""
-        gradient, magnitude = normalised(world.all_of(gradient, pairs))
+        gradient, magnitude = normalised(world.all_of(gradient))
         share = gradient[0] * -given.share if given.share else None
         return cls(gradient.mean(0), gradient[0] * -given.own, gradient[1] * -0.5, share, magnitude)
 
 
-def normalised(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """A gradient over its magnitude, and that: what it is multiplied with may otherwise carry it out of range."""
-    magnitude = torch.linalg.vector_norm(gradient, torch.inf).clamp_min(torch.finfo(gradient.dtype).tiny)
+def normalised(gradient: Tensor, world: World = ALONE) -> tuple[Tensor, Tensor]:
+    """A gradient over its magnitude on all ranks, and that: what it is multiplied with may otherwise carry it out of range."""
+    magnitude = world.highest(torch.linalg.vector_norm(gradient, torch.inf)).clamp_min(torch.finfo(gradient.dtype).tiny)
     return (gradient / magnitude).contiguous(), magnitude

@@ -18,7 +18,7 @@ The N x N matrices are kept from forward to backward where two of them fit `max_
 they do not. Where the spread of the logits allows it, one exponential serves both softmaxes.
 """
 
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Sequence  # noqa: UP035  torch 2.6 reads no other in an operator's signature
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ from otter_losses.ops.world import World
 def soft_target(
     x: Tensor,
     y: Tensor,
+    texts: Tensor | None,
     scale: Tensor,
     v: Tensor | None,
     t: Tensor | None,
@@ -49,12 +50,13 @@ def soft_target(
     share: float,
     max_memory: int,
     backend: str,
-    group: str = "",
-    start: int = 0,
+    group: str,
+    counts: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`pair_losses` (2, b) of student features x (b, D), y (N, D) of one dtype and a 0-D scale of `computing` dtype.
+    """`pair_losses` (2, b) of student features x, y (b, D) of one dtype and a 0-D scale of `computing` dtype.
 
-    Of several ranks, the process group called `group`, each has its own b rows from `start` on, and all N columns; alone b is N.
+    Of several ranks, the process group called `group`, each brings so many of the `counts` pairs, and has the `texts` (N, D) of
+    all beside them; alone b is N. The gradient of y is then summed over the ranks before it is rounded to their dtype.
     A teacher is asked for by its `sharpness`, 0-D, and has features v, t (N, E), or the student's own where they are None; its
     other arguments are those of `Similarity`, `Kernel.build` and `solve`. Without it there are no soft targets, and a loss of 0
     in their place. `own` and `share` are those of `Given`. Behind the losses stands what the backward needs: the statistics
@@ -62,7 +64,8 @@ def soft_target(
     or exponentials, (b, N), empty where they are recomputed; and a state (4,), which the backend that wrote it understands.
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        teacher, world = None, World(group, start)
+        teacher, world = None, World(group, tuple(counts))
+        y = y if texts is None else texts
         if sharpness is not None:
             features = _features(x, y, v, t)
             rows = world.here(slice(0, len(x)))
@@ -77,7 +80,7 @@ def soft_target(
                 saved = fused.forward(x, y, scale, teacher, storage, backend, world)
             else:
                 saved = plain.forward(x, y, scale, teacher, storage, world)
-        return pair_losses(saved[0], given, x, y, scale, teacher, start), *saved
+        return pair_losses(saved[0], given, x, y, scale, teacher, world), *saved
 
 
 def _features(x: Tensor, y: Tensor, v: Tensor | None, t: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -97,6 +100,7 @@ def _storage(
 def _(
     x: Tensor,
     y: Tensor,
+    texts: Tensor | None,
     scale: Tensor,
     v: Tensor | None,
     t: Tensor | None,
@@ -111,10 +115,10 @@ def _(
     share: float,
     max_memory: int,
     backend: str,
-    group: str = "",
-    start: int = 0,
+    group: str,
+    counts: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    b, n = x.shape[0], y.shape[0]
+    b, n = x.shape[0], (y if texts is None else texts).shape[0]
     storage = _storage(x, n, sharpness, diagonal_penalty, spread, max_memory, backend)
     kernel = scale.new_empty(0) if storage.kernel is None else scale.new_empty(b, n, dtype=storage.kernel)
     cosines = scale.new_empty(b, n) if storage.cosines else scale.new_empty(0)
@@ -144,23 +148,23 @@ def soft_target_backward(
     max_memory: int,
     backend: str,
     group: str,
-    start: int,
+    counts: Sequence[int],
     wants_dx: bool,
     wants_dy: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, y and the scale for the gradient (2, b) of the losses, row block by row block.
+    """Gradients of x, of the same rows of y, which are those of all ranks here, and of the scale, for that (2, b) of the losses.
 
     Either product is left out, and its gradient empty, where it is not wanted; the scale's gradient needs one of them.
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        teacher, world = None, World(group, start)
+        teacher, world = None, World(group, tuple(counts))
         if sharpness is not None:
             features = _features(x, y, v, t)
             rows = world.here(slice(0, len(x)))
             similarity = Similarity(*features, sharpness, gamma_image, gamma_text, diagonal_penalty, rows)
             teacher = Teacher(similarity, spread)
         saved = statistics, scalings, stored, cosines, state
-        weights = Weights.of(gradient, Given(own, share), len(y), world)
+        weights = Weights.of(gradient, Given(own, share), world)
         with dispatch.advice_on_memory(max_memory, x.device):
             if dispatch.fuses(backend, x, len(y)):
                 from otter_losses.ops.triton import soft_target as fused
@@ -192,16 +196,17 @@ def _(
     max_memory: int,
     backend: str,
     group: str,
-    start: int,
+    counts: Sequence[int],
     wants_dx: bool,
     wants_dy: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return wanted(x, wants_dx), wanted(y, wants_dy), scale.new_empty(())
+    return wanted(x, wants_dx), wanted(x, wants_dy), scale.new_empty(())
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:6], *output[1:])
-    ctx.options = (*inputs[6:10], *inputs[12:])
+    x, y, texts = inputs[:3]
+    ctx.save_for_backward(x, y if texts is None else texts, *inputs[3:7], *output[1:])
+    ctx.options = (*inputs[7:11], *inputs[13:])
     ctx.set_materialize_grads(False)
 
 
@@ -213,10 +218,10 @@ def wanted_gradients(ctx: Any) -> tuple[bool, bool]:
 
 def _backward(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if gradient is None:
-        return (None,) * 18
+        return (None,) * 19
     wants_dx, wants_dy = wanted_gradients(ctx)
     dx, dy, dscale = soft_target_backward(gradient, *ctx.saved_tensors, *ctx.options, wants_dx, wants_dy)
-    return (dx if wants_dx else None, dy if wants_dy else None, dscale) + (None,) * 15
+    return (dx if wants_dx else None, dy if wants_dy else None, None, dscale) + (None,) * 15
 
 
 def refuse_second_derivative(ctx: Any, *gradients: Tensor | None) -> NoReturn:

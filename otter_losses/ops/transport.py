@@ -48,7 +48,7 @@ class Kernel:
         if reads_freely(shift):
             penalty = similarity.diagonal_penalty * abs(float(similarity.sharpness)) if similarity.diagonal_penalty else 0.0
             spread = 2 * float(shift) + (0.0 if diagonal_vanishes(penalty, shift.dtype) else penalty)
-            if world.group:
+            if world:
                 spread = float(world.highest(shift.new_full((), spread)))  # one decision, whatever a rank stores or rounds
             elif logits is not None and not spread <= limit:
                 low, shift = _measure(logits)

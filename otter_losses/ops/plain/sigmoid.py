@@ -6,6 +6,7 @@ from torch import Tensor
 
 from otter_losses.ops.contract import computing, wanted
 from otter_losses.ops.similarity import row_chunks
+from otter_losses.ops.world import World
 
 
 def _unlikely(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, rows: slice, start: int) -> Tensor:
@@ -15,8 +16,8 @@ def _unlikely(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, rows: slice, st
     return z
 
 
-def forward(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, keep: bool, start: int) -> tuple[Tensor, Tensor]:
-    b, n = len(x), len(y)
+def forward(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, keep: bool, world: World) -> tuple[Tensor, Tensor]:
+    b, n, start = len(x), len(y), world.start
     x, y = x.to(computing(x)), y.to(computing(x))
     losses = x.new_empty(b)
     kept = _unlikely(x, y, scale, bias, slice(0, b), start) if keep else x.new_empty(0)
@@ -27,9 +28,17 @@ def forward(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, keep: bool, start
 
 
 def backward(
-    gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, kept: Tensor, start: int, wants_dx: bool, wants_dy: bool
+    gradient: Tensor,
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    kept: Tensor,
+    wants_dx: bool,
+    wants_dy: bool,
+    world: World,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    b, n, dtype = len(x), len(y), x.dtype
+    b, n, start, dtype = len(x), len(y), world.start, x.dtype
     x, y = x.to(computing(x)), y.to(computing(x))
     dx, dy, dbias = wanted(x, wants_dx), wanted(y, wants_dy), x.new_zeros(())
     for rows in row_chunks(b, n, x.device):
@@ -42,4 +51,5 @@ def backward(
         if wants_dy:
             dy.addmm_(g.T, x[rows], beta=min(rows.start, 1))  # the first block overwrites
     dscale = ((x * dx) if wants_dx else (y * dy)).sum()
-    return dx.mul_(scale).to(dtype), dy.mul_(scale).to(dtype), dscale, dbias
+    dy = world.scatter(dy.mul_(scale)) if wants_dy else dy
+    return dx.mul_(scale).to(dtype), dy.to(dtype), dscale, dbias

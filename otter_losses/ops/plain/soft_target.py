@@ -140,7 +140,7 @@ def backward(
         row_weight = row_weight * (state[1] - statistics[ROW_LSE]).exp()
         column_weight = column_weight * (state[1] - statistics[COLUMN_LSE]).exp()
 
-    dx, dy = wanted(x, wants_dx), wanted(y, wants_dy)
+    dx, dy = wanted(x, wants_dx), wanted(y, wants_dy)  # dy: this rank's share of all texts'
     chunks = row_chunks(len(x), n, x.device)
     space, scratch = x.new_empty(chunks[0].stop, n), x.new_empty(chunks[0].stop, n)
     for rows in chunks:
@@ -162,7 +162,8 @@ def backward(
             dy.addmm_(g.T, x[rows], beta=min(rows.start, 1))  # the first block overwrites
     dscale = ((x * dx) if wants_dx else (y * dy)).sum() * weights.magnitude  # this rank's share
     scale = scale * weights.magnitude
-    return dx.mul_(scale).to(dtype), dy.mul_(scale).to(dtype), dscale
+    dy = world.scatter(dy.mul_(scale)) if wants_dy else dy
+    return dx.mul_(scale).to(dtype), dy.to(dtype), dscale
 
 
 def _add_plans(g: Tensor, domain: Domain, kernel: Tensor, rows: slice, scalings: Tensor, weight: Tensor, scratch: Tensor) -> None:

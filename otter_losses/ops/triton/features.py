@@ -98,7 +98,7 @@ class FeatureGradients:
         if self.half and wants_dx:
             self.narrow_y, self.y_octave = narrow(y)
         if self.half and wants_dy:
-            self.x_peak = _peak(x)
+            self.x_peak = world.highest(_peak(x))
 
     def lost(self, block: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Room for what the rounding of a block's tiles loses."""
@@ -130,23 +130,17 @@ class FeatureGradients:
             add_product(self.dy_total, g.T, narrowed, first=rows.start == 0)
 
     def finish(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Both gradients, and ``<x, G y>``."""
+        """Both gradients, of this rank's rows, and ``<x, G y>``, the sum of which over the ranks is that of the batch."""
         if not self.half:
             inner = (self.x * self.dx if self.wants_dx else self.y * self.dy_total).sum()
-            return self.dx.mul_(self.factor), self.dy_total.mul_(self.factor), inner
-        dy = wanted(self.y, self.wants_dy)
+            dy = self.world.scatter(self.dy_total.mul_(self.factor)) if self.wants_dy else self.dy_total
+            return self.dx.mul_(self.factor), dy, inner
+        dy = wanted(self.x, self.wants_dy)
         if self.wants_dy:
-            inner = self.factor.new_empty(len(self.y))
-            own = self.world.here(slice(0, len(self.x)))
-            # What other ranks lost of a column would belong to its pair here; it is too little to send.
-            lost = self.column_residual
-            onto = self.y[own], dy[own], inner[own]
-            self._finish(self.dy_total[own], self.x_octave, (self.diagonal, lost[own], self.x), *onto)
-            for rows in (slice(0, own.start), slice(own.stop, len(self.y))):
-                if rows.start < rows.stop:
-                    nothing = torch.zeros_like(lost[rows])
-                    onto = self.y[rows], dy[rows], inner[rows]
-                    self._finish(self.dy_total[rows], self.x_octave, (nothing, nothing, self.y[rows]), *onto)
+            found, lost = self.world.scatter(self.dy_total), self.world.scatter(self.column_residual)
+            inner = self.factor.new_empty(len(found))
+            y = self.y[self.world.here(slice(0, len(found)))]
+            self._finish(found, self.x_octave, (self.diagonal, lost, self.x), y, dy, inner)
             self.inner = self.inner if self.wants_dx else inner
         return self.dx, dy, self.inner.sum()
 

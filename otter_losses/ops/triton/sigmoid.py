@@ -12,8 +12,8 @@ from otter_losses.ops.triton.transport import ROWS
 from otter_losses.ops.world import World
 
 
-def forward(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, keep: bool, start: int) -> tuple[Tensor, Tensor]:
-    b, n = len(x), len(y)
+def forward(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, keep: bool, world: World) -> tuple[Tensor, Tensor]:
+    b, n, start = len(x), len(y), world.start
     chunks = row_chunks(b, n, x.device)
     losses, kept = scale.new_empty(b), scale.new_empty(b, n) if keep else scale.new_empty(0)
     space = kept if keep else scale.new_empty(chunks[0].stop, n)
@@ -29,10 +29,18 @@ def forward(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, keep: bool, start
 
 
 def backward(
-    gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, kept: Tensor, start: int, wants_dx: bool, wants_dy: bool
+    gradient: Tensor,
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    kept: Tensor,
+    wants_dx: bool,
+    wants_dy: bool,
+    world: World,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    gradient, magnitude = normalised(gradient)
-    gradients = FeatureGradients(x, y, scale * magnitude, wants_dx, wants_dy, World(start=start))
+    gradient, magnitude = normalised(gradient, world)
+    gradients = FeatureGradients(x, y, scale * magnitude, wants_dx, wants_dy, world)
     total = _add_blocks(gradients, gradient, scale, bias, kept)
     dx, dy, inner = gradients.finish()
     return dx, dy, inner * magnitude, total * magnitude
@@ -41,7 +49,7 @@ def backward(
 def _add_blocks(gradients: FeatureGradients, gradient: Tensor, scale: Tensor, bias: Tensor, kept: Tensor) -> Tensor:
     """Add all of the logits' gradient; its sum."""
     total = scale.new_zeros(())
-    x, y, n = gradients.x, gradients.y, len(gradients.y)
+    x, y, n, start = gradients.x, gradients.y, len(gradients.y), gradients.world.start
     chunks = row_chunks(len(x), n, x.device)
     space = scale.new_empty(chunks[0].stop, n)
     g_space = gradients.space(space)
@@ -53,7 +61,7 @@ def _add_blocks(gradients: FeatureGradients, gradient: Tensor, scale: Tensor, bi
             grid = tiles(len(block), tile["BM"]), tiles(n, tile["BN"])
             lost, row_parts = gradients.lost(block, grid), block.new_empty(grid[1], len(block))
             out = g, gradients.diagonal[rows], *lost, row_parts
-            arguments = (block, scale, bias, gradient[rows], *out, gradients.world.start + rows.start, *block.shape, GAIN)
+            arguments = (block, scale, bias, gradient[rows], *out, start + rows.start, *block.shape, GAIN)
             launch(kernels.sigmoid_gradient, grid, *arguments, APART=gradients.half, tile=tile)
             return lost, row_parts
 

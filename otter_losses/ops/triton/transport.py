@@ -172,7 +172,7 @@ def _no_launch(held: Held) -> str | None:
     """Why CUDA C++ cannot solve it in one launch."""
     from otter_losses.ops.cuda import transport as cuda
 
-    if held.world.group:
+    if held.world:
         return "it is for one process."
     if held.kind == LOGARITHMIC.value:
         return "it takes plain numbers, which this epsilon is too small for."
@@ -246,7 +246,7 @@ def _column_totals(held: Held, block: Tensor, rows: slice, scalings: tuple[Tenso
 
 def _match(held: Held, totals: Tensor, out: Tensor) -> None:
     size = out.numel()
-    if held.world.group:
+    if held.world:
         totals = totals.reshape(len(totals), size)
         if held.kind == LOGARITHMIC.value:
             totals = held.world.add_logarithms(totals.logsumexp(0))[None]

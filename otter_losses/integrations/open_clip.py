@@ -1,0 +1,156 @@
+"""open_clip 3: its `create_loss`, its training program and a teacher in its loop.
+
+``python -m otter_losses.integrations.open_clip`` is ``python -m open_clip_train.main`` with OTTERLoss: same arguments, also under
+torchrun, and ``--otter alpha=0.5 epsilon=0.15`` (any of OTTERLoss's options) and ``--ema-decay 0.999`` (an EMATeacher).
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from otter_losses import EMATeacher, OTTERLoss, SigLIPLoss
+
+
+def create_loss(args: argparse.Namespace, **options: Any) -> nn.Module:
+    """What ``open_clip.create_loss(args)`` builds, with OTTERLoss for its ClipLoss and DistillClipLoss.
+
+    With ``args.siglip`` it is `otter_losses.SigLIPLoss`; a CoCa model keeps open_clip's own loss.
+
+    Args:
+        args: open_clip's parsed arguments, once its ``main`` has added ``rank``, ``world_size`` and ``distill``.
+        options: OTTERLoss's: ``alpha``, ``epsilon``, ``iterations``, ``gamma_image``, ``gamma_text``, ``backend``, ...
+
+    Raises:
+        ValueError: options for a model that OTTERLoss does not train; ``args.horovod``; ``args.distill`` with ``args.accum_freq``
+            above 1, where open_clip's loop never calls its teacher.
+
+    Example:
+        >>> from argparse import Namespace
+        >>> from otter_losses.integrations.open_clip import create_loss
+        >>> args = Namespace(model="ViT-B-32", distill=False, siglip=False, accum_freq=1, horovod=False,
+        ...                  local_loss=True, gather_with_grad=True, rank=0, world_size=1)
+        >>> create_loss(args, alpha=0.7).alpha
+        0.7
+    """
+    if args.distill and args.accum_freq > 1:
+        raise ValueError(
+            f"distill is True and accum_freq {args.accum_freq}; open_clip's loop then never calls its teacher. Need "
+            "accum_freq 1, or distill=False and otter_losses.integrations.open_clip.add_teacher(model, teacher)."
+        )
+    coca = "coca" in args.model.lower()
+    if options and not args.distill and (coca or args.siglip):
+        reason = f"model is {args.model!r}" if coca else "siglip is True"
+        raise ValueError(f"{', '.join(options)} given, but {reason}, which OTTERLoss does not train; drop one of the two.")
+    if coca and not args.distill:
+        import open_clip
+
+        theirs: nn.Module = open_clip.create_loss(args)
+        return theirs
+    contract = {name: getattr(args, name) for name in ("local_loss", "gather_with_grad", "rank", "world_size")}
+    if args.siglip and not args.distill:
+        return SigLIPLoss(use_horovod=args.horovod, **contract)
+    return OTTERLoss(use_horovod=args.horovod, **contract, **options)
+
+
+def add_teacher(model: nn.Module, teacher: nn.Module) -> RemovableHandle:
+    """Let the model's output carry the teacher's features, in training only, so that any loop hands them to the loss.
+
+    Works where open_clip calls no teacher: with ``--accum-freq`` above 1. Leave ``args.distill`` False then.
+
+    Args:
+        model: the module that the loop calls, wrapped or not; its output is open_clip's dict.
+        teacher: called with the same inputs, in eval mode and without gradient; an `EMATeacher`, or any frozen model with
+            open_clip's output.
+
+    Returns:
+        A handle whose ``remove()`` ends it.
+
+    Raises:
+        TypeError: at the first step, an output that is no dict.
+
+    Example:
+        >>> import torch
+        >>> from otter_losses import EMATeacher
+        >>> from otter_losses.integrations.open_clip import add_teacher
+        >>> class Model(torch.nn.Linear):
+        ...     def forward(self, images, texts):
+        ...         return {"image_features": super().forward(images), "text_features": super().forward(texts)}
+        >>> model = Model(4, 2)
+        >>> handle = add_teacher(model, EMATeacher(model))
+        >>> sorted(model(torch.ones(1, 4), torch.ones(1, 4)))
+        ['dist_image_features', 'dist_text_features', 'image_features', 'text_features']
+    """
+    teacher.eval()
+
+    def add(module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> Any:
+        if not module.training:
+            return output
+        if not isinstance(output, dict):
+            raise TypeError(f"the model's output is a {type(output).__name__}; need a dict. Build it with output_dict=True.")
+        with torch.no_grad():
+            taught = teacher(*inputs, **named)
+        return {**output, **{f"dist_{name}": taught[name] for name in ("image_features", "text_features")}}
+
+    return model.register_forward_hook(add, with_kwargs=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``open_clip_train.main`` with `create_loss`.
+
+    Args:
+        arguments: open_clip's, and ``--otter`` and ``--ema-decay``; by default those of the command line.
+
+    Raises:
+        RuntimeError: an open_clip whose ``main`` does not build its loss by ``create_loss``.
+        ValueError, TypeError: options that OTTERLoss does not take; ``--ema-decay`` where there is no place for a teacher.
+    """
+    import open_clip_train.main as training
+    from open_clip_train.params import ParseKwargs
+
+    if not hasattr(training, "create_loss"):
+        raise RuntimeError(
+            "open_clip_train.main has no create_loss to replace; need open_clip_torch 3. One with tasks takes the loss itself: "
+            "open_clip.task.CLIPTask(model, loss=OTTERLoss())."
+        )
+    parser = argparse.ArgumentParser(
+        usage="the options below, and those of open_clip_train.main", add_help=False, allow_abbrev=False
+    )
+    parser.add_argument("--otter", nargs="+", default={}, action=ParseKwargs, metavar="OPTION=VALUE", help="OTTERLoss's options.")
+    parser.add_argument("--ema-decay", type=float, help="Distil from an EMATeacher with this decay; the paper's is 0.999.")
+    ours, theirs = parser.parse_known_args(arguments)
+    if {"-h", "--help"} & set(theirs):
+        parser.print_help()
+    OTTERLoss(**ours.otter)  # a mistake shows before the model is built
+    train_one_epoch = training.train_one_epoch
+    teacher: EMATeacher | None = None
+
+    def build(args: argparse.Namespace) -> nn.Module:
+        loss = create_loss(args, **ours.otter)
+        if ours.ema_decay is not None and (args.distill or not isinstance(loss, OTTERLoss)):
+            reason = "--distill-model gives a teacher" if args.distill else f"{type(loss).__name__} takes no teacher"
+            raise ValueError(f"--ema-decay given, but {reason}; drop one of the two.")
+        if args.rank == 0:
+            logging.info(f"Loss: {loss}")
+        return loss
+
+    def train(model: nn.Module, data: Any, loss: nn.Module, epoch: int, optimizer: Optimizer, *rest: Any, **named: Any) -> None:
+        nonlocal teacher
+        if ours.ema_decay is not None and teacher is None:
+            teacher = EMATeacher(model, decay=ours.ema_decay)
+            teacher.follow(model, optimizer)
+            add_teacher(model, teacher)
+        train_one_epoch(model, data, loss, epoch, optimizer, *rest, **named)
+
+    with patch.multiple(training, create_loss=build, train_one_epoch=train):
+        training.main(theirs)
+
+
+if __name__ == "__main__":
+    main()

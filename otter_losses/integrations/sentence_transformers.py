@@ -1,0 +1,156 @@
+"""sentence-transformers: our losses over columns (anchor, positive), also with its cached gradients."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from otter_losses import checks
+from otter_losses.integrations.missing import absent
+from otter_losses.losses.base import PairLoss
+from otter_losses.losses.otter import OTTERLoss
+
+try:
+    from sentence_transformers.base.losses import CachedLossMixin, has_static_embedding_input
+except ImportError as error:
+    CachedLossMixin = absent("sentence-transformers", error)
+
+Column = dict[str, Any]
+
+
+class PairRankingLoss(nn.Module):
+    """One of our losses where `MultipleNegativesRankingLoss` stands: over two columns of texts, anchor and positive.
+
+    The embeddings are L2-normalised, their cosines multiplied with `scale`, and both directions count. All processes share a
+    batch, without a ``gather_across_devices``, unless the loss was built with a ``group``.
+
+    Args:
+        model: the SentenceTransformer.
+        loss: any loss of this library; SigLIPLoss without its bias.
+        scale: 1 / temperature, above 0.
+        teacher: what the targets are made with, by default the model's own embeddings: a SentenceTransformer, which is frozen, or
+            an `EMATeacher` that follows the model.
+
+    Called with the features of the columns, N texts each, and with labels, which are ignored; returns a scalar.
+
+    Raises:
+        TypeError: the loss is not one of ours.
+        ValueError: the scale is not a positive number, or the columns are not two.
+
+    Example:
+        >>> from otter_losses import OTTERLoss
+        >>> def train(SentenceTransformerTrainer, model, pairs):
+        ...     SentenceTransformerTrainer(model, train_dataset=pairs, loss=PairRankingLoss(model, OTTERLoss())).train()
+    """
+
+    def __init__(self, model: nn.Module, loss: PairLoss, scale: float = 20.0, teacher: nn.Module | None = None) -> None:
+        super().__init__()
+        if not isinstance(loss, PairLoss):
+            raise TypeError(f"loss is {loss!r}; need a loss of otter_losses, such as OTTERLoss().")
+        checks.check_number("scale", scale, low=0.0, above=True)
+        self.model = model
+        self.loss = loss
+        self.scale = scale
+        self.teacher: nn.Module | None = None if teacher is None else teacher.requires_grad_(False).eval()
+
+    def forward(self, sentence_features: Iterable[Column], labels: Any = None) -> Tensor:
+        columns = list(sentence_features)
+        taught = self.teach(columns)
+        return self.compute_loss_from_embeddings([self.model(column)["sentence_embedding"] for column in columns], taught)
+
+    def teach(self, columns: Sequence[Column]) -> list[Tensor]:
+        """The teacher's embeddings of each column, (N, E); none without a teacher."""
+        if self.teacher is None:
+            return []
+        with torch.no_grad():
+            return [self.teacher(dict(column))["sentence_embedding"] for column in columns]
+
+    def compute_loss_from_embeddings(self, embeddings: Sequence[Tensor], labels: Any = None) -> Tensor:
+        """The loss of two columns' embeddings, each (N, D); `labels` may be the teacher's, a list of two (N, E)."""
+        if len(embeddings) != 2:
+            raise ValueError(f"the data set has {len(embeddings)} columns of texts; need two: anchor and positive.")
+        if self.loss.group is None and dist.is_available() and dist.is_initialized():
+            self.loss.rank, self.loss.world_size = dist.get_rank(), dist.get_world_size()
+        taught = labels if isinstance(labels, list) else []
+        student, teacher = ([F.normalize(column, dim=-1) for column in columns] for columns in (embeddings, taught))
+        value: Tensor = self.loss(*student, self.scale, None, *teacher)
+        return value
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What the model card tells."""
+        return {"loss": repr(self.loss), "scale": self.scale, "teacher": type(self.teacher).__name__ if self.teacher else None}
+
+    @property
+    def citation(self) -> str:
+        if not isinstance(self.loss, OTTERLoss):
+            raise AttributeError("the loss is not OTTER")  # the model card goes without
+        return """
+@inproceedings{wu2022data,
+    title={Data Efficient Language-Supervised Zero-Shot Recognition with Optimal Transport Distillation},
+    author={Bichen Wu and Ruizhe Cheng and Peizhao Zhang and Tianren Gao and Joseph E. Gonzalez and Peter Vajda},
+    booktitle={International Conference on Learning Representations},
+    year={2022},
+    eprint={2112.09445},
+    archivePrefix={arXiv},
+    primaryClass={cs.CV},
+}
+"""
+
+
+class CachedPairRankingLoss(CachedLossMixin, PairRankingLoss):
+    """`PairRankingLoss` where `CachedMultipleNegativesRankingLoss` stands: large batches, embedded bit by bit (GradCache).
+
+    The texts are embedded twice, in mini-batches, and only one mini-batch's activations are held at a time. The loss and its
+    gradient are those of the whole batch.
+
+    Args:
+        model, loss, scale, teacher: see `PairRankingLoss`.
+        mini_batch_size: texts embedded at a time, at least 1.
+
+    Raises:
+        ValueError: the model embeds with a StaticEmbedding, whose batches cannot be divided.
+
+    Example:
+        >>> from otter_losses import OTTERLoss
+        >>> def make(model):
+        ...     return CachedPairRankingLoss(model, OTTERLoss(), mini_batch_size=32)
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: PairLoss, scale: float = 20.0, teacher: nn.Module | None = None, mini_batch_size: int = 32
+    ) -> None:
+        super().__init__(model, loss, scale, teacher)
+        checks.check_count("mini_batch_size", mini_batch_size, 1)
+        if has_static_embedding_input(model):
+            raise ValueError("model embeds with a StaticEmbedding, whose batches cannot be divided; use PairRankingLoss.")
+        self.mini_batch_size = mini_batch_size
+
+    def forward(self, sentence_features: Iterable[Column], labels: Any = None) -> Tensor:
+        columns = list(sentence_features)
+        value: Tensor = self.forward_cached(columns, self.teach(columns))  # type: ignore[operator]
+        return value
+
+    def teach(self, columns: Sequence[Column]) -> list[Tensor]:
+        if self.teacher is None:
+            return []
+        teacher = _Embedder(self.teacher, self.mini_batch_size)
+        batches = [teacher.embed_minibatch_iter(dict(column), with_grad=False, copy_random_state=False) for column in columns]
+        return [torch.cat([embeddings for embeddings, _ in batch]) for batch in batches]
+
+    def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:
+        value = self.compute_loss_from_embeddings([torch.cat(column) for column in reps], labels)
+        if with_backward:
+            value.backward()  # type: ignore[no-untyped-call]
+        return value.detach() if with_backward else value
+
+    def get_config_dict(self) -> dict[str, Any]:
+        return {**super().get_config_dict(), "mini_batch_size": self.mini_batch_size}
+
+
+class _Embedder(CachedLossMixin):
+    def __init__(self, model: nn.Module, mini_batch_size: int) -> None:
+        self.model = model
+        self.mini_batch_size = mini_batch_size
