@@ -42,6 +42,7 @@ from benchmarks.contenders import Batch
 from benchmarks.floors import CHIPS, DEFAULT_MAX_MEMORY, ROUNDS, Chip, Work, short
 from benchmarks.measure import RESULTS, Timing, machine
 from otter_losses import OTTERLoss
+from otter_losses.ops.world import World
 
 WIDTH = 512
 HOST = 8
@@ -83,7 +84,7 @@ NCCL = {
 
 @dataclass(frozen=True)
 class Collective:
-    """A gather of so many bytes in all, or a sum of so many on every rank."""
+    """A gather of so many bytes in all, or a sum of so many on every rank, of which a scatter leaves each its own."""
 
     name: str
     kind: str
@@ -117,8 +118,8 @@ def collectives(scheme: str, pairs: int, width: int = WIDTH, itemsize: int = 2, 
     features = Collective("features", "gather", float(itemsize) * pairs * width)
     vector = 4.0 * pairs
     backward = [
-        Collective("gradients of the losses", "sum", 2 * vector),
-        Collective("gradient of the texts", "sum", features.bytes),
+        Collective("gradients of the losses", "gather", 2 * vector),
+        Collective("gradient of the texts", "scatter", vector * width),
     ]
     column_lse = [Collective("column statistics", "sum", vector)] * 2
     mean = Collective("mean", "sum", 4.0)
@@ -134,6 +135,7 @@ def collectives(scheme: str, pairs: int, width: int = WIDTH, itemsize: int = 2, 
     return [features, features, features, *sweeps, *statistics_, mean, mean, *backward]
 
 
+KINDS = ("sum", "gather", "scatter")
 SCHEMES = ("global", "local", "InfoNCE", "released")
 
 
@@ -206,9 +208,10 @@ def _worker(
         group = dist.new_group(list(range(ranks)))
         here: dict[str, Callable[[], object]] = {"undisturbed": _together(_step(0, 1, alone, None), group)}
         for size in sizes if ranks > 1 else []:
-            parts = list(torch.ones(size // 4 // ranks * ranks).chunk(ranks))
-            here[f"sum {size}"] = partial(dist.all_reduce, torch.ones(size // 4), group=group)
-            here[f"gather {size}"] = partial(dist.all_gather, parts, torch.ones_like(parts[0]), group=group)
+            rows = size // 4 // ranks
+            world, values = World.of(group, (rows,) * ranks), torch.ones(ranks * rows)
+            here |= {f"sum {size}": partial(world.add, values), f"scatter {size}": partial(world.scatter, values)}
+            here[f"gather {size}"] = partial(world.gather, torch.ones(rows))
         here |= {f"step {pairs}": _step(rank, ranks, pairs, group) for cell, pairs in cells if cell == ranks > rank}
         here |= {f"step {pairs}": _wait for cell, pairs in cells if cell == ranks <= rank}
         contenders |= {f"{ranks} {name}": run if rank < ranks else _wait for name, run in here.items()}
@@ -275,7 +278,7 @@ def measure(
         timings = {name: Timing(tuple(times)) for name, times in json.loads(Path(folder, "times.json").read_text()).items()}
     fits: list[dict[str, Any]] = []
     for ranks in worlds[1:]:
-        for kind in ("sum", "gather"):
+        for kind in KINDS:
             timed = [timings[f"{ranks} {kind} {size}"] for size in sizes]
             latency, bandwidth = fit(sizes, [min(timing.milliseconds) for timing in timed])
             spread = statistics.median(timing.spread for timing in timed)
