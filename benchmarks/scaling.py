@@ -206,15 +206,15 @@ def _worker(
     contenders: dict[str, Callable[[], object]] = {}
     for ranks in worlds:
         group = dist.new_group(list(range(ranks)))
-        here: dict[str, Callable[[], object]] = {"undisturbed": _together(_step(0, 1, alone, None), group)}
-        for size in sizes if ranks > 1 else []:
-            rows = size // 4 // ranks
-            world, values = World.of(group, (rows,) * ranks), torch.ones(ranks * rows)
-            here |= {f"sum {size}": partial(world.add, values), f"scatter {size}": partial(world.scatter, values)}
-            here[f"gather {size}"] = partial(world.gather, torch.ones(rows))
-        here |= {f"step {pairs}": _step(rank, ranks, pairs, group) for cell, pairs in cells if cell == ranks > rank}
-        here |= {f"step {pairs}": _wait for cell, pairs in cells if cell == ranks <= rank}
-        contenders |= {f"{ranks} {name}": run if rank < ranks else _wait for name, run in here.items()}
+        names = [f"{kind} {size}" for size in sizes for kind in KINDS if ranks > 1]
+        here: dict[str, Callable[[], object]] = dict.fromkeys(("undisturbed", *names), _wait)
+        here |= {f"step {pairs}": _wait for world, pairs in cells if world == ranks}
+        if rank < ranks:
+            here["undisturbed"] = _together(_step(0, 1, alone, None), group)
+            for name in names:
+                here[name] = _collective(*name.split(), group, ranks)
+            here |= {f"step {pairs}": _step(rank, ranks, pairs, group) for world, pairs in cells if world == ranks}
+        contenders |= {f"{ranks} {name}": run for name, run in here.items()}
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for repetition in range(repetitions + 1):
         for name, run in contenders.items():
@@ -231,6 +231,14 @@ def _worker(
 
 def _wait() -> None:
     """At the next barrier."""
+
+
+def _collective(kind: str, size: str, group: Any, ranks: int) -> Callable[[], object]:
+    rows = int(size) // 4 // ranks
+    world = World.of(group, (rows,) * ranks)
+    if kind == "gather":
+        return partial(world.gather, torch.ones(rows))
+    return partial(world.add if kind == "sum" else world.scatter, torch.ones(ranks * rows))
 
 
 def _together(run: Callable[[], object], group: Any) -> Callable[[], object]:
