@@ -211,8 +211,7 @@ def _worker(
         here |= {f"step {pairs}": _wait for world, pairs in cells if world == ranks}
         if rank < ranks:
             here["undisturbed"] = _together(_step(0, 1, alone, None), group)
-            for name in names:
-                here[name] = _collective(*name.split(), group, ranks)
+            here |= {name: _collective(name, group, ranks) for name in names}
             here |= {f"step {pairs}": _step(rank, ranks, pairs, group) for world, pairs in cells if world == ranks}
         contenders |= {f"{ranks} {name}": run for name, run in here.items()}
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -233,7 +232,8 @@ def _wait() -> None:
     """At the next barrier."""
 
 
-def _collective(kind: str, size: str, group: Any, ranks: int) -> Callable[[], object]:
+def _collective(name: str, group: Any, ranks: int) -> Callable[[], object]:
+    kind, size = name.split()
     rows = int(size) // 4 // ranks
     world = World.of(group, (rows,) * ranks)
     if kind == "gather":
