@@ -16,16 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class World:
-    """The ranks that share a batch, a process group by its name, and how many pairs each brings. Without a name one is alone."""
+    """The ranks that share a batch, a process group by its name, and how many pairs each brings. Without a name one is alone.
+
+    Operators get the name alone; torch.compile traces collectives only of the group itself, the `known` one.
+    """
 
     name: str = ""
     counts: tuple[int, ...] = ()
+    known: Any = None
 
     @classmethod
     def of(cls, group: "ProcessGroup | None", counts: Sequence[int]) -> "World":
         """The ranks of a process group, by default of all processes."""
         named: Any = dist.group.WORLD if group is None else group
-        return cls(str(named.group_name), tuple(counts))
+        return cls(str(named.group_name), tuple(counts), named)
 
     def __bool__(self) -> bool:
         """Whether there are others."""
@@ -33,6 +37,8 @@ class World:
 
     @property
     def group(self) -> "ProcessGroup":
+        if self.known is not None:
+            return self.known  # type: ignore[no-any-return]
         return dist.distributed_c10d._resolve_process_group(self.name)  # type: ignore[attr-defined, arg-type]
 
     @property
