@@ -1,0 +1,1 @@
+"""The paper's experiment: prepare pairs, train, evaluate, and the table beside the authors' numbers."""
