@@ -1,1 +1,1 @@
-"""The paper's experiment: prepare pairs, train, evaluate, and the table beside the authors' numbers."""
+"""The paper's training and zero-shot evaluation: ``python -m benchmarks.reproduction {prepare,train,evaluate,table}``."""
