@@ -134,7 +134,7 @@ def load_model(path: Path, teacher: bool = False) -> tuple[PairModel, Config]:
 
 
 def _state(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
+    if path.is_file():
         return read(path)
     for folder in (path, path / "checkpoints"):
         state = newest(folder)

@@ -156,10 +156,7 @@ def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
         name, equals, text = override.partition("=")
         if not equals or not name:
             raise ConfigError(f"--set {override!r} is no setting; need SECTION.NAME=VALUE, as train.batch=256.")
-        table: Any = _value(text)
-        for key in reversed(name.strip().split(".")):
-            table = {key: table}
-        tables = _merged(tables, table, inside=True)
+        _put(tables, name.strip().split("."), _value(text))
     return Config.from_dict(tables)
 
 
@@ -186,13 +183,22 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     return _merged(tables, own)
 
 
-def _merged(low: Mapping[str, Any], high: Mapping[str, Any], inside: bool = False, depth: int = 0) -> dict[str, Any]:
-    """Tables are merged down to the sections' settings; with `inside` also what the settings hold."""
+def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections are merged; the settings in them are replaced."""
     merged = dict(low)
-    for key, value in high.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value, inside, depth + 1) if both and (inside or depth == 0) else value
+    for name, section in high.items():
+        both = isinstance(section, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = {**merged[name], **section} if both else section
     return merged
+
+
+def _put(tables: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    *above, last = path
+    for key in above:
+        inner = tables.get(key)
+        tables[key] = dict(inner) if isinstance(inner, Mapping) else {}
+        tables = tables[key]
+    tables[last] = value
 
 
 def _value(text: str) -> Any:

@@ -10,7 +10,6 @@ import random
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
 import torch.distributed as dist
 
 from benchmarks.reproduction import config as configs

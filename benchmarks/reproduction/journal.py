@@ -106,4 +106,4 @@ def _board(folder: Path, step: int) -> Any:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(folder, purge_step=step + 1)  # type: ignore[no-untyped-call]
+    return SummaryWriter(folder, purge_step=step + 1)

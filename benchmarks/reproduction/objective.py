@@ -83,7 +83,9 @@ def _plan(config: LossConfig, v: Tensor, t: Tensor, scale: float, ranks: int) ->
     options = {name: value for name, value in config.options.items() if name != "alpha"}
     if config.name == "OTTERLoss":
         return otter_targets(v, t, **{name: value for name, value in options.items() if name != "scope"})[0]
-    gammas = [float(options.get(f"gamma_{name}", 0.0 if config.name == "DistillationLoss" else 1.0)) for name in ("image", "text")]
+    gammas = [
+        float(options.get(f"gamma_{name}", 0.0 if config.name == "DistillationLoss" else 1.0)) for name in ("image", "text")
+    ]
     scores = gammas[0] * (v @ v.T) + gammas[1] * (t @ t.T) + v @ t.T
     if config.name == OFFICIAL:  # every rank lowers the diagonal of the first one's rows
         wrong = torch.cat([torch.eye(len(rows), len(v), device=v.device) for rows in v.tensor_split(ranks)])

@@ -1,5 +1,6 @@
 """What a configuration will take and what it should give: command, hours, table. Nothing here was measured."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -25,7 +26,7 @@ PAPERS = Machine("V100 (fp16 tensor cores)", devices=8, peak=125e12, share=0.15)
 
 def describe(config: Config, names: Sequence[str], overrides: Sequence[str], machine: Machine = PAPERS) -> str:
     """The command, the hours and the paper's row of a run on a machine."""
-    settings = "".join(f" --set {each}" for each in overrides)
+    settings = "".join(f" --set {shlex.quote(each)}" for each in overrides)
     return "\n\n".join(
         (
             f"On {machine.devices} x {machine.name}:",
@@ -71,10 +72,11 @@ def hours(config: Config, machine: Machine) -> str:
     pairs = config.train.epochs * (config.data.pairs // config.train.batch) * config.train.batch
     seconds = pairs * count * (image + text) / (machine.devices * machine.peak * machine.share)
     return (
-        f"Hours: {seconds / 3600:.1f}, derived, not measured. {pairs:,} pairs x {count} forward passes x ({image / 1e9:.1f} GFLOP an "
-        f"image of {config.data.size} px + at most {text / 1e9:.1f} GFLOP a caption of {config.model.max_tokens} tokens), over "
-        f"{machine.devices} x {machine.peak / 1e12:.0f} TFLOP/s at an assumed {machine.share:.0%} of it. The loaders then have to "
-        f"deliver {pairs / seconds:,.0f} images/s; where they cannot, the hours are theirs."
+        f"Hours: {seconds / 3600:.1f}, derived, not measured: {pairs:,} pairs x {count} forward passes (a backward pass counts "
+        f"as two) x ({image / 1e9:.1f} GFLOP an image of {config.data.size} px + {text / 1e9:.1f} GFLOP a caption of "
+        f"{config.model.max_tokens} tokens, the most there can be), over {machine.devices} x {machine.peak / 1e12:.0f} TFLOP/s "
+        f"at an assumed {machine.share:.0%}. For that the loaders have to deliver {pairs / seconds:,.0f} images/s; where they "
+        "cannot, the hours are theirs."
     )
 
 
@@ -86,6 +88,6 @@ def row(config: Config) -> str:
     papers = Config()
     alike = (config.data.name, config.model.image, config.model.text) == (papers.data.name, papers.model.image, papers.model.text)
     if label not in PAPER or not alike:
-        return f"Expected: the authors published no complete row for {config.loss.label or config.loss.name} with these data and encoders."
+        return f"Expected: unknown; the authors published no complete row for {config.loss.label!r} with these data and encoders."
     metrics = ", ".join(f"{bench} {metric} {value}" for (bench, metric), value in zip(PAPER_METRICS, PAPER[label], strict=True))
     return f"Expected: the authors' {label}, one run, in per cent: {metrics}."

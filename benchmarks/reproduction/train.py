@@ -107,9 +107,8 @@ def train(config: Config, data: Path, folder: Path, place: Place, until: int | N
             _Loop(config, folder, trainer, loader, journal, terminated).run(trainer.steps if until is None else until)
         except Exception as error:
             journal.event("failed", trainer.step, error=f"{type(error).__name__}: {error}")
-            journal.say(
-                f"Stopped after step {trainer.step}. {checkpoint.kept(folder / 'checkpoints')} The same command goes on from there."
-            )
+            kept = checkpoint.kept(folder / "checkpoints")
+            journal.say(f"Stopped after step {trainer.step}. {kept} The same command goes on from there.")
             raise
 
 
@@ -169,7 +168,7 @@ class _Loop:
             {
                 "epoch": trainer.step / len(self.loader),
                 "loss": mean,
-                "lr": trainer.lr(),
+                "lr": trainer.optimizer.param_groups[0]["lr"],
                 **trainer.scales(),
                 "images_per_second": rate,
                 "bad": trainer.bad,
@@ -180,8 +179,8 @@ class _Loop:
         if share > self.config.data.max_bad_share:
             raise TrainingError(
                 f"{trainer.bad} of {trainer.seen + trainer.bad} samples were bad, more than data.max_bad_share = "
-                f"{self.config.data.max_bad_share:g} allows; {self.checkpoints.parent}/bad.*.jsonl name them. Repair or `prepare` "
-                "the data again, or allow more."
+                f"{self.config.data.max_bad_share:g} allows; {self.checkpoints.parent}/bad.*.jsonl name them. Repair or "
+                "`prepare` the data again, or allow more."
             )
         return stops > 0
 

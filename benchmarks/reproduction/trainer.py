@@ -29,8 +29,8 @@ class Trainer:
     """Model, teacher, optimizer and gradient scaler, `step` steps into a run of `steps`.
 
     Under several processes the model is in DistributedDataParallel, on GPUs with its BatchNorm synchronised. A device's share
-    that is larger than `train.chunk` goes through the encoders in chunks with the loss over all of it (`otter_losses.grad_cache`);
-    BatchNorm then normalises chunk by chunk.
+    that is larger than `train.chunk` goes through the encoders in chunks, with the loss over all of it
+    (`otter_losses.grad_cache`); BatchNorm then normalises chunk by chunk.
     """
 
     def __init__(self, config: Config, place: Place, pairs: int, steps: int) -> None:
@@ -39,7 +39,7 @@ class Trainer:
         torch.manual_seed(config.train.seed)
         model = PairModel(config.model)
         if place.size > 1 and place.device.type == "cuda" and config.train.sync_batch_norm:
-            nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         self.model = model.to(place.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         settings = config.train
         self.teacher = EMATeacher(self.model, settings.ema_decay, settings.ema_warmup) if config.loss.teacher else None
@@ -55,7 +55,7 @@ class Trainer:
             devices = [place.device] if place.device.type == "cuda" else None
             self.parallel = DistributedDataParallel(self.model, device_ids=devices)
         self.step, self.seen, self.bad = 0, 0, 0
-        self.targets: dict[str, Tensor] = {}
+        self.targets: dict[str, Any] = {}
 
     def lr(self) -> float:
         """A cosine from the configured rate to 0 over all steps."""
@@ -91,11 +91,9 @@ class Trainer:
         images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
         tokens = {name: value.to(device, non_blocking=True) for name, value in batch.tokens.items()}
         starts = range(0, len(images), size)
-        return [
-            (images[at : at + size], {name: value[at : at + size] for name, value in tokens.items()}) for at in starts
-        ]
+        return [(images[at : at + size], {name: value[at : at + size] for name, value in tokens.items()}) for at in starts]
 
-    def _targets(self, chunks: list[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, Tensor]:
+    def _targets(self, chunks: list[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, Any]:
         """The teacher's features, by the loss's keywords."""
         if self.teacher is None:
             return {}
