@@ -232,6 +232,7 @@ def test_examples_in_docstrings() -> None:
 
 
 def test_the_plan_derives_hours_from_operations_and_knows_the_papers_row() -> None:
+    assert plan.forward_flops(config.load(["otter"])) == pytest.approx((8.2e9, 10.3e9), rel=0.01)
     text = plan.describe(config.load(["otter"]), ["otter"], ["train.seed=1"])
     assert "torchrun --nproc-per-node 8 -m benchmarks.reproduction train otter --set train.seed=1 --data DATA --run RUN" in text
     assert "4.0, derived, not measured: 29,117,440 pairs x 4 forward passes" in text
@@ -239,6 +240,7 @@ def test_the_plan_derives_hours_from_operations_and_knows_the_papers_row() -> No
     assert "no complete row for 'OTTER'" in plan.row(config.load(["otter", "fbnet_c"]))
     one = plan.Machine("GPU", devices=1, peak=1e14, share=0.3)
     assert plan.passes(config.load(["otter"]), 1) == 5  # accumulation encodes everything twice
+    assert "| OTTER              | ours  |           |" in text
     assert "unknown" in plan.hours(config.load(["otter", "wit"]), one)
 
 

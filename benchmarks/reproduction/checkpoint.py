@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.reproduction.config import Config
+from benchmarks.reproduction.config import Config, ModelConfig
 from benchmarks.reproduction.models import PairModel
 
 FORMAT = 1
@@ -128,9 +128,14 @@ def load_model(path: Path, teacher: bool = False) -> tuple[PairModel, Config]:
             raise CheckpointError(f"{path} was trained without a teacher; need one of a loss that has one, as OTTER.")
         prefix = "average.module."
         weights = {name.removeprefix(prefix): value for name, value in state["teacher"].items() if name.startswith(prefix)}
-    model = PairModel(replace(config.model, pretrained=False, text_config=state["text_config"]))
+    model = PairModel(architecture(state))
     model.load_state_dict(weights)
     return model.eval(), config
+
+
+def architecture(state: dict[str, Any]) -> ModelConfig:
+    """Settings of the same model with random weights, for which nothing is downloaded."""
+    return replace(Config.from_dict(state["config"]).model, pretrained=False, text_config=state["text_config"])
 
 
 def _state(path: Path) -> dict[str, Any]:

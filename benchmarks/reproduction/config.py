@@ -75,7 +75,10 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Optimisation. `batch` is that of all devices together; `chunk` is how many pairs a device encodes at a time."""
+    """Optimisation. `batch` is that of all devices together; `chunk` is how many pairs a device encodes at a time.
+
+    `deterministic` makes a GPU repeat itself to the bit, as a CPU does anyway, at the price of speed.
+    """
 
     epochs: int = 10
     batch: int = 512
@@ -88,6 +91,7 @@ class TrainConfig:
     precision: str = "auto"
     sync_batch_norm: bool = True
     seed: int = 0
+    deterministic: bool = False
     log_every: int = 20
     diagnose_every: int = 500
     save_every: int = 1000

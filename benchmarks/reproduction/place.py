@@ -58,7 +58,8 @@ def joined() -> Iterator[Place]:
         torch.cuda.set_device(device)
     ours = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) > 1
     if ours:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        cuda = device.type == "cuda"
+        dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
     try:
         if dist.is_initialized():
             yield Place(dist.get_rank(), dist.get_world_size(), device)

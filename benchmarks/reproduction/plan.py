@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.reproduction.config import Config
 from benchmarks.reproduction.models import PairModel
+from benchmarks.reproduction.table import PAPER, PAPER_METRICS, report
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ PAPERS = Machine("V100 (fp16 tensor cores)", devices=8, peak=125e12, share=0.15)
 
 
 def describe(config: Config, names: Sequence[str], overrides: Sequence[str], machine: Machine = PAPERS) -> str:
-    """The command, the hours and the paper's row of a run on a machine."""
+    """The command and the hours of a run on a machine, and the table that it belongs into."""
     settings = "".join(f" --set {shlex.quote(each)}" for each in overrides)
     return "\n\n".join(
         (
@@ -34,6 +35,7 @@ def describe(config: Config, names: Sequence[str], overrides: Sequence[str], mac
             "--data DATA --run RUN",
             hours(config, machine),
             row(config),
+            report([]),
         )
     )
 
@@ -82,8 +84,6 @@ def hours(config: Config, machine: Machine) -> str:
 
 def row(config: Config) -> str:
     """What the authors got with this loss, as far as `table` knows."""
-    from benchmarks.reproduction.table import PAPER, PAPER_METRICS
-
     label = config.loss.label.removesuffix(" (official)")
     papers = Config()
     alike = (config.data.name, config.model.image, config.model.text) == (papers.data.name, papers.model.image, papers.model.text)

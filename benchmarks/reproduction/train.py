@@ -3,7 +3,8 @@
     python -m benchmarks.reproduction train otter --data DATA --run RUN
     torchrun --nproc-per-node 8 -m benchmarks.reproduction train otter --data DATA --run RUN
 
-The same command goes on with a run that was stopped or killed; torchrun's ``--max-restarts`` does so by itself. A run's folder:
+The same command goes on with a run that was stopped or killed, on one device to the bit (on a GPU with
+``train.deterministic=true``), also on another number of devices; torchrun's ``--max-restarts`` does so by itself. A run's folder:
 
     config.json             the settings
     log.jsonl               a line of JSON per event: started, train (loss, lr, scales, images_per_second), targets (how the
@@ -23,7 +24,7 @@ import math
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -92,11 +93,9 @@ def train(config: Config, data: Path, folder: Path, place: Place, until: int | N
         seed=config.train.seed,
         workers=config.data.workers,
     )
-    trainer = Trainer(config, place, len(dataset), steps=config.train.epochs * len(loader))
     state = checkpoint.newest(folder / "checkpoints")
-    if state is not None:
-        trainer.restore(state)
-        del state
+    trainer = Trainer(config, place, len(dataset), config.train.epochs * len(loader), state)
+    del state
     if place.sums([trainer.step]) != [place.size * trainer.step]:
         raise CheckpointError(f"processes found other checkpoints in {folder} than this one; need a folder that all nodes share.")
     with Journal(folder, place, trainer.step, trainer.steps, config.train.batch) as journal, termination() as terminated:
@@ -106,7 +105,8 @@ def train(config: Config, data: Path, folder: Path, place: Place, until: int | N
         try:
             _Loop(config, folder, trainer, loader, journal, terminated).run(trainer.steps if until is None else until)
         except Exception as error:
-            journal.event("failed", trainer.step, error=f"{type(error).__name__}: {error}")
+            with suppress(OSError):  # the log may be on the disk that is full
+                journal.event("failed", trainer.step, error=f"{type(error).__name__}: {error}")
             kept = checkpoint.kept(folder / "checkpoints")
             journal.say(f"Stopped after step {trainer.step}. {kept} The same command goes on from there.")
             raise
@@ -140,7 +140,7 @@ class _Loop:
                         self.journal.event("stopped", trainer.step)
                         self.journal.say(f"Told to stop: saved step {trainer.step}. The same command goes on from there.")
                         raise SystemExit(STOPPED)
-                if trainer.step % settings.diagnose_every == 0:
+                if self.config.loss.teacher and trainer.step % settings.diagnose_every == 0:
                     self.journal.numbers("targets", trainer.step, trainer.diagnose())
                 if last:
                     break
@@ -199,9 +199,14 @@ class _Loop:
 
 @contextmanager
 def termination() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, instead of ending the process."""
+    """An event that SIGTERM sets, instead of ending the process; a second one ends it."""
     event = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+
+    def noted(*_: object) -> None:
+        event.set()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    before = signal.signal(signal.SIGTERM, noted)
     try:
         yield event
     finally:

@@ -1,6 +1,7 @@
 """One step of training, and all that a checkpoint has to hold of it."""
 
 import math
+import os
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import otter_losses
-from benchmarks.reproduction import objective
+from benchmarks.reproduction import checkpoint, objective
 from benchmarks.reproduction.checkpoint import CheckpointError
 from benchmarks.reproduction.config import Config
 from benchmarks.reproduction.data import Batch
@@ -31,13 +32,24 @@ class Trainer:
     Under several processes the model is in DistributedDataParallel, on GPUs with its BatchNorm synchronised. A device's share
     that is larger than `train.chunk` goes through the encoders in chunks, with the loss over all of it
     (`otter_losses.grad_cache`); BatchNorm then normalises chunk by chunk.
+
+    Args:
+        pairs: of the data set.
+        state: of a checkpoint to go on from.
+
+    Raises:
+        CheckpointError: the state is of a run with other settings or data.
+        ConfigError: an encoder or a loss that cannot be had.
     """
 
-    def __init__(self, config: Config, place: Place, pairs: int, steps: int) -> None:
+    def __init__(self, config: Config, place: Place, pairs: int, steps: int, state: dict[str, Any] | None = None) -> None:
         self.config, self.place, self.pairs, self.steps = config, place, pairs, steps
+        if state is not None:
+            self._check_same(state)
+        _set_determinism(config.train.deterministic)
         self.loss = objective.build(config.loss, place)
         torch.manual_seed(config.train.seed)
-        model = PairModel(config.model)
+        model = PairModel(config.model if state is None else checkpoint.architecture(state))
         if place.size > 1 and place.device.type == "cuda" and config.train.sync_batch_norm:
             nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         self.model = model.to(place.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -56,6 +68,8 @@ class Trainer:
             self.parallel = DistributedDataParallel(self.model, device_ids=devices)
         self.step, self.seen, self.bad = 0, 0, 0
         self.targets: dict[str, Any] = {}
+        if state is not None:
+            self._restore(state)
 
     def lr(self) -> float:
         """A cosine from the configured rate to 0 over all steps."""
@@ -102,14 +116,12 @@ class Trainer:
         return {**{f"dist_{name}": value for name, value in features.items()}, "dist_logit_scale": outputs[0]["logit_scale"]}
 
     def scales(self) -> dict[str, float]:
-        """The learned temperatures' reciprocals."""
+        """The learned temperatures, as what cosines are multiplied with."""
         logarithms = {"logit_scale": self.model.log_scale, "distill_logit_scale": self.model.distill_log_scale}
         return {name: self.model.scale(each).item() for name, each in logarithms.items() if each is not None}
 
     def diagnose(self) -> dict[str, float]:
-        """How the targets of the last batch look (`objective.diagnose`); all processes have to ask."""
-        if not self.targets:
-            return {}
+        """How the teacher's targets of the last batch look (`objective.diagnose`); all processes have to ask."""
         v, t = (self.place.gather(self.targets[f"dist_{name}_features"]) for name in ("image", "text"))
         return objective.diagnose(self.config.loss, v, t, self.targets["dist_logit_scale"].item(), self.place.size)
 
@@ -135,13 +147,7 @@ class Trainer:
             "versions": {"torch": str(torch.__version__), "otter_losses": otter_losses.__version__},
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            CheckpointError: it is of a run with other settings or data.
-        """
-        self._check_same(state)
+    def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         if self.teacher is not None:
             self.teacher.load_state_dict(state["teacher"])
@@ -170,3 +176,10 @@ class Trainer:
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Sets torch's random numbers (dropout) to those of a step, so that no generator has to be saved."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]))
+
+
+def _set_determinism(deterministic: bool) -> None:
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS asks for
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not deterministic
