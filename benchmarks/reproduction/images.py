@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from benchmarks.reproduction.bad import BadSampleError
@@ -42,6 +42,8 @@ def decode(data: bytes, size: int) -> Image.Image:
                 return rgb
     except BadSampleError:
         raise
+    except UnidentifiedImageError:
+        raise BadSampleError(f"corrupt image: none of {', '.join(FORMATS)}") from None
     except Exception as error:  # decoders raise nearly every type on damaged data
         raise BadSampleError(f"corrupt image: {type(error).__name__}: {error}") from None
 
