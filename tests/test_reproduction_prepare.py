@@ -2,12 +2,14 @@
 
 import argparse
 import functools
+import io
 import json
 import multiprocessing
 import os
 import resource
 import shutil
 import signal
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.reproduction.data import PairDataset
+from benchmarks.reproduction.data import Loader, PairDataset
 from benchmarks.reproduction.index import Index
 from benchmarks.reproduction.prepare import add_arguments, make_synthetic, prepare_shards, run
 from benchmarks.reproduction.synthetic import CLASSES, write_shards
@@ -58,12 +60,25 @@ def test_shards_below_a_folder_are_indexed_by_any_number_of_workers(tmp_path: Pa
         prepare(tmp_path, "--workers", workers)
         out = capsys.readouterr().out
         assert "dropped: 2 shard damaged or cut short, " in out
-        assert "00003.tar: shard cannot be read: Is a directory" in out
+        assert "'00003.tar': shard cannot be read: Is a directory" in out
         indexes.append(Index.load(tmp_path / "index.pt"))
     assert indexes[0].archives == ["a/00000.tar", "a/00001.tar", "b/00000.tar"]
     assert captions(indexes[0]) == captions(indexes[1])
     assert indexes[0].key(0) == "a/00000.tar/000000000.jpg"
     assert indexes[0].dropped == indexes[1].dropped
+
+
+def test_names_of_any_bytes_are_printed_harmlessly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shards(tmp_path, 2, 2)
+    with tarfile.open(tmp_path / "1.tar", "w", errors="surrogateescape") as archive:
+        for name in ("\udcff\x1b[2J.jpg", "\udcff\x1b[2J.txt", "\udcfe\x1b.jpg"):
+            member = tarfile.TarInfo(name)
+            member.size = 1
+            archive.addfile(member, io.BytesIO(b"1"))
+    prepare(tmp_path, "--workers", 1)
+    assert r"'1.tar/\udcfe\x1b': no caption" in capsys.readouterr().out
+    batch = next(Loader(PairDataset.open(tmp_path, 8, train=False), lambda _: {}, batch_size=3).epoch(0))
+    assert [bad.key for bad in batch.bad] == [r"1.tar/\udcff\x1b[2J.jpg"]
 
 
 @pytest.fixture
@@ -81,8 +96,8 @@ def test_pictures_in_files_meet_the_official_captions(cc3m: Path, capsys: pytest
     prepare(cc3m, "--format", "cc3m", "--captions", cc3m / "Train_GCC-training.tsv")
     out = capsys.readouterr().out
     assert "1 empty caption" in out
-    assert "Train_GCC-training.tsv:2: empty caption" in out
-    assert "000000002: no picture" in out
+    assert "'Train_GCC-training.tsv:2': empty caption" in out
+    assert "'000000002': no picture" in out
     dataset = PairDataset.open(cc3m, 32, train=False)
     assert [dataset[number][1] for number in range(len(dataset))] == ['a "red dog', "last"]
     assert [dataset.index.key(number) for number in range(2)] == ["00000/000000000.jpg", "1/000000004.PNG"]

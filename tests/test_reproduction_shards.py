@@ -78,7 +78,7 @@ def test_counts_each_kind_of_bad_sample(tmp_path: Path) -> None:
         for key, kind, content in [
             ("blank", "txt", b" \n"), ("latin", "txt", b"caf\xe9"), ("long", "txt", b"x" * (MAX_TEXT + 1)),
             ("null", "json", b'{"caption": null}'), ("bare", "json", b"{}"), ("list", "json", b"[]"),
-            ("deep", "json", b"[" * 60_000),
+            ("half", "json", b'{"caption": "\\ud800"}'), ("deep", "json", b"[" * 60_000),
         ]:  # fmt: skip
             add(archive, f"{key}.jpg", b"1")
             add(archive, f"{key}.{kind}", content)
@@ -93,7 +93,8 @@ def test_counts_each_kind_of_bad_sample(tmp_path: Path) -> None:
     assert [(entry.name, entry.caption) for entry in entries] == [("good.jpg", "good"), ("json.jpg", "from json")]
     assert {key.removeprefix("00000.tar/"): reason.split(":")[0] for key, reason in bad} == {
         "good.jpg": "duplicate key", "blank": "empty caption", "latin": "not UTF-8", "long": "caption too long",
-        "null": "empty caption", "bare": "no caption", "list": "no caption", "deep": "no caption", "alone": "no caption",
+        "null": "empty caption", "half": "not UTF-8", "bare": "no caption",
+        "list": "no caption", "deep": "no caption", "alone": "no caption",
         "lost": "no picture", "large": "file too large",
     }  # fmt: skip
 
