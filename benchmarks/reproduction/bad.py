@@ -43,4 +43,4 @@ class Tally:
         """Prints the counts and the first few."""
         print(f"dropped: {self}")
         for key, reason in self.first:
-            print(f"  {key}: {reason}")
+            print(f"  {key!r}: {reason}")  # names may hold anything, a terminal's commands too

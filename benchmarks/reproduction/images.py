@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from benchmarks.reproduction.bad import BadSampleError
@@ -42,6 +42,8 @@ def decode(data: bytes, size: int) -> Image.Image:
                 return rgb
     except BadSampleError:
         raise
+    except UnidentifiedImageError:
+        raise BadSampleError(f"corrupt image: none of {', '.join(FORMATS)}") from None
     except Exception as error:  # decoders raise nearly every type on damaged data
         raise BadSampleError(f"corrupt image: {type(error).__name__}: {error}") from None
 
@@ -65,9 +67,13 @@ def crop(image: Image.Image, size: int, generator: torch.Generator | None = None
 
 def normalize(pixels: Tensor) -> Tensor:
     """Pixels (B, S, S, 3) of uint8 as the encoder's input: (B, 3, S, S) of float32, CLIP's mean and deviation taken out."""
-    mean, deviation = (255 * torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    planes = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    return planes.sub_(mean).div_(deviation)
+    count, height, width, _ = pixels.shape
+    planes = torch.empty(count, 3, height, width)
+    for channel, (mean, deviation) in enumerate(zip(MEAN, STD, strict=True)):  # in NumPy: half the time of PyTorch on one core
+        plane = planes.numpy()[:, channel]
+        np.subtract(pixels.numpy()[..., channel], np.float32(255 * mean), out=plane)
+        plane /= np.float32(255 * deviation)
+    return planes
 
 
 def _shorter_side(size: int) -> int:

@@ -1,5 +1,6 @@
 """Where each pair of a data set lies: one file, written atomically, mapped into memory, checked against the shards."""
 
+import filecmp
 import itertools
 import os
 from collections.abc import Iterable
@@ -73,10 +74,14 @@ class Index:
     def key(self, number: int) -> str:
         """What names a pair in messages: its file, or its archive and its name there."""
         archive = int(self.places[number, 0])
-        return self.names[number] if archive < 0 else f"{self.archives[archive]}/{self.names[number]}"
+        name = self.names[number] if archive < 0 else f"{self.archives[archive]}/{self.names[number]}"
+        return repr(name)[1:-1]  # printable whatever it holds
 
     def save(self, path: Path) -> None:
-        """Written beside `path`, flushed and moved there: a reader finds the old index or the new one, never a part."""
+        """Written beside `path`, flushed and moved there: a reader finds the old index or the new one, never a part.
+
+        One that says the same is left alone, so that preparing twice does not disturb who reads it.
+        """
         root = "." if self.root.resolve() == path.parent.resolve() else str(self.root.resolve())
         content = {
             "version": VERSION, "root": root, "archives": self.archives, "stamps": self.stamps, "places": self.places,
@@ -89,7 +94,10 @@ class Index:
                 file.flush()
                 os.fsync(file.fileno())
                 os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
+                if path.is_file() and filecmp.cmp(file.name, path, shallow=False):
+                    os.unlink(file.name)
+                else:
+                    os.replace(file.name, path)
             except BaseException:
                 os.unlink(file.name)
                 raise

@@ -81,11 +81,12 @@ def _caption(file: int, sample: dict[str, Member]) -> str | Bad:
     try:
         text = os.pread(file, member.length, member.start).decode("utf-8-sig")
         caption = text if "txt" in sample else json.loads(text)["caption"]
-    except UnicodeDecodeError as error:
+        caption = clean(caption) if isinstance(caption, str) else ""
+        caption.encode()  # JSON can spell what UTF-8 cannot
+    except UnicodeError as error:
         return Bad(member.name, f"not UTF-8: {error}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         return Bad(member.name, f"no caption: {type(error).__name__}: {error}")
-    caption = clean(caption) if isinstance(caption, str) else ""
     return caption or Bad(member.name, "empty caption")
 
 
