@@ -1,6 +1,6 @@
 """Zero-shot evaluation of a checkpoint, or of any model: flat hit@k and retrieval R@K over pictures on disk.
 
-``python -m benchmarks.reproduction evaluate RUN --benchmark goi ...`` evaluates a checkpoint of ``train``; the function `evaluate`
+``python -m benchmarks.reproduction evaluate RUN --benchmark goi ...`` evaluates a checkpoint of ``train``; `evaluate` below
 takes any model, as two plain callables.
 """
 
@@ -229,7 +229,7 @@ def _check_skipped(missing: Sequence[str], bad: Sequence[tuple[str, str]], total
     if len(missing) + len(bad) > max_skipped * total:
         examples = [*missing[:3], *(f"{key} ({reason})" for key, reason in bad[:3])]
         raise EvaluationError(
-            f"{len(missing)} of {total} pictures are missing and {len(bad)} unreadable, above the share {max_skipped} that may be: "
+            f"{len(missing)} of {total} pictures are missing, {len(bad)} unreadable, above the share of {max_skipped} that may: "
             f"{'; '.join(examples)}. Complete the folder of pictures, or raise --max-skipped and say so beside the numbers."
         )
 
