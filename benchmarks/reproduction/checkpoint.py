@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from .config import Config
-from .models import PairModel
+from benchmarks.reproduction.config import Config
+from benchmarks.reproduction.models import PairModel
 
 FORMAT = 1
 KEPT = 2

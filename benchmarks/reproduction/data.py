@@ -1,6 +1,5 @@
 """Pairs for training and testing: a data set that `prepare` indexed, and batches of it that depend on the seed alone."""
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -12,18 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.reproduction.images import BadSampleError, crop, decode, normalize
+from benchmarks.reproduction.bad import Bad, BadSampleError
+from benchmarks.reproduction.images import crop, decode, normalize
 from benchmarks.reproduction.index import INDEX_NAME, Index
+from benchmarks.reproduction.workers import worker_context
+
+__all__ = ["Bad", "Batch", "Loader", "PairDataset"]
 
 Tokenize = Callable[[list[str]], dict[str, Tensor]]
 ATTEMPTS = 100
-
-
-class Bad(NamedTuple):
-    """A pair that was not used, and why."""
-
-    key: str
-    reason: str
 
 
 class Batch(NamedTuple):
@@ -69,11 +65,6 @@ class PairDataset(Dataset[tuple[Tensor, str]]):
         """Item `number`, its crop drawn with `generator`."""
         image = decode(self.index.read(number), self.size)
         return crop(image, self.size, generator if self.train else None), self.index.captions[number]
-
-    def key(self, number: int) -> str:
-        """What names a pair in messages: its file, or its archive and its name there."""
-        archive = int(self.index.places[number, 0])
-        return self.index.names[number] if archive < 0 else f"{self.index.archives[archive]}/{self.index.names[number]}"
 
     @cached_property
     def index(self) -> Index:
@@ -133,7 +124,7 @@ class Loader:
             batch_size=None,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
-            multiprocessing_context=_context() if self.workers else None,
+            multiprocessing_context=worker_context(__name__) if self.workers else None,
         )
 
     def _shares(self, epoch: int) -> list[Tensor]:
@@ -165,7 +156,7 @@ class _Batches(Dataset[Batch]):
             try:
                 return self.dataset.read(number, generator)
             except BadSampleError as error:
-                bad.append(Bad(self.dataset.key(number), str(error)))
+                bad.append(Bad(self.dataset.index.key(number), str(error)))
                 number = int(torch.randint(len(self.dataset), (), generator=generator))
         if self.dataset.train:
             raise RuntimeError(
@@ -177,8 +168,3 @@ class _Batches(Dataset[Batch]):
 
 def _generator(*entropy: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
-
-
-def _context() -> str | None:
-    """Workers start from a clean process where they can: a fork of one with threads, as tokenizers have, may hang."""
-    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else None

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.reproduction.bad import BadSampleError
+
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's."""
@@ -20,10 +22,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 80_000_000
 """Pillow warns of an image bomb at 89 million; decoded, this many take 240 MB."""
-
-
-class BadSampleError(Exception):
-    """A sample that cannot be used, and why."""
 
 
 def decode(data: bytes, size: int) -> Image.Image:

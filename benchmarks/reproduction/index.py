@@ -1,5 +1,6 @@
 """Where each pair of a data set lies: one file, written atomically, mapped into memory, checked against the shards."""
 
+import itertools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,22 +8,23 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.reproduction.images import MAX_BYTES, BadSampleError
+from benchmarks.reproduction.bad import BadSampleError
+from benchmarks.reproduction.images import MAX_BYTES
 
 INDEX_NAME = "index.pt"
 VERSION = 1
 
 
 class Entry(NamedTuple):
-    """One pair: the archive its picture lies in (-1: a file of its own), where there, its name and its caption."""
+    """A pair: its picture's name and where its bytes lie in an archive, and its caption. A picture's own file has no place."""
 
-    archive: int
+    name: str
     start: int
     length: int
-    name: str
     caption: str
 
 
@@ -35,8 +37,14 @@ class Texts:
     @classmethod
     def pack(cls, texts: Iterable[str]) -> "Texts":
         encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
-        content = torch.frombuffer(bytearray(b"".join(encoded)) or bytearray(1), dtype=torch.uint8)
-        return cls(content, torch.tensor([len(text) for text in encoded]).cumsum(0))
+        content = torch.from_numpy(np.frombuffer(b"".join(encoded), np.uint8).copy())
+        return cls(content, torch.tensor([len(text) for text in encoded], dtype=torch.int64).cumsum(0))
+
+    @classmethod
+    def join(cls, parts: list["Texts"]) -> "Texts":
+        shifts = itertools.accumulate((len(part.content) for part in parts), initial=0)
+        ends = [part.ends + shift for part, shift in zip(parts, shifts, strict=False)]
+        return cls(torch.cat([part.content for part in parts]), torch.cat(ends))
 
     def __getitem__(self, index: int) -> str:
         start = int(self.ends[index - 1]) if index else 0
@@ -62,13 +70,10 @@ class Index:
     def __len__(self) -> int:
         return len(self.places)
 
-    @classmethod
-    def build(
-        cls, root: Path, archives: list[str], stamps: list[tuple[int, int]], entries: list[Entry], dropped: dict[str, int]
-    ) -> "Index":
-        places = torch.tensor([entry[:3] for entry in entries], dtype=torch.int64).view(-1, 3)
-        names, captions = Texts.pack(entry.name for entry in entries), Texts.pack(entry.caption for entry in entries)
-        return cls(root, archives, torch.tensor(stamps, dtype=torch.int64).view(-1, 2), places, names, captions, dropped)
+    def key(self, number: int) -> str:
+        """What names a pair in messages: its file, or its archive and its name there."""
+        archive = int(self.places[number, 0])
+        return self.names[number] if archive < 0 else f"{self.archives[archive]}/{self.names[number]}"
 
     def save(self, path: Path) -> None:
         """Written beside `path`, flushed and moved there: a reader finds the old index or the new one, never a part."""
@@ -155,3 +160,37 @@ class Index:
             raise BadSampleError(f"shard has {now.st_size:,} bytes, {size:,} when it was indexed")
         if now.st_mtime_ns != changed:
             raise BadSampleError("shard was changed since it was indexed")
+
+
+class Builder:
+    """Collects pairs in compact form, an archive (or some thousands of files) at a time."""
+
+    def __init__(self) -> None:
+        self.archives: list[str] = []
+        self.stamps: list[tuple[int, int]] = []
+        self.places: list[Tensor] = [torch.empty(0, 3, dtype=torch.int64)]
+        self.names: list[Texts] = [Texts.pack([])]
+        self.captions: list[Texts] = [Texts.pack([])]
+
+    def add_archive(self, name: str, stamp: os.stat_result, entries: list[Entry]) -> None:
+        """The pairs of an archive as it was at `stamp`."""
+        self._add(len(self.archives), entries)
+        self.archives.append(name)
+        self.stamps.append((stamp.st_size, stamp.st_mtime_ns))
+
+    def add_files(self, entries: list[Entry]) -> None:
+        """Pairs whose pictures are files of their own."""
+        self._add(-1, entries)
+
+    def finish(self, root: Path, dropped: dict[str, int]) -> Index:
+        """The index of all that was added."""
+        return Index(
+            root, self.archives, torch.tensor(self.stamps, dtype=torch.int64).view(-1, 2), torch.cat(self.places),
+            Texts.join(self.names), Texts.join(self.captions), dropped,
+        )  # fmt: skip
+
+    def _add(self, archive: int, entries: list[Entry]) -> None:
+        places = [(archive, entry.start, entry.length) for entry in entries]
+        self.places.append(torch.tensor(places, dtype=torch.int64).view(-1, 3))
+        self.names.append(Texts.pack(entry.name for entry in entries))
+        self.captions.append(Texts.pack(entry.caption for entry in entries))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from .config import ConfigError, ModelConfig
+from benchmarks.reproduction.config import ConfigError, ModelConfig
 
 Tokenize = Callable[[list[str]], dict[str, Tensor]]
 OFFLINE = (
@@ -70,13 +70,14 @@ class PairModel(nn.Module):
         outputs = {
             "image_features": self.encode_images(images),
             "text_features": self.encode_texts(tokens),
-            "logit_scale": self._scale(self.log_scale),
+            "logit_scale": self.scale(self.log_scale),
         }
         if self.distill_log_scale is not None:
-            outputs["distill_logit_scale"] = self._scale(self.distill_log_scale)
+            outputs["distill_logit_scale"] = self.scale(self.distill_log_scale)
         return outputs
 
-    def _scale(self, logarithm: Tensor) -> Tensor:
+    def scale(self, logarithm: Tensor) -> Tensor:
+        """What cosines are multiplied with; beyond its range a scale gets no gradient, as in the released code."""
         return logarithm.exp().clamp(self.config.min_scale, self.config.max_scale)
 
 
