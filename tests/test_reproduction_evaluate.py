@@ -4,7 +4,7 @@ import argparse
 import doctest
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.reproduction import banks, checkpoint, config, evaluate, models, results, scores, table, tasks, zero_shot
+from benchmarks.reproduction import banks, checkpoint, config, evaluate, images, models, results, scores, table, tasks, zero_shot
 from benchmarks.reproduction.banks import Bank, Labels
 from benchmarks.reproduction.evaluate import EvaluationError, Model
 from benchmarks.reproduction.scores import Gallery
@@ -153,11 +153,11 @@ def test_negative_scores_and_both_zeros_are_ordered() -> None:
     assert scores.top_k(torch.tensor([[1.0, 0.0]]), gallery, 5).tolist() == [[4, 2, 3, 1, 0]]
 
 
-class Largest(TorchDispatchMode):
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The most numbers that any one result had."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.numbers = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -323,7 +323,7 @@ def colour_images(pixels: Tensor) -> Tensor:
 
 
 def colour_texts(texts: list[str]) -> Tensor:
-    every = tasks.images.normalize(torch.tensor(list(COLOURS.values()), dtype=torch.uint8).view(-1, 1, 1, 3))
+    every = images.normalize(torch.tensor(list(COLOURS.values()), dtype=torch.uint8).view(-1, 1, 1, 3))
     features = dict(zip(COLOURS, colour_images(every), strict=True))
     return torch.stack([features[next(name for name in COLOURS if name in text)] for text in texts])
 
@@ -342,12 +342,13 @@ def options_of(benchmark: str, images: Path, **given: Any) -> argparse.Namespace
 
 @pytest.fixture
 def goi(tmp_path: Path) -> argparse.Namespace:
-    """12 pictures of which one is unlabelled, one labelled wrongly, and one is no picture; one more is not there."""
+    """13 pictures: two without a label, one labelled wrongly, one no picture; one more is not there."""
     names = [*COLOURS] * 2
     for number, colour in enumerate(names):
         paint(tmp_path / "test" / f"{number:04x}.png", colour)
     paint(tmp_path / "test" / "0010.png", "red")
     (tmp_path / "test" / "0011.jpg").write_bytes(b"no picture")
+    paint(tmp_path / "test" / "0013.png", "red")
     rows = [f"{number:04x},v,/m/{colour},1\n" for number, colour in enumerate(["green", *names[1:]])]
     labels = "ImageID,Source,LabelName,Confidence\n" + "".join(rows) + "0010,v,/m/red,0\n0011,v,/m/red,1\n0012,v,/m/red,1\n"
     classes = "LabelName,DisplayName \n" + "".join(f"/m/{colour},{colour}\n" for colour in COLOURS) + "/m/again,red\n"
@@ -359,18 +360,18 @@ def goi(tmp_path: Path) -> argparse.Namespace:
 @pytest.mark.parametrize("batch", [1, 4, 100])
 def test_pictures_on_disk_are_scored_and_the_others_counted(goi: argparse.Namespace, batch: int) -> None:
     task = tasks.TASKS["goi"](goi)
-    with pytest.raises(EvaluationError, match=r"1 of 13 pictures are missing, 0 unreadable, .*: 0012"):
+    with pytest.raises(EvaluationError, match=r"1 of 14 pictures are missing, 0 unreadable, .*: 0012"):
         evaluate.evaluate(MODEL, task, batch=batch)
-    with pytest.raises(EvaluationError, match=r"1 of 13 .* 1 unreadable, .*0011 \(corrupt image"):
+    with pytest.raises(EvaluationError, match=r"1 of 14 .* 1 unreadable, .*0011 \(corrupt image"):
         evaluate.evaluate(MODEL, task, batch=batch, max_skipped=0.1)
     (found,) = evaluate.evaluate(MODEL, task, batch=batch, max_skipped=0.2)
-    assert found["scores"]["hit@1"] == pytest.approx(100 * 9 / 11, rel=1e-12)  # not the unlabelled, not the mislabelled
+    assert found["scores"]["hit@1"] == pytest.approx(100 * 9 / 12, rel=1e-12)  # not the unlabelled, not the mislabelled
     (reason,) = found["pictures"].pop("bad_first")
     assert reason.startswith("0011: corrupt image")
-    assert found["pictures"] == {"scored": 11, "labelled": 10, "missing": 1, "missing_first": ["0012"], "bad": 1}
+    assert found["pictures"] == {"scored": 12, "labelled": 10, "missing": 1, "missing_first": ["0012"], "bad": 1}
     assert set(found["scores"]) == {"hit@1", "hit@2", "hit@5"}  # of 6 classes
     assert found["benchmark"]["duplicate_names"] == {"red": 2}
-    assert found["benchmark"]["constant"]["hit@1"] == pytest.approx(100 * 3 / 11, rel=1e-12)
+    assert found["benchmark"]["constant"]["hit@1"] == pytest.approx(100 * 3 / 12, rel=1e-12)
     assert found["benchmark"]["templates"] == ["a photo of {}."]
     assert found["versions"]["torch"] == torch.__version__
 
@@ -378,7 +379,11 @@ def test_pictures_on_disk_are_scored_and_the_others_counted(goi: argparse.Namesp
 def test_workers_change_nothing(goi: argparse.Namespace) -> None:
     task = tasks.TASKS["goi"](goi)
     here, there = (list(tasks.load(task, 16, 5, workers)) for workers in (0, 1))
-    assert [batch.positions for batch in here] == [batch.positions for batch in there] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10]]
+    assert (
+        [batch.positions for batch in here]
+        == [batch.positions for batch in there]
+        == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 12]]
+    )
     assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(here, there, strict=True))
     assert [[key for key, _ in batch.bad] for batch in there] == [[], [], ["0011"]]
 
@@ -426,6 +431,18 @@ def test_folders_csvs_and_retrieval(tmp_path: Path) -> None:
         tasks.TASKS["folder"](options_of("folder", tmp_path / "empty"))
     with pytest.raises(ValueError, match="is not there"):
         tasks.TASKS["folder"](options_of("folder", tmp_path / "none"))
+
+
+def test_retrieval_is_among_the_pictures_that_can_be_read(tmp_path: Path) -> None:
+    for colour in ("red", "green", "blue"):
+        paint(tmp_path / "images" / f"{colour}.png", colour)
+    (tmp_path / "images" / "green.png").write_bytes(b"")
+    captions = write(tmp_path / "t.csv", "image,caption\nnone.png,white\nred.png,red\ngreen.png,green\nblue.png,blue\n")
+    task = tasks.TASKS["retrieval"](options_of("retrieval", tmp_path / "images", labels=captions))
+    (both,) = evaluate.evaluate(MODEL, task, ks=(1, 2, 3), max_skipped=0.5)
+    assert both["scores"] == {f"{way} R@{k}": 100.0 for way in ("image to text", "text to image") for k in (1, 2)}
+    assert both["benchmark"]["captions"] == both["pictures"]["scored"] == 2
+    assert (both["pictures"]["missing_first"], both["pictures"]["bad"]) == (["none"], 1)
 
 
 def test_templates_are_an_ensemble_of_normalised_features() -> None:
@@ -527,20 +544,25 @@ def test_a_checkpoint_is_scored_on_the_command_line(
 # ---- results and table ----
 
 
-def a_result(label: str = "OTTER", seed: int = 0, benchmark: str = "goi", value: float = 10.0, **changes: Any) -> dict[str, Any]:
-    """As evaluate writes them; `changes` are settings by full name, or parts of the result."""
-    name = {"OTTER": "otter", "InfoNCE": "info_nce"}[label]
-    settings = {key: changes.pop(key) for key in list(changes) if key.startswith(("train.", "model.", "data.", "loss."))}
-    tables = config.load([name]).as_dict()
-    for key, setting in {"train.seed": seed, **settings}.items():
+def a_result(
+    label: str = "OTTER",
+    seed: int = 0,
+    benchmark: str = "goi",
+    value: float = 10.0,
+    settings: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """As evaluate writes them; `settings` by full name, `changes` of the result's parts."""
+    tables = config.load([{"OTTER": "otter", "InfoNCE": "info_nce"}[label]]).as_dict()
+    for key, setting in {"train.seed": seed, **(settings or {})}.items():
         tables[key.split(".")[0]][key.split(".")[1]] = setting
     model = {"checkpoint": "00056870.pt", "sha256": f"{seed}" * 64, "weights": "model", "step": 56_870, "pairs": 2_911_810}
     asked = {"name": benchmark, "classes_sha256": "a", "templates": ["a photo of {}."], "constant": {"hit@1": 1.5}}
     return {
-        "benchmark": asked | changes.pop("benchmark_", {}),
+        "benchmark": asked | changes.get("asked", {}),
         "scores": {"hit@1": value, "hit@2": 2 * value},
-        "pictures": {"scored": 100, "missing": 0, "bad": 0} | changes.pop("pictures", {}),
-        "model": model | {"config": tables} | changes.pop("model_", {}),
+        "pictures": {"scored": 100, "missing": 0, "bad": 0} | changes.get("pictures", {}),
+        "model": model | {"config": tables} | changes.get("model", {}),
         "versions": {},
     }
 
@@ -589,15 +611,15 @@ def test_ours_are_means_and_deviations_of_what_was_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (a_result(seed=1, **{"train.epochs": 20}), "trained differently: .* train.epochs is 10 and 20"),
-        (a_result("InfoNCE", **{"model.image": "fbnetc_100"}), "trained differently: .* model.image"),
-        (a_result(seed=1, model_={"step": 5}), "trained differently: .* step is 56870 and 5"),
-        (a_result(seed=1, model_={"weights": "teacher"}), "weights is 'model' and 'teacher'"),
-        (a_result(seed=1, model_={"pairs": 9}), "pairs is 2911810 and 9"),
-        (a_result(seed=1, **{"loss.options": {"alpha": 0.9}}), "two losses called 'OTTER': .* loss.options"),
-        (a_result(seed=1, **{"model.temperatures": 2}), "two losses called 'OTTER'"),
-        (a_result("InfoNCE", benchmark_={"classes_sha256": "b"}), "different questions called 'goi': .* classes_sha256"),
-        (a_result(seed=1, benchmark_={"templates": ["{}"]}), "different questions called 'goi': .* templates"),
+        (a_result(seed=1, settings={"train.epochs": 20}), "trained differently: .* train.epochs is 10 and 20"),
+        (a_result("InfoNCE", settings={"model.image": "fbnetc_100"}), "trained differently: .* model.image"),
+        (a_result(seed=1, model={"step": 5}), "trained differently: .* step is 56870 and 5"),
+        (a_result(seed=1, model={"weights": "teacher"}), "weights is 'model' and 'teacher'"),
+        (a_result(seed=1, model={"pairs": 9}), "pairs is 2911810 and 9"),
+        (a_result(seed=1, settings={"loss.options": {"alpha": 0.9}}), "two losses called 'OTTER': .* loss.options"),
+        (a_result(seed=1, settings={"model.temperatures": 2}), "two losses called 'OTTER'"),
+        (a_result("InfoNCE", asked={"classes_sha256": "b"}), "different questions called 'goi': .* classes_sha256"),
+        (a_result(seed=1, asked={"templates": ["{}"]}), "different questions called 'goi': .* templates"),
         (a_result("InfoNCE", pictures={"scored": 99}), "different questions called 'goi': .* pictures is 100 and 99"),
         (a_result(seed=0, value=11.0), "are both OTTER, seed 0, on goi: leave one out"),
     ],
@@ -608,7 +630,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, other: dict[str, Any
 
 
 def test_what_changes_no_score_is_not_refused(tmp_path: Path) -> None:
-    found = saved(tmp_path, a_result(), a_result(seed=1, **{"train.log_every": 1, "data.workers": 0}), a_result("InfoNCE"))
+    found = saved(tmp_path, a_result(), a_result(seed=1, settings={"train.log_every": 1, "data.workers": 0}), a_result("InfoNCE"))
     assert "10.0 ± 0.0 (2)" in table.report(found)
 
 

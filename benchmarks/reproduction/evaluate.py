@@ -19,6 +19,7 @@ from benchmarks.measure import machine
 from otter_losses import __version__
 
 from . import results, scores
+from .bad import Bad
 from .banks import PAPER_TEMPLATE
 from .tasks import TASKS, Loaded, Question, Task, load
 from .zero_shot import KS, EncodeImages, EncodeTexts, ZeroShot, class_gallery, text_gallery
@@ -73,7 +74,7 @@ def evaluate(
             ZeroShot(class_gallery(model.encode_texts, question.bank, templates, batch), _fitting(ks, len(question.bank.names)))
             for question in task.questions
         ]
-        bad: list[tuple[str, str]] = []
+        bad: list[Bad] = []
         seen: list[int] = []
         features: list[Tensor] = []
         total = -(-len(task.pictures) // batch)
@@ -225,7 +226,7 @@ def _retrieved(model: Model, task: Task, images: Tensor, seen: Sequence[int], ks
     }
 
 
-def _check_skipped(missing: Sequence[str], bad: Sequence[tuple[str, str]], total: int, max_skipped: float) -> None:
+def _check_skipped(missing: Sequence[str], bad: Sequence[Bad], total: int, max_skipped: float) -> None:
     if len(missing) + len(bad) > max_skipped * total:
         examples = [*missing[:3], *(f"{key} ({reason})" for key, reason in bad[:3])]
         raise EvaluationError(

@@ -224,6 +224,6 @@ def _unit(features: Tensor, name: str) -> Tensor:
 
 def _keys(scores: Tensor, positions: Tensor) -> Tensor:
     """Whole numbers that sort as (score, position backwards): a float's bits above, the position's complement below."""
-    bits = (scores + 0.0).view(torch.int32).to(torch.int64)  # -0.0 + 0.0 is 0.0
-    ordered = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+    bits = scores.view(torch.int32).to(torch.int64)
+    ordered = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)  # below zero a float's bits grow downwards; -0.0 is 0.0
     return ordered * (INDEX + 1) + (INDEX - positions)

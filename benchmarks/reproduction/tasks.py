@@ -1,7 +1,6 @@
 """The benchmarks a model can be evaluated on: pictures on disk, and what is asked about them."""
 
 import argparse
-import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from . import banks, images
+from .bad import Bad, BadSampleError
 from .banks import Bank, Captions, Labels
 from .files import find_pictures
+from .workers import worker_context
 
 
 class Question(NamedTuple):
@@ -41,7 +42,7 @@ class Loaded(NamedTuple):
 
     positions: list[int]
     pixels: Tensor
-    bad: list[tuple[str, str]]
+    bad: list[Bad]
 
 
 class Pictures(Dataset[tuple[int, Tensor | str]]):
@@ -59,7 +60,7 @@ class Pictures(Dataset[tuple[int, Tensor | str]]):
             if path.stat().st_size > images.MAX_BYTES:
                 return position, f"larger than {images.MAX_BYTES:,} bytes"
             return position, images.crop(images.decode(path.read_bytes(), self.size), self.size)
-        except images.BadSampleError as error:
+        except BadSampleError as error:
             return position, str(error)
         except OSError as error:
             return position, f"cannot be read: {error.strerror}"
@@ -67,7 +68,7 @@ class Pictures(Dataset[tuple[int, Tensor | str]]):
     def collate(self, found: list[tuple[int, Tensor | str]]) -> Loaded:
         """Those that could be read as one tensor, the others by key."""
         good = [(position, pixels) for position, pixels in found if isinstance(pixels, Tensor)]
-        bad = [(self.keys[position], reason) for position, reason in found if isinstance(reason, str)]
+        bad = [Bad(self.keys[position], reason) for position, reason in found if isinstance(reason, str)]
         stacked = (
             torch.stack([pixels for _, pixels in good]) if good else torch.zeros(0, self.size, self.size, 3, dtype=torch.uint8)
         )
@@ -77,8 +78,7 @@ class Pictures(Dataset[tuple[int, Tensor | str]]):
 def load(task: Task, size: int, batch: int, workers: int) -> Iterator[Loaded]:
     """All pictures of a task in order, in batches; the last may be smaller."""
     pictures = Pictures(task.pictures, size)
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else None  # fork() and threads do not mix
-    context = method if workers else None
+    context = worker_context(__name__) if workers else None
     yield from DataLoader(pictures, batch, num_workers=workers, collate_fn=pictures.collate, multiprocessing_context=context)
 
 
