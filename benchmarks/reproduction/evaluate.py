@@ -1,6 +1,6 @@
 """Zero-shot evaluation of a checkpoint, or of any model: flat hit@k and retrieval R@K over pictures on disk.
 
-``python -m benchmarks.reproduction evaluate RUN --benchmark goi ...`` evaluates a checkpoint of ``train``; the function `evaluate`
+``python -m benchmarks.reproduction evaluate RUN --benchmark goi ...`` evaluates a checkpoint of ``train``; `evaluate` below
 takes any model, as two plain callables.
 """
 
@@ -19,6 +19,7 @@ from benchmarks.measure import machine
 from otter_losses import __version__
 
 from . import results, scores
+from .bad import Bad
 from .banks import PAPER_TEMPLATE
 from .tasks import TASKS, Loaded, Question, Task, load
 from .zero_shot import KS, EncodeImages, EncodeTexts, ZeroShot, class_gallery, text_gallery
@@ -73,7 +74,7 @@ def evaluate(
             ZeroShot(class_gallery(model.encode_texts, question.bank, templates, batch), _fitting(ks, len(question.bank.names)))
             for question in task.questions
         ]
-        bad: list[tuple[str, str]] = []
+        bad: list[Bad] = []
         seen: list[int] = []
         features: list[Tensor] = []
         total = -(-len(task.pictures) // batch)
@@ -225,11 +226,11 @@ def _retrieved(model: Model, task: Task, images: Tensor, seen: Sequence[int], ks
     }
 
 
-def _check_skipped(missing: Sequence[str], bad: Sequence[tuple[str, str]], total: int, max_skipped: float) -> None:
+def _check_skipped(missing: Sequence[str], bad: Sequence[Bad], total: int, max_skipped: float) -> None:
     if len(missing) + len(bad) > max_skipped * total:
         examples = [*missing[:3], *(f"{key} ({reason})" for key, reason in bad[:3])]
         raise EvaluationError(
-            f"{len(missing)} of {total} pictures are missing and {len(bad)} unreadable, above the share {max_skipped} that may be: "
+            f"{len(missing)} of {total} pictures are missing, {len(bad)} unreadable, above the share of {max_skipped} that may: "
             f"{'; '.join(examples)}. Complete the folder of pictures, or raise --max-skipped and say so beside the numbers."
         )
 

@@ -112,8 +112,8 @@ def count_hits(
     wrong = next((position for true in answers for position in true if not 0 <= position < entries), None)
     if wrong is not None:
         raise ValueError(f"answers name entry {wrong}, but the gallery has {entries}: the labels belong to another class bank")
-    if not ks:
-        raise ValueError("ks must name at least one k")
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks must be at least one number from 1 on, got {list(ks)}; no k asked for may fit the gallery")
     top = top_k(queries, gallery, max(ks), **blocks)
     width = max(map(len, answers), default=0)
     true = torch.tensor([[*row, *[-1] * (width - len(row))] for row in answers], dtype=torch.int64).view(len(answers), width)
@@ -175,10 +175,10 @@ def constant_hits(answers: Iterable[Sequence[int]], ks: Sequence[int]) -> dict[i
     share of the most frequent label, the best that any constant answer can do.
 
     ImageNet 10K of Tencent ML-Images is the case in point. Its makers label an image with its category and with ALL of the
-    category's ancestors in their hierarchy of four trees. So an image is labelled with a root exactly if its category lies in that
-    root's tree, and the tree of "object, physical object" holds 90 % of the images: that answer, given without looking, has a
-    hit@1 of 90 %, and flat hit@k over all 11,166 names rewards naming what is most general. The paper's models, which name the
-    specific, reach 10 to 12 %. The leaves-only variant takes the ancestors out of bank and labels.
+    category's ancestors in their hierarchy of four trees. So an image is labelled with a root if and only if its category lies in
+    that root's tree, and the tree of "object, physical object" holds 90 % of the images: that answer, given without looking,
+    has a hit@1 of 90 %, and flat hit@k over all 11,166 names rewards naming what is most general. The paper's models, which name
+    the specific, reach 10 to 12 %. The leaves-only variant takes the ancestors out of bank and labels.
 
     Example:
         >>> constant_hits([[2, 5], [2, 4], [2], [1]], ks=(1, 2))
@@ -224,6 +224,6 @@ def _unit(features: Tensor, name: str) -> Tensor:
 
 def _keys(scores: Tensor, positions: Tensor) -> Tensor:
     """Whole numbers that sort as (score, position backwards): a float's bits above, the position's complement below."""
-    bits = (scores + 0.0).view(torch.int32).to(torch.int64)  # -0.0 + 0.0 is 0.0
-    ordered = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+    bits = scores.view(torch.int32).to(torch.int64)
+    ordered = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)  # below zero a float's bits grow downwards; -0.0 is 0.0
     return ordered * (INDEX + 1) + (INDEX - positions)

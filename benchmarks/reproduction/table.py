@@ -217,10 +217,11 @@ def _what_was_run(found: Sequence[Result]) -> str:
         lines.append("NOT the paper's setting, so not comparable with its numbers: " + "; ".join(differences) + ".")
     lines.append("What was run:")
     for result in found:
+        pictures, model = result.pictures, result.model
+        left_out = f"{pictures['missing']} missing, {pictures['bad']} unreadable left out"
         lines.append(
-            f"- {result.label}, seed {result.seed}, {result.benchmark}: {result.pictures['scored']:,} pictures "
-            f"({result.pictures['missing']} missing, {result.pictures['bad']} unreadable left out), checkpoint {result.model['checkpoint']} "
-            f"({result.model['sha256'][:12]}) after {result.model['step']:,} steps; {result.path.name}"
+            f"- {result.label}, seed {result.seed}, {result.benchmark}: {pictures['scored']:,} pictures ({left_out}); "
+            f"{model['checkpoint']} ({model['sha256'][:12]}) after {model['step']:,} steps; {result.path.name}"
         )
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
 """The benchmarks a model can be evaluated on: pictures on disk, and what is asked about them."""
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from . import banks, images
+from .bad import Bad, BadSampleError
 from .banks import Bank, Captions, Labels
 from .files import find_pictures
+from .workers import worker_context
 
 
 class Question(NamedTuple):
@@ -40,14 +42,14 @@ class Loaded(NamedTuple):
 
     positions: list[int]
     pixels: Tensor
-    bad: list[tuple[str, str]]
+    bad: list[Bad]
 
 
 class Pictures(Dataset[tuple[int, Tensor | str]]):
     """Test crops of a task's pictures, uint8; a reason in words where a picture cannot be read."""
 
-    def __init__(self, paths: Sequence[Path], size: int) -> None:
-        self.paths, self.size = paths, size
+    def __init__(self, pictures: Mapping[str, Path], size: int) -> None:
+        self.keys, self.paths, self.size = list(pictures), list(pictures.values()), size
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -58,23 +60,26 @@ class Pictures(Dataset[tuple[int, Tensor | str]]):
             if path.stat().st_size > images.MAX_BYTES:
                 return position, f"larger than {images.MAX_BYTES:,} bytes"
             return position, images.crop(images.decode(path.read_bytes(), self.size), self.size)
-        except images.BadSampleError as error:
+        except BadSampleError as error:
             return position, str(error)
         except OSError as error:
             return position, f"cannot be read: {error.strerror}"
 
+    def collate(self, found: list[tuple[int, Tensor | str]]) -> Loaded:
+        """Those that could be read as one tensor, the others by key."""
+        good = [(position, pixels) for position, pixels in found if isinstance(pixels, Tensor)]
+        bad = [Bad(self.keys[position], reason) for position, reason in found if isinstance(reason, str)]
+        stacked = (
+            torch.stack([pixels for _, pixels in good]) if good else torch.zeros(0, self.size, self.size, 3, dtype=torch.uint8)
+        )
+        return Loaded([position for position, _ in good], images.normalize(stacked), bad)
+
 
 def load(task: Task, size: int, batch: int, workers: int) -> Iterator[Loaded]:
     """All pictures of a task in order, in batches; the last may be smaller."""
-    keys = list(task.pictures)
-
-    def collate(found: list[tuple[int, Tensor | str]]) -> Loaded:
-        good = [(position, pixels) for position, pixels in found if isinstance(pixels, Tensor)]
-        bad = [(keys[position], reason) for position, reason in found if isinstance(reason, str)]
-        stacked = torch.stack([pixels for _, pixels in good]) if good else torch.zeros(0, size, size, 3, dtype=torch.uint8)
-        return Loaded([position for position, _ in good], images.normalize(stacked), bad)
-
-    yield from DataLoader(Pictures(list(task.pictures.values()), size), batch, num_workers=workers, collate_fn=collate)
+    pictures = Pictures(task.pictures, size)
+    context = worker_context(__name__) if workers else None
+    yield from DataLoader(pictures, batch, num_workers=workers, collate_fn=pictures.collate, multiprocessing_context=context)
 
 
 def open_images(options: argparse.Namespace) -> Task:
