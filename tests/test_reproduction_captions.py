@@ -177,6 +177,10 @@ def test_tables_are_read_by_the_names_of_their_columns(tmp_path: Path) -> None:
     rows, bad = split(read_table(tmp_path / "a.csv", "title", "filepath", None))
     assert rows == [Row("1.jpg", 'a "big", red ball', None), Row("2.jpg", "two", None)]
     assert bad == [("a.csv:4", "empty image name")]
+    (tmp_path / "b.csv").write_bytes(b"caption,n\none,1\ncaf\xe9,2\n\ntwo,3\ntoo,many,4\n")
+    rows, bad = split(read_table(tmp_path / "b.csv", "caption", None, None))
+    assert [row.caption for row in rows] == ["one", "two"]
+    assert bad == [("b.csv:3", "not UTF-8"), ("b.csv:6", "wrong number of columns")]
     (tmp_path / "a.tsv").write_text('url\tcaption\nhttp://a\t"one\nhttp://b\ttwo"\n')
     rows, _ = split(read_table(tmp_path / "a.tsv", "caption", None, "url"))
     assert rows == [Row("000000000", '"one', "http://a"), Row("000000001", 'two"', "http://b")]

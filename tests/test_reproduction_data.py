@@ -128,11 +128,14 @@ def test_batches_are_the_same_for_any_number_of_workers(folder: Path, damaged: P
 def test_an_epoch_has_every_pair_once_and_the_next_in_another_order(folder: Path) -> None:
     dataset = PairDataset.open(folder, 8, train=True)
     captions = sorted(dataset.index.captions[number] for number in range(COUNT))
-    orders = []
+    orders, pictures = [], []
     for seed, epoch in ((0, 0), (0, 1), (1, 0)):
         batches = list(Loader(dataset, tokenize, batch_size=5, seed=seed, drop_last=False).epoch(epoch))
         orders.append([*itertools.chain(*(batch.captions for batch in batches))])
         assert sorted(orders[-1]) == captions
+        places = sorted(range(COUNT), key=orders[-1].__getitem__)
+        pictures.append(torch.cat([batch.images for batch in batches])[places])
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(pictures, 2))  # cut out elsewhere
     assert orders[0] != orders[1] != orders[2] != orders[0]
     in_order = Loader(PairDataset.open(folder, 8, train=False), tokenize, batch_size=COUNT)
     assert equal(next(in_order.epoch(0)), next(in_order.epoch(1)))

@@ -107,11 +107,13 @@ def test_refuses_links_devices_and_names_outside(tmp_path: Path) -> None:
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
             add(archive, f"{kind!r}.jpg", type=kind, linkname="/etc/passwd")
         add(archive, "sparse.jpg", b"1", type=tarfile.GNUTYPE_SPARSE)
+        add(archive, "folder.jpg", type=tarfile.DIRTYPE)
+        add(archive, "folder.txt", b"a folder")
         add(archive, "good.jpg", b"1")
         add(archive, "good.txt", b"good")
     entries, _, bad = index_shard(path)
     assert [entry.name for entry in entries] == ["good.jpg"]
-    assert reasons(bad) == ["name outside its folder"] * 3 + ["no regular file"] * 6
+    assert reasons(bad) == ["name outside its folder"] * 3 + ["no regular file"] * 6 + ["no picture"]
     assert [file.name for file in tmp_path.iterdir()] == ["00000.tar"]
 
 

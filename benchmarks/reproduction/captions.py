@@ -165,7 +165,8 @@ def _quoted(path: Path, delimiter: str) -> Iterator[_Line | Bad]:
             continue
         yield from bad
         bad.clear()
-        yield _Line(f"{path.name}:{first}", fields)
+        if fields:
+            yield _Line(f"{path.name}:{first}", fields)
 
 
 def _good(lines: Iterable[str | Bad], bad: list[Bad]) -> Iterator[str]:

@@ -95,8 +95,6 @@ def _members(file: int, bad: list[Bad]) -> Iterator[Member]:
     size, at, long_name = os.fstat(file).st_size, 0, ""
     while (header := os.pread(file, BLOCK, at)) != bytes(BLOCK):
         try:
-            if len(header) < BLOCK:
-                raise ValueError("it ends without an end mark")
             member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
             start = at + BLOCK
             length = 0 if member.type in WITHOUT_DATA else member.size
