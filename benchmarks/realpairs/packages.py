@@ -1,10 +1,11 @@
-"""Archives of packages, fetched by name with the registries' own clients and read in memory: nothing is installed or extracted."""
+"""Archives of packages, fetched by name with the registries' clients and read in memory: nothing is installed or extracted."""
 
 import io
 import subprocess
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 NPM_VERSIONS = {
     "@iconify-json/openmoji": "1.2.29",
@@ -87,11 +88,12 @@ def read_debian(path: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
 
 def _members(archive: bytes, compression: str, path: Path, endings: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     """Regular files only: links, devices and folders of an archive are passed over, and nothing is written."""
-    if compression not in ("gz", "xz", "bz2", ""):
+    modes: dict[str, Literal["r|gz", "r|xz", "r|bz2", "r|"]] = {"gz": "r|gz", "xz": "r|xz", "bz2": "r|bz2", "": "r|"}
+    if compression not in modes:
         raise ValueError(f"{path} is compressed with {compression}; need gz, xz or bz2.")
     total = 0
     try:
-        with tarfile.open(fileobj=io.BytesIO(archive), mode=f"r|{compression}") as tar:
+        with tarfile.open(fileobj=io.BytesIO(archive), mode=modes[compression]) as tar:
             for member in tar:
                 if not member.isfile() or not member.name.endswith(endings):
                     continue

@@ -1,7 +1,7 @@
 """Pictures and their captions from the packages' archives.
 
-- emoji: six designs of the concepts of emojibase without skin tones and flags, named by their CLDR labels. Four designs train; all
-  six show the held-out concepts.
+- emoji: six designs of the concepts of emojibase without skin tones and flags, named by their CLDR labels. Four designs train;
+  all six show the held-out concepts.
 - icons: five sets, captioned with their names in plain words; they only train.
 - clip art: the Open Clip Art Library without its series. A title that more than `SERIES` files share names a collection and no
   picture; such files only train. Captions are the title and the keywords as people typed them.

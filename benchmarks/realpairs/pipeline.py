@@ -66,7 +66,8 @@ def run_settings(
             **problem.facts,
         }
         text = write_report(output, found, compared, outcomes, facts)
-        title = f"Drawn pictures, {'fine-tuned encoder' if finetune else 'frozen encoders'}, {seeds} seeds; filled: interval without 0"
+        encoders = "fine-tuned encoder" if finetune else "frozen encoders"
+        title = f"Drawn pictures, {encoders}, {seeds} seeds; filled: interval without 0"
         plot_differences(output / "differences.png", compared, title)
     print(f"\n{text}\n\nWritten to {output}/: table.md, differences.png, results.json.")
 

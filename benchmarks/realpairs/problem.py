@@ -15,7 +15,7 @@ from .pairs import CLIP_ART, ICONS, Pair
 from .settings import SETTINGS, SOURCES, TESTS, Setting
 
 
-class Test(NamedTuple):
+class HeldOut(NamedTuple):
     """Pictures (rows of the collection), the features of all names that they can have, and each picture's true name there."""
 
     pictures: list[int]
@@ -31,8 +31,8 @@ class Problem:
     captions: NDArray[np.float32]
     keywords: NDArray[np.float32]
     training: dict[str, list[int]]
-    validation: dict[str, Test]
-    test: dict[str, Test]
+    validation: dict[str, HeldOut]
+    test: dict[str, HeldOut]
     facts: dict[str, Any]
 
     def texts(self, setting: Setting) -> NDArray[np.float32]:
@@ -70,7 +70,7 @@ def _text(pair: Pair, setting: Setting) -> str:
     return pair.tag if setting.keywords else pair.caption
 
 
-def _tests(collection: Collection, held_out: Sequence[int]) -> dict[str, Test]:
+def _tests(collection: Collection, held_out: Sequence[int]) -> dict[str, HeldOut]:
     """Emoji among the names of all emoji, clip art among the names of the held-out clip art."""
     pairs = collection.pairs
     emoji = [index for index, pair in enumerate(pairs) if pair.source not in (CLIP_ART, *ICONS)]
@@ -79,11 +79,11 @@ def _tests(collection: Collection, held_out: Sequence[int]) -> dict[str, Test]:
     return {name: _test(collection, *of) for name, of in zip(TESTS, ((shown, emoji), (art, art)), strict=True)}
 
 
-def _test(collection: Collection, pictures: list[int], named: list[int]) -> Test:
+def _test(collection: Collection, pictures: list[int], named: list[int]) -> HeldOut:
     first: dict[str, str] = {}
     for index in named:
         pair = collection.pairs[index]
         first.setdefault(str(pair.concept), pair.name)
     row = {concept: position for position, concept in enumerate(sorted(first))}
     labels = [row[str(collection.pairs[index].concept)] for index in pictures]
-    return Test(pictures, collection.of_texts([first[concept] for concept in row]), labels)
+    return HeldOut(pictures, collection.of_texts([first[concept] for concept in row]), labels)

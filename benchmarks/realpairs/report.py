@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from benchmarks.demo.evaluate import KS, hits
 from benchmarks.demo.report import table
 from benchmarks.demo.train import METHODS
@@ -73,11 +76,7 @@ def _score_table(found: Hits, compared: Comparisons, k: int) -> str:
         if evaluation.k == k:
             comparison = compared[BASELINE][0][evaluation]
             means = {method: values.mean() for method, values in by_method.items()}
-            cells = [
-                f"{'**' * (means[method] == max(means.values()))}{means[method]:.1f}{'**' * (means[method] == max(means.values()))}"
-                f" ± {values.mean(axis=1).std(ddof=1) if len(values) > 1 else 0:.1f}"
-                for method, values in by_method.items()
-            ]
+            cells = [_cell(values, best=means[method] == max(means.values())) for method, values in by_method.items()]
             low, high = comparison.interval
             star = "*" if comparison.holm < LEVEL else ""
             rows.append(
@@ -87,12 +86,18 @@ def _score_table(found: Hits, compared: Comparisons, k: int) -> str:
     return f"## hit@{k}\n\n{table(['setting', 'test', *methods, f'{OURS} less {BASELINE}'], rows)}"
 
 
+def _cell(values: NDArray[np.float64], best: bool) -> str:
+    mean = f"**{values.mean():.1f}**" if best else f"{values.mean():.1f}"
+    return f"{mean} ± {values.mean(axis=1).std(ddof=1):.1f}" if len(values) > 1 else mean
+
+
 def _notes(found: Hits, facts: Mapping[str, Any]) -> str:
     machine = facts["machine"]
     seeds = len(next(iter(next(iter(found.values())).values())))
     return (
-        f"Drawn pictures. Per cent, mean ± standard deviation of {seeds} seeds; in brackets the 95 % interval of a bootstrap over "
-        "concepts and seeds, not corrected for the number of scores; * where the paired t-test over seeds stays below 5 % by Holm's "
-        f"correction over all scores. The paper: OTTER best in 32 of 42, tied in 2. {machine['device']}, torch {machine['torch']}, "
-        f"commit {machine['commit']}; {facts['seconds']['training']:.0f} s of training in {facts['jobs']} processes."
+        f"Drawn pictures. Per cent, mean ± standard deviation of {seeds} seeds; in brackets the 95 % interval of a bootstrap "
+        "over concepts and seeds, not corrected for the number of scores; * where the paired t-test over seeds stays below 5 % "
+        "by Holm's correction over all scores. The paper: OTTER best in 32 of 42, tied in 2. "
+        f"{machine['device']}, torch {machine['torch']}, commit {machine['commit']}; {facts['seconds']['training']:.0f} s of "
+        f"training in {facts['jobs']} processes."
     )

@@ -28,8 +28,8 @@ Hits = dict[Evaluation, dict[str, NDArray[np.float64]]]
 
 
 class Comparison(NamedTuple):
-    """Ours less another loss, in points: the mean over the seeds and its standard deviation, the p-value of the paired t-test, alone
-    and by Holm's correction, and the bootstrap's interval."""
+    """Ours less another loss, in points: the mean over the seeds and its standard deviation, the p-value of the paired t-test,
+    alone and by Holm's correction, and the bootstrap's interval."""
 
     difference: float
     deviation: float

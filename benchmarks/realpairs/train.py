@@ -15,7 +15,7 @@ from benchmarks.demo.noise import shuffle_captions
 from benchmarks.demo.train import EMA_DECAY, METHODS, WIDTH, TwoHeads, fit
 from otter_losses import EMATeacher
 
-from .problem import Problem, Test
+from .problem import HeldOut, Problem
 from .settings import SETTINGS, Setting
 
 EPOCHS = 10
@@ -57,11 +57,11 @@ def train(problem: Problem, run: Run) -> Outcome:
     teacher = EMATeacher(model, decay=EMA_DECAY, warmup=True) if method.teacher else None
     fit_setting(problem, run, model, method.make(), teacher)
     with torch.inference_mode():
-        both = [
-            {name: score(model, problem, test, run.device) for name, test in tests.items()}
+        validation, test = (
+            {name: score(model, problem, held_out, run.device) for name, held_out in tests.items()}
             for tests in (problem.validation, problem.test)
-        ]
-    return Outcome(run, *both, model.log_scale.exp().item())
+        )
+    return Outcome(run, validation, test, model.log_scale.exp().item())
 
 
 def make_model(problem: Problem, setting: Setting, run: Run) -> TwoHeads:
@@ -97,7 +97,7 @@ def _scales(model: TwoHeads) -> list[nn.Parameter]:
     return [parameter for name, parameter in model.named_parameters() if "." not in name]
 
 
-def score(model: TwoHeads, problem: Problem, test: Test, device: str = "cpu") -> NDArray[np.int32]:
+def score(model: TwoHeads, problem: Problem, test: HeldOut, device: str = "cpu") -> NDArray[np.int32]:
     """The rank of each picture's true name."""
     model.eval()
     _, names, *_ = model(_pictures(problem, test.pictures[:1], device), torch.from_numpy(test.names).to(device))
