@@ -1,4 +1,4 @@
-"""How the learning rates were chosen: on the validation concepts alone, with seeds that the table does not use.
+"""How the learning rates were chosen: on the validation concepts alone, with a seed that the table does not use.
 
 ``python -m benchmarks.realpairs.choose`` prints InfoNCE's hit@10 on the validation pictures; the best rate of each head serves
 every loss.
@@ -17,7 +17,7 @@ from .settings import BASELINE, SETTINGS
 from .train import Run, train
 
 RATES = (3e-4, 1e-3, 3e-3)
-SEEDS = (100, 101)
+SEEDS = (100,)
 CHOSEN_ON = ("all", "40 % shuffled", "all, 2 layers", "40 % shuffled, 2 layers")
 
 

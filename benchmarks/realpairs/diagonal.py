@@ -69,6 +69,11 @@ def official_over_ranks(
     return ALPHA * contrastive + (1 - ALPHA) * distill
 
 
+def shares(pairs: int, ranks: int) -> tuple[int, ...]:
+    """How many pairs each rank brings."""
+    return tuple(len(part) for part in torch.empty(pairs).tensor_split(ranks))
+
+
 class _Official(nn.Module):
     """An official arm's loss, from the model's features and two scales; `ranks` is None for the loss of one process."""
 
@@ -82,7 +87,7 @@ class _Official(nn.Module):
         if self.ranks is None:
             value: Tensor = self.loss(x, y, scale, distill_logit_scale=second, **teacher)
             return value
-        counts = (len(x),) if self.right else (len(x) // self.ranks,) * self.ranks
+        counts = shares(len(x), 1 if self.right else self.ranks)
         return official_over_ranks(x, y, scale, second, counts=counts, **teacher)
 
 
@@ -150,9 +155,7 @@ def _batch(problem: Problem, run: Run, teacher: EMATeacher) -> tuple[Tensor, Ten
 
 def given_back(v: Tensor, t: Tensor, ranks: int = RANKS) -> Tensor:
     """Share of each row's transported mass on its own pair in the released code, for the rows of all ranks but the first."""
-    counts = (len(v) // ranks,) * ranks
-    n = sum(counts)
-    v, t = v[:n], t[:n]
+    counts = shares(len(v), ranks)
     scores = GAMMA * (v @ v.T) + GAMMA * (t @ t.T) + v @ t.T - 100 * 2 * GAMMA * released._diagonals(counts, like=v)
     plan = sinkhorn_knopp(scores, EPSILON, ITERATIONS)
     assert isinstance(plan, Tensor)

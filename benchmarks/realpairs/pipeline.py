@@ -25,7 +25,7 @@ from .train import Outcome, Run, train
 def run_settings(
     settings: Sequence[str], *, seeds: int, epochs: int, finetune: bool, output: Path, cache: Path, jobs: int, started: float
 ) -> None:
-    """Trains setting by setting and writes the report after each, so that a run that is stopped has said what it found."""
+    """Trains seed by seed and writes the report after each, so that a run that is stopped has said what it found."""
     from .plots import plot_differences
     from .report import write_report
 
@@ -40,20 +40,20 @@ def run_settings(
     print(describe(problem))
 
     outcomes: list[Outcome] = []
-    for setting in settings:
-        runs = [Run(setting, method, seed, epochs, None, finetune, device) for seed in range(seeds) for method in METHODS]
+    for seed in range(seeds):
+        runs = [Run(setting, method, seed, epochs, None, finetune, device) for setting in settings for method in METHODS]
         if finetune:  # one process at a time holds the encoder
             for run in runs:
                 outcomes.append(train(problem, run))
-                print(f"{setting}, {run.method}, seed {run.seed}", flush=True)
+                print(f"{run.setting}, {run.method}, seed {run.seed}", flush=True)
         else:
-            outcomes += run_tasks(train, problem, runs, jobs=jobs, label=setting, unit="run")
+            outcomes += run_tasks(train, problem, runs, jobs=jobs, label=f"seed {seed}", unit="run")
         found = collect(outcomes)
         concepts = {name: test.labels for name, test in problem.test.items()}
         compared = {rival: compare(found, rival, concepts) for rival in METHODS if rival != OURS}
         facts: dict[str, Any] = {
-            "settings": list(dict.fromkeys(outcome.run.setting for outcome in outcomes)),
-            "seeds": seeds,
+            "settings": settings,
+            "seeds": seed + 1,
             "epochs": epochs,
             "finetune": finetune,
             "jobs": jobs,
@@ -67,7 +67,7 @@ def run_settings(
         }
         text = write_report(output, found, compared, outcomes, facts)
         encoders = "fine-tuned encoder" if finetune else "frozen encoders"
-        title = f"Drawn pictures, {encoders}, {seeds} seeds; filled: interval without 0"
+        title = f"Drawn pictures, {encoders}, {seed + 1} seeds; filled: interval without 0"
         plot_differences(output / "differences.png", compared, title)
     print(f"\n{text}\n\nWritten to {output}/: table.md, differences.png, results.json.")
 
