@@ -34,7 +34,7 @@ def npm_archive(name: str, folder: Path) -> Path:
     version = NPM_VERSIONS[name]
     path = folder / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
     if not path.exists():
-        _run(["npm", "pack", "--silent", "--ignore-scripts", f"{name}@{version}"], folder, name)
+        _run(["npm", "pack", "--loglevel=error", "--ignore-scripts", f"{name}@{version}"], folder, name)
     return _found(path, f"npm pack {name}@{version}", folder)
 
 
