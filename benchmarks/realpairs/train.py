@@ -20,7 +20,7 @@ from .settings import SETTINGS, Setting
 
 EPOCHS = 10
 HIDDEN = 768
-LEARNING_RATES = {1: 1e-3, 2: 1e-3}
+LEARNING_RATES = {1: 1e-3, 2: 3e-4}
 """By the layers of the head; chosen with `benchmarks.realpairs.choose`."""
 ENCODER_RATE = 0.1
 """Of a fine-tuned encoder, as a share of the heads'."""
