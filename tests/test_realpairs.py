@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,14 +118,14 @@ def named(role: str) -> str:
 @pytest.fixture
 def registry(tmp_path: Path) -> Path:
     """A folder with all packages, of a few pictures each."""
-    entries = [
+    entries: list[dict[str, Any]] = [
         {"label": named("test"), "hexcode": "1F600-FE0F", "group": 0, "tags": ["smile", "face"]},
         {"label": named("training"), "hexcode": "1F601", "group": 1},
         {"label": "flag: Nowhere", "hexcode": "1F602", "group": 9},
         {"label": "light skin tone", "hexcode": "1F3FB", "group": 2},
         {"label": "regional indicator A", "hexcode": "1F1E6"},
     ]
-    names = [entry["label"].replace(" ", "-") for entry in entries]  # type: ignore[attr-defined]
+    names = [entry["label"].replace(" ", "-") for entry in entries]
     for name, version in packages.NPM_VERSIONS.items():
         icons = {"icons": {names[0]: {"body": SQUARE}}, "width": 8, "height": 4}
         icons["aliases"] = {names[1]: {"parent": names[0], "hFlip": True}}
@@ -316,7 +317,7 @@ def made_hits(differences: dict[Evaluation, float], seeds: int = 5, pictures: in
     base = dict.fromkeys(METHODS, 30.0)
     return {
         evaluation: {
-            method: 100.0 * (generator.random((seeds, pictures)) < (value + (method == OURS) * difference) / 100)
+            method: np.where(generator.random((seeds, pictures)) < (value + (method == OURS) * difference) / 100, 100.0, 0.0)
             for method, value in base.items()
         }
         for evaluation, difference in differences.items()
@@ -354,11 +355,16 @@ def test_comparison_finds_a_true_difference_and_covers_it() -> None:
 def test_bootstrap_draws_concepts_whole() -> None:
     hits = made_hits({Evaluation("a", "t", 1): 10.0}, seeds=1)
     repeated = {at: {method: np.repeat(values, 6, axis=1) for method, values in of.items()} for at, of in hits.items()}
-    plain_width, clustered, ignorant = (
-        np.ptp(compare(found, BASELINE, {"t": labels})[0][Evaluation("a", "t", 1)].interval)
-        for found, labels in ((hits, range(400)), (repeated, np.repeat(np.arange(400), 6)), (repeated, range(2400)))
-    )
-    assert clustered == pytest.approx(plain_width, rel=1e-9)
+    at = Evaluation("a", "t", 1)
+
+    def width(found: statistics.Hits, labels: list[int]) -> float:
+        low, high = compare(found, BASELINE, {"t": labels})[0][at].interval
+        return high - low
+
+    alone = width(hits, list(range(400)))
+    clustered = width(repeated, [index // 6 for index in range(2400)])
+    ignorant = width(repeated, list(range(2400)))
+    assert clustered == pytest.approx(alone, rel=1e-9)
     assert ignorant < 0.6 * clustered
 
 
@@ -422,12 +428,11 @@ def _rank(rank: int, rendezvous: str, results: str) -> None:
 
 
 def test_ranks_in_one_process_equal_real_ones(tmp_path: Path) -> None:
-    spawn(_rank, (str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=RANKS)
+    spawn(_rank, (str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=RANKS)  # type: ignore[no-untyped-call]
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
     x, y, v, t = batch()
-    leaves = [x.requires_grad_(), y.requires_grad_(), *(torch.tensor(s).double().requires_grad_() for s in SCALES)]
-    teacher = {"dist_image_features": v, "dist_text_features": t}
-    value = diagonal.official_over_ranks(*leaves, **teacher, counts=(COUNT,) * RANKS)
+    leaves = x, y, scale, second = [each.requires_grad_() for each in (x, y, *(torch.tensor(s).double() for s in SCALES))]
+    value = diagonal.official_over_ranks(x, y, scale, second, v, t, (COUNT,) * RANKS)
     gradients = torch.autograd.grad(value, leaves)
     # Under DDP the towers' gradients are the mean over the ranks: each rank's features get a share of 1 / RANKS.
     assert all(relative(found[0], value) < 1e-12 for found in ranks)
@@ -436,8 +441,8 @@ def test_ranks_in_one_process_equal_real_ones(tmp_path: Path) -> None:
     for index, gradient in enumerate(gradients[2:], start=3):
         assert relative(sum(found[index] for found in ranks) / RANKS, gradient) < 1e-12
 
-    right = diagonal.official_over_ranks(*leaves, **teacher, counts=(RANKS * COUNT,))
-    alone = OTTERLoss.official()(*leaves[:3], distill_logit_scale=leaves[3], **teacher)
+    right = diagonal.official_over_ranks(x, y, scale, second, v, t, (RANKS * COUNT,))
+    alone = OTTERLoss.official()(x, y, scale, distill_logit_scale=second, dist_image_features=v, dist_text_features=t)
     assert relative(right, alone) < 1e-12  # the same value; its gradient lacks what went through the gathering
     assert relative(torch.autograd.grad(right, leaves)[0], torch.autograd.grad(alone, leaves)[0]) > 0.01
     assert relative(right, value) > 1e-4
