@@ -17,8 +17,8 @@ def plot_differences(path: Path, compared: Comparisons, title: str) -> None:
     """OTTER less InfoNCE and less OTTER without Sinkhorn, with their bootstrap intervals, one line a score."""
     with rc_context(STYLE):
         evaluations = list(compared[BASELINE][0])
-        figure = Figure(figsize=(9, 1.4 + 0.2 * len(evaluations)), layout="constrained")
-        panels = figure.subplots(1, 2, sharey=True)
+        figure = Figure(figsize=(10, 1.4 + 0.2 * len(evaluations)), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True, sharex=True)
         for axes, rival in zip(panels, (BASELINE, WITHOUT), strict=True):
             comparisons, (mean, _) = compared[rival]
             for row, comparison in enumerate(comparisons.values()):
@@ -37,9 +37,11 @@ def plot_differences(path: Path, compared: Comparisons, title: str) -> None:
             axes.axvline(mean, color="#b3261e", linewidth=1, linestyle=":")
             for row in range(6, len(evaluations), 6):
                 axes.axhline(row - 0.5, color="#e6e6e6", linewidth=1)
-            axes.set_title(f"{OURS} less {rival}: mean {mean:+.2f} points", fontsize=10)
-            axes.set_xlabel("points of hit@k; 95 % bootstrap over concepts and seeds")
+            axes.set_title(f"less {rival}: mean {mean:+.2f}", fontsize=10)
+            axes.set_xlabel("points of hit@k")
         panels[0].set_yticks(range(len(evaluations)), [f"{at.setting}: {at.test} @{at.k}" for at in evaluations], fontsize=8)
-        panels[0].invert_yaxis()
-        figure.suptitle(title, fontsize=9, color=FAINT)
+        panels[0].set_ylim(len(evaluations) - 0.4, -0.6)
+        figure.suptitle(
+            f"{OURS} less the others, with 95 % bootstrap intervals over concepts and seeds\n{title}", fontsize=9, color=FAINT
+        )
         figure.savefig(path)

@@ -75,7 +75,7 @@ def _score_table(found: Hits, compared: Comparisons, k: int) -> str:
     for evaluation, by_method in found.items():
         if evaluation.k == k:
             comparison = compared[BASELINE][0][evaluation]
-            means = {method: values.mean() for method, values in by_method.items()}
+            means = {method: round(float(values.mean()), 1) for method, values in by_method.items()}
             cells = [_cell(values, best=means[method] == max(means.values())) for method, values in by_method.items()]
             low, high = comparison.interval
             star = "*" if comparison.holm < LEVEL else ""
