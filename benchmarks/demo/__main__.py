@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "clean and with shuffled captions, and compares them on unseen concepts.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--seeds", type=_positive, default=3, help="runs of each loss and noise level")
+    parser.add_argument("--seeds", type=positive, default=3, help="runs of each loss and noise level")
     parser.add_argument(
         "--noise",
         type=_share,
@@ -76,10 +76,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="shares of the training captions to shuffle",
     )
-    parser.add_argument("--epochs", type=_positive, default=10, help="length of each training run")
+    parser.add_argument("--epochs", type=positive, default=10, help="length of each training run")
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the table and the pictures")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder for the encoded pictures, about 25 MB")
-    parser.add_argument("--jobs", type=_positive, help="processes of one thread each (default: one a core)")
+    parser.add_argument("--jobs", type=positive, help="processes of one thread each (default: one a core)")
     parser.add_argument("--quick", action="store_true", help="smoke run: few pictures, one seed, two epochs")
     return parser
 
@@ -88,7 +88,7 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "otter_losses" / "demo"
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not positive")

