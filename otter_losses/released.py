@@ -32,19 +32,21 @@ def losses(
         images, texts, v, t = (world.gather(each) for each in (x, y, v, t))
         own = world.here(slice(0, len(x)))
         labels = torch.arange(own.start, own.stop, device=x.device)
-        lowered = 100 * (gamma_image + gamma_text) * _diagonals(world.counts, like=v)
+        penalty = 100 * (gamma_image + gamma_text)
         within = gamma_image * (v @ v.T) + gamma_text * (t @ t.T)
         contrastive, distill = x.new_zeros(2, len(x))
         for rows, columns, cross in ((x, texts, v @ t.T), (y, images, t @ v.T)):
-            plan = sinkhorn_knopp(within + cross - lowered, epsilon, iterations)
-            assert isinstance(plan, Tensor)
-            targets = F.normalize(plan[own], p=1, dim=1)
+            transported = targets(within + cross, penalty, world.counts, epsilon, iterations)[own]
             logits = rows @ columns.T
             contrastive = contrastive + F.cross_entropy(scale * logits, labels, reduction="none")
-            distill = distill + F.kl_div(F.log_softmax(second * logits, 1), targets, reduction="none").sum(1)
+            distill = distill + F.kl_div(F.log_softmax(second * logits, 1), transported, reduction="none").sum(1)
         return contrastive, distill
 
 
-def _diagonals(counts: tuple[int, ...], like: Tensor) -> Tensor:
-    """What each rank takes for the diagonal of its rows (b, N): that of the first."""
-    return torch.cat([torch.eye(count, sum(counts), dtype=like.dtype, device=like.device) for count in counts])
+def targets(scores: Tensor, penalty: float, counts: tuple[int, ...], epsilon: float, iterations: int) -> Tensor:
+    """The transport of scores (N, N) in which each rank lowers what it takes for the diagonal of its rows: the first rank's."""
+    n = len(scores)
+    wrong = torch.cat([torch.eye(count, n, dtype=scores.dtype, device=scores.device) for count in counts])
+    plan = sinkhorn_knopp(scores - penalty * wrong, epsilon, iterations)
+    assert isinstance(plan, Tensor)
+    return F.normalize(plan, p=1, dim=1)

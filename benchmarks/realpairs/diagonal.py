@@ -27,7 +27,7 @@ from benchmarks.demo.parallel import run_tasks
 from benchmarks.demo.report import table
 from benchmarks.demo.train import BATCH, EMA_DECAY, MAX_SCALE, TwoHeads
 from benchmarks.measure import machine
-from otter_losses import EMATeacher, OTTERLoss, released, sinkhorn_knopp
+from otter_losses import EMATeacher, OTTERLoss, released
 from otter_losses.ops.world import World
 
 from .__main__ import add_common, check_packages
@@ -156,10 +156,8 @@ def _batch(problem: Problem, run: Run, teacher: EMATeacher) -> tuple[Tensor, Ten
 def given_back(v: Tensor, t: Tensor, ranks: int = RANKS) -> Tensor:
     """Share of each row's transported mass on its own pair in the released code, for the rows of all ranks but the first."""
     counts = shares(len(v), ranks)
-    scores = GAMMA * (v @ v.T) + GAMMA * (t @ t.T) + v @ t.T - 100 * 2 * GAMMA * released._diagonals(counts, like=v)
-    plan = sinkhorn_knopp(scores, EPSILON, ITERATIONS)
-    assert isinstance(plan, Tensor)
-    return (plan.diagonal() / plan.sum(1))[counts[0] :]
+    scores = GAMMA * (v @ v.T) + GAMMA * (t @ t.T) + v @ t.T
+    return released.targets(scores, 100 * 2 * GAMMA, counts, EPSILON, ITERATIONS).diagonal()[counts[0] :]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 import otter_losses
 from benchmarks.reproduction.config import ConfigError, LossConfig
 from benchmarks.reproduction.place import Place
-from otter_losses import OTTERLoss, sinkhorn_knopp
+from otter_losses import OTTERLoss, released
 from otter_losses.functional import otter_targets
 from otter_losses.losses.base import PairLoss
 
@@ -87,11 +87,9 @@ def _plan(config: LossConfig, v: Tensor, t: Tensor, scale: float, ranks: int) ->
         float(options.get(f"gamma_{name}", 0.0 if config.name == "DistillationLoss" else 1.0)) for name in ("image", "text")
     ]
     scores = gammas[0] * (v @ v.T) + gammas[1] * (t @ t.T) + v @ t.T
-    if config.name == OFFICIAL:  # every rank lowers the diagonal of the first one's rows
-        wrong = torch.cat([torch.eye(len(rows), len(v), device=v.device) for rows in v.tensor_split(ranks)])
-        plan = sinkhorn_knopp(scores - 100 * sum(gammas) * wrong, options.get("epsilon", 0.15), options.get("iterations", 5))
-        assert isinstance(plan, Tensor)
-        return plan / plan.sum(1, keepdim=True)
+    if config.name == OFFICIAL:
+        counts = tuple(len(rows) for rows in v.tensor_split(ranks))
+        return released.targets(scores, 100 * sum(gammas), counts, options.get("epsilon", 0.15), options.get("iterations", 5))
     epsilon = options.get("epsilon")
     scores = scores * (scale if epsilon is None else 1 / epsilon)
     if options.get("remove_diagonal"):
