@@ -67,8 +67,9 @@ def otter_loss(
         scales = scale, scale if second is None else second
         parts = released.losses(x, y, v, t, *scales, epsilon, iterations, gamma_image, gamma_text, world)
         return _combine(alpha, *parts, logit_bias, output_dict, world)
+    shares = _shares(alpha, world.pairs(len(x)))
     local = scope == "local" and bool(world)
-    among = ALONE if local else world
+    among = world if shares and not local else ALONE
     teacher = _teacher(x, dist_image_features, dist_text_features, among)
     penalty = 100 * (gamma_image + gamma_text) if official else math.inf
 
@@ -99,7 +100,6 @@ def otter_loss(
     def of_given(scale: Tensor, room: int) -> Tensor:
         return _contrastive(x, y, texts, scale, room, backend, world)
 
-    shares = _shares(alpha, world.pairs(len(x)))
     if not shares:
         contrastive = of_given(scale, _room(max_memory))
         distill = torch.zeros_like(contrastive)
@@ -222,8 +222,9 @@ def distillation_loss(
     n = world.pairs(len(x))
     checks.check_alpha(alpha, len(x), x.device)
     checks.check_transport(1.0 if epsilon is None else epsilon, 1, gamma_image, gamma_text)
-    v, t = _teacher(x, dist_image_features, dist_text_features, world)
-    if not _shares(alpha, n):
+    shares = _shares(alpha, n)
+    v, t = _teacher(x, dist_image_features, dist_text_features, world if shares else ALONE)
+    if not shares:
         contrastive = _contrastive(x, y, texts, scale, _room(max_memory), backend, world)
         return _combine(alpha, contrastive, torch.zeros_like(contrastive), logit_bias, output_dict, world)
     if epsilon is None:

@@ -93,6 +93,7 @@ def work(rank: int, folder: str) -> None:
     batch = [each.float() for each in (*student, *teacher)]
     world = World.of(None, (LOCAL,) * RANKS)
     results: dict[str, Any] = {f"sent {iterations}": sent(world, batch, iterations=iterations) for iterations in (1, 5)}
+    results["sent for given pairs"] = sent(world, batch, alpha=1.0)
     results["sent locally"] = sent(world, batch, scope="local")
     results |= {f"largest {keep}": largest(world, batch, keep) for keep in (False, True)}
     torch.save(results, f"{folder}/{rank}.pt")
@@ -126,9 +127,10 @@ def test_features_cross_once_and_every_sweep_sends_sums(ranks: list[dict[str, An
         assert found["reduce_scatter"] == [LOCAL * WIDTH]  # the texts' gradient
 
 
-def test_nothing_of_the_teacher_crosses_in_the_local_scope(ranks: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("name", ["sent locally", "sent for given pairs"])
+def test_nothing_of_the_teacher_crosses_that_is_not_needed(ranks: list[dict[str, Any]], name: str) -> None:
     for results in ranks:
-        found = results["sent locally"]
+        found = results[name]
         assert found["all_gather"] == [LOCAL * WIDTH, 2 * LOCAL]
         assert found["all_reduce"] == [PAIRS, PAIRS, 1, 1]  # as InfoNCE: column log-sum-exp, means
         assert found["reduce_scatter"] == [LOCAL * WIDTH]
