@@ -30,7 +30,7 @@ def losses(
     with torch.autocast(x.device.type, enabled=False):
         x, y, v, t = (each.to(contract.computing(x)) for each in (x, y, v.detach(), t.detach()))
         images, texts, v, t = (world.gather(each) for each in (x, y, v, t))
-        own = world.here(slice(0, len(x)))
+        own = world.own(len(x))
         labels = torch.arange(own.start, own.stop, device=x.device)
         penalty = 100 * (gamma_image + gamma_text)
         within = gamma_image * (v @ v.T) + gamma_text * (t @ t.T)

@@ -35,12 +35,8 @@ class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found
 
 
-def own_of(world: World) -> slice:
-    return world.here(slice(0, LOCAL))
-
-
 def step(world: World, batch: list[Tensor], **options: Any) -> None:
-    x, y, v, t = (each[own_of(world)] for each in batch)
+    x, y, v, t = (each[world.own(LOCAL)] for each in batch)
     student = x.requires_grad_(), y.requires_grad_()
     value = otter_loss(*student, 10.0, dist_image_features=v, dist_text_features=t, world=world, **options)
     assert isinstance(value, Tensor)
@@ -72,7 +68,7 @@ def sent(world: World, batch: list[Tensor], **options: Any) -> dict[str, list[in
 
 def largest(world: World, batch: list[Tensor], keep: bool) -> int:
     x, y, v, t = batch
-    own = own_of(world)
+    own = world.own(LOCAL)
     sharpness, scale = torch.tensor(6.0), torch.tensor(10.0)
     asked = contract.Teacher(Similarity(v, t, sharpness, 1.0, 1.0, torch.inf, own), 40.0, 5)
     storage = contract.Storage(torch.float32 if keep else None, keep)

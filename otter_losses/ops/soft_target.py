@@ -64,13 +64,10 @@ def soft_target(
     or exponentials, (b, N), empty where they are recomputed; and a state (4,), which the backend that wrote it understands.
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        teacher, world = None, World(group, tuple(counts))
+        world = World(group, tuple(counts))
         y = y if texts is None else texts
-        if sharpness is not None:
-            features = _features(x, y, v, t)
-            rows = world.here(slice(0, len(x)))
-            similarity = Similarity(*features, sharpness, gamma_image, gamma_text, diagonal_penalty, rows)
-            teacher = Teacher(similarity, spread, iterations, entropy)
+        similarity = _similarity(x, y, v, t, sharpness, gamma_image, gamma_text, diagonal_penalty, world)
+        teacher = None if similarity is None else Teacher(similarity, spread, iterations, entropy)
         given = Given(own, share)
         storage = _storage(x, len(y), sharpness, diagonal_penalty, spread, max_memory, backend)
         with dispatch.advice_on_memory(max_memory, x.device):
@@ -83,9 +80,22 @@ def soft_target(
         return pair_losses(saved[0], given, x, y, scale, teacher, world), *saved
 
 
-def _features(x: Tensor, y: Tensor, v: Tensor | None, t: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The teacher's: those given, or the student's own."""
-    return x if v is None else v, y if t is None else t
+def _similarity(
+    x: Tensor,
+    y: Tensor,
+    v: Tensor | None,
+    t: Tensor | None,
+    sharpness: Tensor | None,
+    gamma_image: float,
+    gamma_text: float,
+    diagonal_penalty: float,
+    world: World,
+) -> Similarity | None:
+    """Of the teacher's features, those given or the student's own, where a teacher is asked for."""
+    if sharpness is None:
+        return None
+    v, t = x if v is None else v, y if t is None else t
+    return Similarity(v, t, sharpness, gamma_image, gamma_text, diagonal_penalty, world.own(len(x)))
 
 
 def _storage(
@@ -157,12 +167,9 @@ def soft_target_backward(
     Either product is left out, and its gradient empty, where it is not wanted; the scale's gradient needs one of them.
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        teacher, world = None, World(group, tuple(counts))
-        if sharpness is not None:
-            features = _features(x, y, v, t)
-            rows = world.here(slice(0, len(x)))
-            similarity = Similarity(*features, sharpness, gamma_image, gamma_text, diagonal_penalty, rows)
-            teacher = Teacher(similarity, spread)
+        world = World(group, tuple(counts))
+        similarity = _similarity(x, y, v, t, sharpness, gamma_image, gamma_text, diagonal_penalty, world)
+        teacher = None if similarity is None else Teacher(similarity, spread)
         saved = statistics, scalings, stored, cosines, state
         weights = Weights.of(gradient, Given(own, share), world)
         with dispatch.advice_on_memory(max_memory, x.device):

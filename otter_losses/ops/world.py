@@ -59,6 +59,10 @@ class World:
         start = self.start
         return slice(start + rows.start, start + rows.stop)
 
+    def own(self, pairs: int) -> slice:
+        """The place of this rank's pairs, so many, in the whole batch."""
+        return self.here(slice(0, pairs))
+
     def _reduce(self, values: Tensor, how: "dist.ReduceOp.RedOpType") -> None:
         with naming_the_lost(self.group):
             dist.all_reduce(values, how, group=self.group)

@@ -30,7 +30,7 @@ def forward(x: Tensor, y: Tensor, scale: Tensor, asked: Teacher | None, storage:
     n = len(y)
     own_teacher = asked is not None and asked.similarity.v is x and asked.similarity.t is y
     x, y = x.to(computing(x)), y.to(computing(x))
-    own = world.here(slice(0, len(x)))
+    own = world.own(len(x))
     statistics, scalings = x.new_zeros(7, n), x.new_zeros(4, n)
     image_rows, text_rows, image_columns, text_columns = scalings
     statistics[COLUMN_LSE] = -torch.inf

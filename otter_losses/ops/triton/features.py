@@ -139,7 +139,7 @@ class FeatureGradients:
         if self.wants_dy:
             found, lost = self.world.scatter(self.dy_total), self.world.scatter(self.column_residual)
             inner = self.factor.new_empty(len(found))
-            y = self.y[self.world.here(slice(0, len(found)))]
+            y = self.y[self.world.own(len(found))]
             self._finish(found, self.x_octave, (self.diagonal, lost, self.x), y, dy, inner)
             self.inner = self.inner if self.wants_dx else inner
         return self.dx, dy, self.inner.sum()
