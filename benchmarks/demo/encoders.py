@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,18 @@ class TextEncoder:
         mask = torch.tensor([encoding.attention_mask for encoding in encodings], dtype=torch.bool)
         hidden = self.module(tokens, mask).masked_fill(~mask[..., None], 0)
         return normalize(hidden.sum(dim=1) / mask.sum(dim=1, keepdim=True), dim=-1)
+
+
+@lru_cache
+def image_encoder() -> ImageEncoder:
+    """That of this process."""
+    return ImageEncoder()
+
+
+@lru_cache
+def text_encoder() -> TextEncoder:
+    """That of this process."""
+    return TextEncoder()
 
 
 class _MiniLM(nn.Module):

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import astuple
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cache import Arrays, load_or_make
-from .encoders import IMAGE_SIZE, ImageEncoder, TextEncoder
+from .encoders import IMAGE_SIZE, image_encoder, text_encoder
 from .pairs import Pair, render
 from .parallel import run_tasks
 from .problem import Features
@@ -57,16 +56,6 @@ def _encode_all(pairs: Sequence[Pair], jobs: int) -> Arrays:
 
 def _encode(shared: None, pairs: Sequence[Pair]) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
     pictures = [render(pair, IMAGE_SIZE) for pair in pairs]
-    images = _image_encoder()(pictures)
-    texts = _text_encoder()([pair.caption for pair in pairs])
+    images = image_encoder()(pictures)
+    texts = text_encoder()([pair.caption for pair in pairs])
     return images.half().numpy(), texts.half().numpy()
-
-
-@lru_cache
-def _image_encoder() -> ImageEncoder:
-    return ImageEncoder()
-
-
-@lru_cache
-def _text_encoder() -> TextEncoder:
-    return TextEncoder()

@@ -6,7 +6,6 @@ The file is smaller than 100 MB; once it is there, neither the archives nor the 
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.demo.cache import Arrays, load_or_make
-from benchmarks.demo.encoders import IMAGE_SIZE, ImageEncoder, TextEncoder
+from benchmarks.demo.encoders import IMAGE_SIZE, image_encoder, text_encoder
 from benchmarks.demo.parallel import run_tasks
 
 from .packages import DEBIAN_PACKAGE, NPM_VERSIONS, debian_archive
@@ -112,18 +111,8 @@ def _draw(shared: None, drawings: list[Drawing]) -> tuple[NDArray[np.uint8], NDA
 
 def _encode_pictures(shared: None, drawings: list[Drawing]) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
     pictures, there = _draw(shared, drawings)
-    return _image_encoder()([Image.fromarray(picture) for picture in pictures]).half().numpy(), there
+    return image_encoder()([Image.fromarray(picture) for picture in pictures]).half().numpy(), there
 
 
 def _encode_texts(shared: None, texts: list[str]) -> NDArray[np.float16]:
-    return _text_encoder()(texts).half().numpy()
-
-
-@lru_cache
-def _image_encoder() -> ImageEncoder:
-    return ImageEncoder()
-
-
-@lru_cache
-def _text_encoder() -> TextEncoder:
-    return TextEncoder()
+    return text_encoder()(texts).half().numpy()

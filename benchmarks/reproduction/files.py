@@ -1,8 +1,12 @@
-"""Tables, lists and folders of pictures, as found on disk."""
+"""Tables, lists and folders of pictures, as found on disk; and files that are replaced whole."""
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 """Endings of the files that count as pictures."""
@@ -57,6 +61,21 @@ def without_ending(name: str) -> str:
     """A path without the ending of a picture."""
     base, dot, ending = name.rpartition(".")
     return base if f"{dot}{ending}".lower() in PICTURES else name
+
+
+@contextmanager
+def replacing(path: Path, mode: str = "w") -> Iterator[Any]:
+    """A file to write, which is moved to `path` once it is whole and on the disk; after an error all is as it was."""
+    encoding = None if "b" in mode else "utf-8"
+    with NamedTemporaryFile(mode, dir=path.parent, prefix=f".{path.name}.", delete=False, encoding=encoding) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
 def read_lines(path: Path) -> Iterator[str]:

@@ -1,11 +1,11 @@
 """Result files: one a benchmark and checkpoint, written by ``evaluate`` alone and read by ``table`` alone."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
+
+from benchmarks.reproduction.files import replacing
 
 FORMAT = 1
 KEYS = frozenset({"format", "benchmark", "scores", "pictures", "model", "versions"})
@@ -29,15 +29,8 @@ def write(path: Path, result: Mapping[str, Any]) -> None:
         raise ValueError(f"a result needs {', '.join(sorted(missing))}")
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with replacing(path) as file:
+        file.write(text)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """The list of addresses that img2dataset downloads, and its command."""
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from benchmarks.reproduction.bad import Bad, Tally
 from benchmarks.reproduction.captions import Row
+from benchmarks.reproduction.files import replacing
 
 URLS = "urls.jsonl"
 
@@ -19,20 +18,13 @@ def write_urls(folder: Path, rows: Iterable[Row | Bad]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     count, bad = 0, Tally()
-    with NamedTemporaryFile("w", dir=folder, prefix=f".{URLS}.", delete=False, encoding="utf-8") as file:
-        try:
-            for row in rows:
-                if isinstance(row, Row) and row.url:
-                    file.write(json.dumps({"key": row.key, "caption": row.caption, "url": row.url}) + "\n")
-                    count += 1
-                else:
-                    bad.add(row if isinstance(row, Bad) else Bad(row.key, "no address"))
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, folder / URLS)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with replacing(folder / URLS) as file:
+        for row in rows:
+            if isinstance(row, Row) and row.url:
+                file.write(json.dumps({"key": row.key, "caption": row.caption, "url": row.url}) + "\n")
+                count += 1
+            else:
+                bad.add(row if isinstance(row, Bad) else Bad(row.key, "no address"))
     bad.show()
     print(f"{count:,} addresses in {folder / URLS}")
     print(f"Download (pip install img2dataset), then prepare what came:\n{download_command(folder)}")
