@@ -9,7 +9,25 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-from otter_losses import SinkhornResult, sinkhorn_knopp
+from otter_losses import (
+    DistillationLoss,
+    InfoNCELoss,
+    LabelSmoothingLoss,
+    OTTERLoss,
+    SigLIPLoss,
+    SinkhornResult,
+    sinkhorn_knopp,
+)
+from otter_losses.losses.base import PairLoss
+
+LOSSES: dict[str, Callable[..., PairLoss]] = {
+    "otter": OTTERLoss,
+    "info_nce": InfoNCELoss,
+    "label_smoothing": LabelSmoothingLoss,
+    "distillation": DistillationLoss,
+    "siglip": SigLIPLoss,
+}
+"""Every loss with its defaults."""
 
 FAMILIES = ("random", "clustered", "duplicated", "outlier", "equal", "permutation")
 

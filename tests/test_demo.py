@@ -1,7 +1,6 @@
 """The demo's own arithmetic; its pictures and encoders are tried by ``benchmarks/demo.sh --quick``."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -112,15 +111,6 @@ def test_problem_labels_each_picture_with_the_features_of_its_name(toy: Problem)
     assert len(toy.names) == 100
     np.testing.assert_array_equal(toy.names[[toy.labels[index] for index in held_out]], toy.features.texts[held_out])
     assert set(toy.labels[200:]) == {-1}
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As in the demo's workers."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("one_thread")

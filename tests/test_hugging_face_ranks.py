@@ -9,7 +9,6 @@ import test_sentence_transformers as sentences
 import test_transformers as clips
 import torch
 import torch.distributed as dist
-from test_sentence_transformers import one_thread  # noqa: F401  a fixture
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 

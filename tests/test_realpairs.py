@@ -3,7 +3,6 @@
 import io
 import json
 import tarfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -248,14 +247,6 @@ def test_tests_have_the_stated_names(collection: Collection, problem: Problem) -
     for test in (emoji, art):
         own = collection.of_texts([collection.pairs[index].name for index in test.pictures])
         np.testing.assert_array_equal(test.names[test.labels], own)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("one_thread")

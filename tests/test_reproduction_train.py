@@ -10,7 +10,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from importlib import import_module
 from importlib.util import find_spec
@@ -32,7 +32,10 @@ from benchmarks.reproduction.prepare import make_synthetic
 from benchmarks.reproduction.train import STOPPED, TrainingError, train
 from benchmarks.reproduction.trainer import Trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),
+]
 ROWS = ("info_nce", "label_smoothing", "distillation", "otter", "otter_official")
 ON_TOP = ("fbnet_c", "sentence_bert", "yfcc15m", "wit")
 ALONE = Place(0, 1, torch.device("cpu"))
@@ -86,15 +89,6 @@ def assert_same_to_the_bit(one: dict[str, Any], other: dict[str, Any]) -> None:
 def events(folder: Path, name: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [line for line in lines if line["event"] == name]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As many as a forked process can use; sums are then the same in all."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """sentence-transformers' own trainer, cache and wrappers drive our losses over pairs of texts."""
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +22,13 @@ from docs.examples.sentence_transformers import load_names, train_tokenizer
 from otter_losses import EMATeacher, InfoNCELoss, OTTERLoss
 from otter_losses.integrations.sentence_transformers import CachedPairRankingLoss, PairRankingLoss
 
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set:UserWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set:UserWarning"),
+]
 
 PAIRS, BATCH = 8, 4
 RATE = 0.5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower with more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import copy
 import runpy
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,14 @@ from otter_losses import DistillationLoss, EMATeacher, InfoNCELoss, OTTERLoss, S
 from otter_losses.integrations.transformers import PairLossTrainer
 from otter_losses.losses.base import PairLoss
 
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set:UserWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set:UserWarning"),
+]
 
 PAIRS, BATCH = 8, 4
 LENGTH, WORDS, END = 6, 20, 1
 RATE = 0.05
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower with more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_model(kind: str = "clip") -> Any:
