@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from otter_losses.distributed.dtensor import is_sharded
 from otter_losses.ops.domains import reads_freely
 
 _debug = os.environ.get("OTTER_LOSSES_DEBUG", "0") not in ("", "0")
@@ -56,11 +57,6 @@ def ranks_may_talk(features: object) -> bool:
 def savable(tensor: Tensor) -> Tensor:
     """The tensor, copied if it was made under `torch.inference_mode`: autograd keeps no such tensor for its backward."""
     return tensor.clone() if not torch.compiler.is_compiling() and tensor.is_inference() else tensor
-
-
-def is_sharded(tensor: object) -> bool:
-    """Whether it is a DTensor, as the parameters of a model under `fully_shard` are outside its forward."""
-    return isinstance(tensor, Tensor) and hasattr(tensor, "full_tensor")
 
 
 def check_backend(backend: str, shipped: tuple[str, ...] = BACKENDS) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from otter_losses import checks
-from otter_losses.functional import Parts
+from otter_losses.losses.batch import Parts
 
 REPEATED = 0.05
 """Relative difference of features up to which two passes count as one: kernels may round differently with and without a graph."""

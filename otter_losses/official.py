@@ -4,49 +4,56 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from otter_losses.ops import contract
-from otter_losses.ops.world import World
+from otter_losses.distributed.shard import BatchShard
+from otter_losses.ops.problem import Student
 from otter_losses.sinkhorn import sinkhorn_knopp
 
 
+def diagonal_penalty(gamma_image: float, gamma_text: float) -> float:
+    """What the released code lowers the given pairs' similarities by."""
+    return 100 * (gamma_image + gamma_text)
+
+
 def losses(
-    x: Tensor,
-    y: Tensor,
-    v: Tensor,
-    t: Tensor,
-    scale: Tensor,
-    second: Tensor,
+    student: Student,
+    distill_logit_scale: Tensor,
+    dist_image_features: Tensor,
+    dist_text_features: Tensor,
+    shard: BatchShard,
+    *,
     epsilon: float,
     iterations: int,
     gamma_image: float,
     gamma_text: float,
-    world: World,
 ) -> tuple[Tensor, Tensor]:
     """Cross entropy of the given pairs, and divergence from the transported targets, of this rank's rows, (b,).
 
     Both directions are summed. As in the released code every rank solves the whole N x N problem, and no gradient flows through
     what was gathered from the ranks.
     """
-    with torch.autocast(x.device.type, enabled=False):
-        x, y, v, t = (each.to(contract.computing(x)) for each in (x, y, v.detach(), t.detach()))
-        images, texts, v, t = (world.gather(each) for each in (x, y, v, t))
-        own = world.own(len(x))
-        labels = torch.arange(own.start, own.stop, device=x.device)
-        penalty = 100 * (gamma_image + gamma_text)
+    dtype = student.logit_scale.dtype
+    with torch.autocast(student.image_features.device.type, enabled=False):
+        x, y = student.image_features.to(dtype), student.text_features.to(dtype)
+        v, t = (shard.all_gather(each.detach().to(dtype)) for each in (dist_image_features, dist_text_features))
+        images, texts = shard.all_gather(x), shard.all_gather(y)
+        rows = shard.local_slice(len(x))
+        labels = torch.arange(rows.start, rows.stop, device=x.device)
+        penalty = diagonal_penalty(gamma_image, gamma_text)
         within = gamma_image * (v @ v.T) + gamma_text * (t @ t.T)
-        contrastive, distill = x.new_zeros(2, len(x))
-        for rows, columns, cross in ((x, texts, v @ t.T), (y, images, t @ v.T)):
-            transported = targets(within + cross, penalty, world.counts, epsilon, iterations)[own]
-            logits = rows @ columns.T
-            contrastive = contrastive + F.cross_entropy(scale * logits, labels, reduction="none")
-            distill = distill + F.kl_div(F.log_softmax(second * logits, 1), transported, reduction="none").sum(1)
-        return contrastive, distill
+        given, matched = x.new_zeros(2, len(x))
+        for features, others, cross in ((x, texts, v @ t.T), (y, images, t @ v.T)):
+            transported = targets(within + cross, penalty, shard.sizes, epsilon, iterations)[rows]
+            logits = features @ others.T
+            given = given + F.cross_entropy(student.logit_scale * logits, labels, reduction="none")
+            log_softmax = F.log_softmax(distill_logit_scale * logits, 1)
+            matched = matched + F.kl_div(log_softmax, transported, reduction="none").sum(1)
+        return given, matched
 
 
-def targets(scores: Tensor, penalty: float, counts: tuple[int, ...], epsilon: float, iterations: int) -> Tensor:
+def targets(scores: Tensor, penalty: float, sizes: tuple[int, ...], epsilon: float, iterations: int) -> Tensor:
     """The transport of scores (N, N) in which each rank lowers what it takes for the diagonal of its rows: the first rank's."""
     n = len(scores)
-    wrong = torch.cat([torch.eye(count, n, dtype=scores.dtype, device=scores.device) for count in counts])
+    wrong = torch.cat([torch.eye(size, n, dtype=scores.dtype, device=scores.device) for size in sizes])
     plan = sinkhorn_knopp(scores - penalty * wrong, epsilon, iterations)
     assert isinstance(plan, Tensor)
     return F.normalize(plan, p=1, dim=1)

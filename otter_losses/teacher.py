@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.hooks import RemovableHandle
 
 from otter_losses import checks
+from otter_losses.distributed.dtensor import is_sharded
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -155,12 +156,12 @@ class EMATeacher(nn.Module):
 
     def _check_sharding(self, student: nn.Module) -> None:
         for (name, average), current in zip(self.module.named_parameters(), student.parameters(), strict=True):
-            if checks.is_sharded(average) and average.dtype in HALF:
+            if is_sharded(average) and average.dtype in HALF:
                 raise ValueError(
                     f"teacher.module is sharded and {name} of dtype {average.dtype}, whose small steps are averaged in float32; "
                     "need float32 parameters, computed in half precision by fully_shard's MixedPrecisionPolicy."
                 )
-            if checks.is_sharded(average) and not checks.is_sharded(current):
+            if is_sharded(average) and not is_sharded(current):
                 raise ValueError(
                     f"teacher.module is sharded and {name} of the model is not; need both sharded, or only the model. "
                     "Call fully_shard on the model as well."
@@ -198,14 +199,14 @@ def _sharded_modules(model: nn.Module) -> list[Any]:
 
 def _local(tensor: Tensor) -> Tensor:
     """This rank's shard of a DTensor; another tensor as it is."""
-    return tensor.to_local() if checks.is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def _beside(average: Tensor, current: Any) -> Tensor:
     """The part of the current tensor that this rank has of the average."""
-    if not checks.is_sharded(current):
+    if not is_sharded(current):
         return current  # type: ignore[no-any-return]
-    if not checks.is_sharded(average):
+    if not is_sharded(average):
         return current.full_tensor()  # type: ignore[no-any-return]
     place: Any = average
     return _local(current.redistribute(place.device_mesh, place.placements))

@@ -1,4 +1,4 @@
-"""What crosses between the ranks that share a batch: features once, then sums over pairs, O(N) a sweep."""
+"""One rank's pairs among those of a batch, and every collective of the losses: features once, then O(N) sums a sweep."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,144 +8,146 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from otter_losses.distributed import naming_the_lost
+from otter_losses.distributed.failures import naming_missing_ranks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup  # not there where torch is built without it
 
 
 @dataclass(frozen=True)
-class World:
-    """The ranks that share a batch, a process group by its name, and how many pairs each brings. Without a name one is alone.
+class BatchShard:
+    """The local pairs of a batch that the ranks of a process group share; without a group they are all of it.
 
-    Operators get the name alone; torch.compile traces collectives only of the group itself, the `known` one.
+    Every method then works within the one process: sums and gathers return what they are given.
+
+    Attributes:
+        group_name: the process group's name, all that an operator can be given; empty for one process.
+        sizes: pairs of each rank.
+        process_group: the group itself, the only form in which torch.compile traces collectives; None to look it up by name.
     """
 
-    name: str = ""
-    counts: tuple[int, ...] = ()
-    known: Any = None
+    group_name: str = ""
+    sizes: tuple[int, ...] = ()
+    process_group: Any = None
 
     @classmethod
-    def of(cls, group: "ProcessGroup | None", counts: Sequence[int]) -> "World":
-        """The ranks of a process group, by default of all processes."""
+    def of(cls, group: "ProcessGroup | None", sizes: Sequence[int]) -> "BatchShard":
+        """The shard of this rank in a process group, by default that of all processes."""
         named: Any = dist.group.WORLD if group is None else group
-        return cls(str(named.group_name), tuple(counts), named)
+        return cls(str(named.group_name), tuple(sizes), named)
 
-    def __bool__(self) -> bool:
-        """Whether there are others."""
-        return bool(self.name)
+    @property
+    def is_distributed(self) -> bool:
+        """Whether other ranks have pairs of the batch."""
+        return bool(self.group_name)
 
     @property
     def group(self) -> "ProcessGroup":
-        if self.known is not None:
-            return self.known  # type: ignore[no-any-return]
-        return dist.distributed_c10d._resolve_process_group(self.name)  # type: ignore[attr-defined, arg-type]
+        if self.process_group is not None:
+            return self.process_group  # type: ignore[no-any-return]
+        return dist.distributed_c10d._resolve_process_group(self.group_name)  # type: ignore[attr-defined, arg-type]
 
     @property
     def rank(self) -> int:
-        return dist.get_rank(self.group) if self else 0
+        return dist.get_rank(self.group) if self.is_distributed else 0
 
     @property
-    def start(self) -> int:
-        """The first of this rank's pairs among those of all."""
-        return sum(self.counts[: self.rank])
+    def row_offset(self) -> int:
+        """Row of this rank's first pair in the whole batch."""
+        return sum(self.sizes[: self.rank])
 
-    def pairs(self, own: int) -> int:
-        """Of all ranks, where this one has its own."""
-        return sum(self.counts) if self else own
+    def batch_size(self, local: int) -> int:
+        """Pairs N of all ranks, where this rank has so many."""
+        return sum(self.sizes) if self.is_distributed else local
 
-    def here(self, rows: slice) -> slice:
-        """The place of this rank's rows in the whole batch."""
-        start = self.start
-        return slice(start + rows.start, start + rows.stop)
+    def local_slice(self, local: int) -> slice:
+        """Rows of this rank's pairs, so many, in the whole batch."""
+        return slice(self.row_offset, self.row_offset + local)
 
-    def own(self, pairs: int) -> slice:
-        """The place of this rank's pairs, so many, in the whole batch."""
-        return self.here(slice(0, pairs))
+    def _all_reduce_(self, values: Tensor, operation: "dist.ReduceOp.RedOpType") -> None:
+        with naming_missing_ranks(self.group):
+            dist.all_reduce(values, operation, group=self.group)
 
-    def _reduce(self, values: Tensor, how: "dist.ReduceOp.RedOpType") -> None:
-        with naming_the_lost(self.group):
-            dist.all_reduce(values, how, group=self.group)
+    def all_reduce_sum_(self, partial: Tensor) -> Tensor:
+        """Sums over the ranks, entry by entry, in place."""
+        if self.is_distributed:
+            self._all_reduce_(partial, dist.ReduceOp.SUM)
+        return partial
 
-    def add(self, totals: Tensor) -> Tensor:
-        """Sums over the ranks, in place."""
-        if self:
-            self._reduce(totals, dist.ReduceOp.SUM)
-        return totals
-
-    def add_logarithms(self, totals: Tensor) -> Tensor:
-        """Logarithms of sums over the ranks, in place."""
-        if self:
-            top = self.highest(totals)
+    def all_reduce_logsumexp_(self, partial: Tensor) -> Tensor:
+        """Logarithms of sums over the ranks of exponentials, entry by entry, in place."""
+        if self.is_distributed:
+            top = self.all_reduce_max(partial)
             top.masked_fill_(top == -torch.inf, 0.0)
-            self.add(totals.sub_(top).exp_()).log_().add_(top)
-        return totals
+            self.all_reduce_sum_(partial.sub_(top).exp_()).log_().add_(top)
+        return partial
 
-    def highest(self, values: Tensor) -> Tensor:
-        """Over the ranks, one by one."""
-        if self:
+    def all_reduce_max(self, values: Tensor) -> Tensor:
+        """The greatest over the ranks, entry by entry."""
+        if self.is_distributed:
             values = values.clone()
-            self._reduce(values, dist.ReduceOp.MAX)
+            self._all_reduce_(values, dist.ReduceOp.MAX)
         return values
 
-    def gather(self, own: Tensor) -> Tensor:
+    def all_gather(self, local: Tensor) -> Tensor:
         """Rows (b, ...) of this rank to rows (N, ...) of all ranks in rank order, without gradient."""
-        if not self:
-            return own
-        own = own.detach().contiguous()
-        most = max(self.counts)
-        whole = own.new_empty(len(self.counts) * most, *own.shape[1:])
-        if len(own) < most:
-            own = torch.cat((own, own.new_zeros(most - len(own), *own.shape[1:])))
+        if not self.is_distributed:
+            return local
+        local = local.detach().contiguous()
+        most = max(self.sizes)
+        whole = local.new_empty(len(self.sizes) * most, *local.shape[1:])
+        if len(local) < most:
+            local = torch.cat((local, local.new_zeros(most - len(local), *local.shape[1:])))
         parts = list(whole.split(most))  # type: ignore[no-untyped-call]
-        with naming_the_lost(self.group):
-            dist.all_gather(parts, own, group=self.group)
-        if min(self.counts) == most:
+        with naming_missing_ranks(self.group):
+            dist.all_gather(parts, local, group=self.group)
+        if min(self.sizes) == most:
             return whole
-        return torch.cat([part[:count] for part, count in zip(parts, self.counts, strict=True)])
+        return torch.cat([part[:size] for part, size in zip(parts, self.sizes, strict=True)])
 
-    def scatter(self, totals: Tensor) -> Tensor:
-        """Of rows (N, ...), summed over the ranks, this rank's own (b, ...)."""
-        if not self:
-            return totals
-        parts = list(totals.contiguous().split(self.counts))  # type: ignore[no-untyped-call]
-        own = torch.empty_like(parts[self.rank])
-        with naming_the_lost(self.group):
+    def all_gather_columns(self, local: Tensor) -> Tensor:
+        """Columns (..., b) of this rank to columns (..., N) of all ranks."""
+        return self.all_gather(local.movedim(-1, 0)).movedim(0, -1).contiguous() if self.is_distributed else local
+
+    def reduce_scatter(self, partial: Tensor) -> Tensor:
+        """Of rows (N, ...), summed over the ranks, those of this rank's pairs (b, ...)."""
+        if not self.is_distributed:
+            return partial
+        parts = list(partial.contiguous().split(self.sizes))  # type: ignore[no-untyped-call]
+        local = torch.empty_like(parts[self.rank])
+        with naming_missing_ranks(self.group):
             try:
-                dist.reduce_scatter(own, parts, group=self.group)
+                dist.reduce_scatter(local, parts, group=self.group)
             except RuntimeError as error:
                 if "does not support" not in str(error):  # gloo before torch 2.13
                     raise
-                dist.all_reduce(totals, group=self.group)
-                own = parts[self.rank].clone()
-        return own
+                dist.all_reduce(partial, group=self.group)
+                local = parts[self.rank].clone()
+        return local
 
-    def all_of(self, own: Tensor) -> Tensor:
-        """Columns (..., b) of this rank's pairs to (..., N) of all."""
-        return self.gather(own.movedim(-1, 0)).movedim(0, -1).contiguous() if self else own
+    def mean(self, values: Tensor) -> Tensor:
+        """Values (b,) of this rank's pairs to their mean over the pairs of all ranks, 0-D.
+
+        Every rank gets the value of the whole batch, and W times its share of the gradient: DDP's mean over the ranks is then
+        exactly the gradient that one process with the whole batch would have, also where the ranks bring different numbers of
+        pairs.
+        """
+        if not self.is_distributed:
+            return values.mean()
+        value: Tensor = _Mean.apply(values, self)  # type: ignore[no-untyped-call]
+        return value
 
 
-ALONE = World()
+WHOLE_BATCH = BatchShard()
+"""The shard of one process that has all pairs."""
 
 
 class _Mean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, world: World) -> Tensor:
-        ctx.counts, ctx.rank = world.counts, world.rank
-        return world.add(values.sum()) / sum(world.counts)
+    def forward(ctx: Any, values: Tensor, shard: BatchShard) -> Tensor:
+        ctx.sizes, ctx.rank = shard.sizes, shard.rank
+        return shard.all_reduce_sum_(values.sum()) / sum(shard.sizes)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return (gradient * (len(ctx.counts) / sum(ctx.counts))).expand(ctx.counts[ctx.rank]), None
-
-
-def mean(values: Tensor, world: World) -> Tensor:
-    """Values (b,) of this rank's pairs -> their mean over the pairs of all ranks, 0-D.
-
-    Every rank gets the value of the whole batch, and W times its share of the gradient: DDP's mean over the ranks is then exactly
-    the gradient that one process with the whole batch would have, also where the ranks bring different numbers of pairs.
-    """
-    if not world:
-        return values.mean()
-    found: Tensor = _Mean.apply(values, world)  # type: ignore[no-untyped-call]
-    return found
+        return (gradient * (len(ctx.sizes) / sum(ctx.sizes))).expand(ctx.sizes[ctx.rank]), None

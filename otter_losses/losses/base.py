@@ -1,20 +1,41 @@
 """What all loss modules share: open_clip's constructor and calling contract."""
 
+import inspect
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
+import torch
 from torch import Tensor, nn
 
-from otter_losses import checks, distributed
-from otter_losses.functional import Parts
+from otter_losses import checks
+from otter_losses.distributed import agreement
+from otter_losses.distributed.dtensor import full_tensor
+from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
+from otter_losses.losses.batch import Parts
 from otter_losses.ops import dispatch
-from otter_losses.ops.world import ALONE, World
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup  # not there where torch is built without it
+    from typing_extensions import Unpack as Unpack
 
-Features = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-COMPARED = ("image_features", "text_features", "dist_image_features", "dist_text_features", "alpha")
+PerPairCheck = Callable[[Tensor | float, int, torch.device], None]
+"""Raises where a call's argument is no number, nor one for each of so many pairs on that device."""
+
+
+class Contract(TypedDict, total=False):
+    """The constructor's arguments that all losses have; see `PairLoss`."""
+
+    local_loss: bool
+    gather_with_grad: bool
+    cache_labels: bool
+    rank: int
+    world_size: int
+    use_horovod: bool
+    group: "ProcessGroup | None"
+    uneven: bool
+    backend: str
+    max_memory: int | None
 
 
 class PairLoss(nn.Module):
@@ -29,7 +50,29 @@ class PairLoss(nn.Module):
     Ranks may bring different numbers of pairs, as in an uneven last batch: on the CPU always, on a GPU and for a compiled loss
     with ``uneven=True`` on all ranks, which stops the device at every step to compare the numbers. What is wrong on one rank is
     then an error on all.
+
+    A subclass names the function it computes; its constructor's own arguments are that function's options, kept as attributes of
+    their names.
+
+    Attributes:
+        function: the pure function beneath.
+        per_pair: options that a call overrides with one value a pair, and how such values are checked.
+        scales: options of a call that are numbers, or one-element tensors that may have a gradient.
     """
+
+    function: ClassVar[Callable[..., Tensor | Parts]]
+    per_pair: ClassVar[dict[str, PerPairCheck]] = {}
+    scales: ClassVar[tuple[str, ...]] = ()
+    _option_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        cls._option_names = tuple(
+            each.name
+            for each in parameters
+            if each.kind is each.POSITIONAL_OR_KEYWORD and each.name not in ("self", *Contract.__annotations__)
+        )
 
     def __init__(
         self,
@@ -69,38 +112,8 @@ class PairLoss(nn.Module):
         self.max_memory = max_memory
 
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of the function beneath, beyond `backend` and `max_memory`."""
-        return {}
-
-    def compute(self, *args: Any, **kwargs: Any) -> Tensor | Parts:
-        """The function beneath."""
-        raise NotImplementedError(f"{type(self).__name__} must name the function it computes.")
-
-    def _agreed(self, features: Features, scalars: dict[str, Tensor | float | None], overrides: dict[str, Any]) -> World:
-        """How the ranks share the batch, once all of them have found nothing wrong."""
-        distributed.check_initialised(self.world_size)
-        image, text, dist_image, dist_text = features
-        alpha, backend = overrides.get("alpha"), overrides.get("backend", self.backend)
-
-        def check() -> None:
-            distributed.check_world(self.rank, self.world_size, self.group)
-            checks.check_features("image_features", image, "text_features", text)
-            checks.check_teacher(dist_image, dist_text, len(image), image.device)
-            for name, value in scalars.items():
-                if value is not None:
-                    checks.check_scalar(name, value)
-            if isinstance(alpha, Tensor):
-                checks.check_alpha(alpha, len(image), image.device)
-            checks.check_backend(backend)
-            dispatch.check_usable(backend, image)
-
-        per_pair = alpha if isinstance(alpha, Tensor) and alpha.dim() == 1 else None
-        named = dict(zip(COMPARED, (*features, per_pair), strict=True))
-        exchange = self.uneven or checks.ranks_may_talk(image)
-        options = {**self.options(), "backend": backend, **overrides}
-        words = {name: "a tensor" if isinstance(value, Tensor) else value for name, value in options.items()}
-        counts = distributed.agree(named, scalars, f"{type(self).__name__}({words})", check, exchange, self.group)
-        return World.of(self.group, counts)
+        """Keyword arguments of the function beneath, beyond `backend`, `max_memory` and `shard`."""
+        return {name: getattr(self, name) for name in self._option_names}
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options().items())
@@ -137,22 +150,50 @@ class PairLoss(nn.Module):
         Raises:
             ValueError, TypeError: naming the argument, what came, what is needed and the fix.
         """
-        logit_scale, logit_bias, dist_logit_scale = map(distributed.whole, (logit_scale, logit_bias, dist_logit_scale))
-        if "distill_logit_scale" in overrides:
-            overrides["distill_logit_scale"] = distributed.whole(overrides["distill_logit_scale"])
-        features = (image_features, text_features, dist_image_features, dist_text_features)
-        world = ALONE
+        features = {
+            "image_features": image_features,
+            "text_features": text_features,
+            "dist_image_features": dist_image_features,
+            "dist_text_features": dist_text_features,
+        }
+        scalars = {
+            "logit_scale": full_tensor(logit_scale),
+            "logit_bias": full_tensor(logit_bias),
+            "dist_logit_scale": full_tensor(dist_logit_scale),
+        }
+        options = {**self.options(), "backend": self.backend, "max_memory": self.max_memory, **overrides}
+        for name in self.scales:
+            if name in options:
+                options[name] = full_tensor(options[name])
+        shard = WHOLE_BATCH
         if self.world_size > 1:
-            scalars = {"logit_scale": logit_scale, "logit_bias": logit_bias, "dist_logit_scale": dist_logit_scale}
-            second = {"distill_logit_scale": overrides.get("distill_logit_scale")}
-            world = self._agreed(features, {**scalars, **second}, overrides)
-        return self.compute(
-            *features[:2],
-            logit_scale,
-            logit_bias,
-            *features[2:],
-            dist_logit_scale,
-            dist_logit_bias,
-            output_dict,
-            **{**self.options(), "backend": self.backend, "max_memory": self.max_memory, "world": world, **overrides},
-        )
+            more = {name: options.get(name) for name in self.scales}
+            shard = self._agreed(features, {**scalars, **more}, options)
+        arguments = {**features, **scalars, "dist_logit_bias": dist_logit_bias, "output_dict": output_dict}
+        return type(self).function(**arguments, **{"shard": shard, **options})
+
+    def _agreed(self, features: dict[str, Any], scalars: dict[str, Tensor | float | None], options: dict[str, Any]) -> BatchShard:
+        """This rank's share of the batch, once all ranks have found nothing wrong."""
+        agreement.check_initialised(self.world_size)
+        image = features["image_features"]
+        per_pair = {name: options[name] for name in self.per_pair if isinstance(options.get(name), Tensor)}
+
+        def check() -> None:
+            agreement.check_world(self.rank, self.world_size, self.group)
+            checks.check_features("image_features", image, "text_features", features["text_features"])
+            checks.check_teacher(features["dist_image_features"], features["dist_text_features"], len(image), image.device)
+            for name, value in scalars.items():
+                if value is not None:
+                    checks.check_scalar(name, value)
+            for name, value in per_pair.items():
+                self.per_pair[name](value, len(image), image.device)
+            checks.check_backend(options["backend"])
+            dispatch.resolve(options["backend"], image, len(image))
+
+        vectors = {name: value if value.dim() == 1 else None for name, value in per_pair.items()}
+        named = {**features, **{name: vectors.get(name) for name in self.per_pair}}
+        compared = {name: value for name, value in options.items() if name != "max_memory"}
+        words = {name: "a tensor" if isinstance(value, Tensor) else value for name, value in compared.items()}
+        exchange = self.uneven or checks.ranks_may_talk(image)
+        sizes = agreement.agree(named, scalars, f"{type(self).__name__}({words})", check, exchange, self.group)
+        return BatchShard.of(self.group, sizes)

@@ -1,12 +1,75 @@
 """Self-distillation: InfoNCE beside a teacher's row softmaxes."""
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
 from otter_losses import checks
-from otter_losses.functional import Parts, distillation_loss
-from otter_losses.losses.base import PairLoss
+from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
+from otter_losses.losses.base import PairLoss, PerPairCheck
+from otter_losses.losses.batch import PairBatch, Parts
+from otter_losses.ops.cross_entropy import cross_entropy
+from otter_losses.ops.targets import HardTargets, SoftTargets, logit_range
+
+if TYPE_CHECKING:
+    from otter_losses.losses.base import Contract, Unpack
+
+
+def distillation_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float | None = None,
+    dist_image_features: Tensor | None = None,
+    dist_text_features: Tensor | None = None,
+    dist_logit_scale: Tensor | float | None = None,
+    dist_logit_bias: Tensor | float | None = None,
+    output_dict: bool = False,
+    *,
+    alpha: Tensor | float = 0.5,
+    epsilon: float | None = None,
+    gamma_image: float = 0.0,
+    gamma_text: float = 0.0,
+    remove_diagonal: bool = False,
+    backend: str = "auto",
+    max_memory: int | None = None,
+    shard: BatchShard = WHOLE_BATCH,
+) -> Tensor | Parts:
+    """InfoNCE beside soft labels from a teacher's row softmaxes. See `otter_losses.DistillationLoss`.
+
+    Example:
+        >>> import torch
+        >>> from otter_losses.functional import distillation_loss
+        >>> x, y = torch.nn.functional.normalize(torch.randn(2, 8, 16), dim=-1)
+        >>> sorted(distillation_loss(x, y, 14.3, output_dict=True))
+        ['contrastive_loss', 'distill_loss']
+    """
+    batch = PairBatch.prepare(
+        image_features, text_features, logit_scale, logit_bias, backend=backend, max_memory=max_memory, shard=shard
+    )
+    checks.check_alpha(alpha, batch.local_size, batch.student.image_features.device)
+    checks.check_transport(1.0 if epsilon is None else epsilon, 1, gamma_image, gamma_text)
+    believes_all = batch.believes_all(alpha)
+    v, t = batch.teacher(dist_image_features, dist_text_features, WHOLE_BATCH if believes_all else shard)
+    penalty = math.inf if remove_diagonal else 0.0
+    if epsilon is None:
+        scale = batch.student.logit_scale if dist_logit_scale is None else batch.scalar("dist_logit_scale", dist_logit_scale)
+        inv_epsilon, spread = scale.detach(), None
+    else:
+        inv_epsilon = batch.constant(1 / epsilon)
+        spread = logit_range(epsilon, gamma_image, gamma_text, penalty, inv_epsilon.dtype)
+    soft = SoftTargets(
+        image_features=v,
+        text_features=t,
+        inv_epsilon=inv_epsilon,
+        gamma_image=gamma_image,
+        gamma_text=gamma_text,
+        diagonal_penalty=penalty,
+        logit_range=spread,
+    )
+    given, matched = cross_entropy(batch.student, HardTargets(), None if believes_all else soft, batch.execution)
+    return batch.mixed(alpha, given.mean(0), matched.mean(0), output_dict)
 
 
 class DistillationLoss(PairLoss):
@@ -43,6 +106,9 @@ class DistillationLoss(PairLoss):
         >>> loss(x, y, 14.3, dist_image_features=v, dist_text_features=t, dist_logit_scale=50.0).backward()
     """
 
+    function = staticmethod(distillation_loss)
+    per_pair: ClassVar[dict[str, PerPairCheck]] = {"alpha": checks.check_alpha}
+
     def __init__(
         self,
         alpha: float = 0.5,
@@ -50,7 +116,7 @@ class DistillationLoss(PairLoss):
         gamma_image: float = 0.0,
         gamma_text: float = 0.0,
         remove_diagonal: bool = False,
-        **contract: Any,
+        **contract: "Unpack[Contract]",
     ) -> None:
         super().__init__(**contract)
         checks.check_number("alpha", alpha, low=0.0, high=1.0)
@@ -60,15 +126,3 @@ class DistillationLoss(PairLoss):
         self.gamma_image = gamma_image
         self.gamma_text = gamma_text
         self.remove_diagonal = remove_diagonal
-
-    def options(self) -> dict[str, Any]:
-        return {
-            "alpha": self.alpha,
-            "epsilon": self.epsilon,
-            "gamma_image": self.gamma_image,
-            "gamma_text": self.gamma_text,
-            "remove_diagonal": self.remove_diagonal,
-        }
-
-    def compute(self, *args: Any, **kwargs: Any) -> Tensor | Parts:
-        return distillation_loss(*args, **kwargs)

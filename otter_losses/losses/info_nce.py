@@ -1,11 +1,42 @@
 """InfoNCE, the plain CLIP loss."""
 
-from typing import Any
-
 from torch import Tensor
 
-from otter_losses.functional import Parts, info_nce_loss
+from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
 from otter_losses.losses.base import PairLoss
+from otter_losses.losses.batch import PairBatch, Parts
+from otter_losses.ops.cross_entropy import cross_entropy
+from otter_losses.ops.targets import HardTargets
+
+
+def info_nce_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float | None = None,
+    dist_image_features: Tensor | None = None,
+    dist_text_features: Tensor | None = None,
+    dist_logit_scale: Tensor | float | None = None,
+    dist_logit_bias: Tensor | float | None = None,
+    output_dict: bool = False,
+    *,
+    backend: str = "auto",
+    max_memory: int | None = None,
+    shard: BatchShard = WHOLE_BATCH,
+) -> Tensor | Parts:
+    """The plain CLIP loss. See `otter_losses.InfoNCELoss`.
+
+    Example:
+        >>> import torch
+        >>> from otter_losses.functional import info_nce_loss
+        >>> round(float(info_nce_loss(torch.eye(4), torch.eye(4), 1.0)), 4)
+        0.7437
+    """
+    batch = PairBatch.prepare(
+        image_features, text_features, logit_scale, logit_bias, backend=backend, max_memory=max_memory, shard=shard
+    )
+    given, _ = cross_entropy(batch.student, HardTargets(), None, batch.execution)
+    return batch.result(output_dict, contrastive_loss=given.mean(0))
 
 
 class InfoNCELoss(PairLoss):
@@ -32,5 +63,4 @@ class InfoNCELoss(PairLoss):
         >>> InfoNCELoss()(x, y, logit_scale=14.3).backward()
     """
 
-    def compute(self, *args: Any, **kwargs: Any) -> Tensor | Parts:
-        return info_nce_loss(*args, **kwargs)
+    function = staticmethod(info_nce_loss)

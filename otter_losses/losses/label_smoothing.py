@@ -1,12 +1,61 @@
 """InfoNCE with smoothed targets."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 from otter_losses import checks
-from otter_losses.functional import Parts, label_smoothing_loss
+from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
 from otter_losses.losses.base import PairLoss
+from otter_losses.losses.batch import PairBatch, Parts
+from otter_losses.ops.cross_entropy import cross_entropy
+from otter_losses.ops.targets import HardTargets
+
+if TYPE_CHECKING:
+    from otter_losses.losses.base import Contract, Unpack
+
+
+def label_smoothing_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float | None = None,
+    dist_image_features: Tensor | None = None,
+    dist_text_features: Tensor | None = None,
+    dist_logit_scale: Tensor | float | None = None,
+    dist_logit_bias: Tensor | float | None = None,
+    output_dict: bool = False,
+    *,
+    smoothing: float = 0.1,
+    convention: Literal["paper", "torch"] = "paper",
+    backend: str = "auto",
+    max_memory: int | None = None,
+    shard: BatchShard = WHOLE_BATCH,
+) -> Tensor | Parts:
+    """InfoNCE with smoothed targets. See `otter_losses.LabelSmoothingLoss`.
+
+    Example:
+        >>> import torch
+        >>> from otter_losses.functional import label_smoothing_loss
+        >>> round(float(label_smoothing_loss(torch.eye(4), torch.eye(4), 1.0, smoothing=0.1)), 4)
+        0.8437
+    """
+    batch = PairBatch.prepare(
+        image_features, text_features, logit_scale, logit_bias, backend=backend, max_memory=max_memory, shard=shard
+    )
+    checks.check_smoothing(smoothing, convention)
+    given, _ = cross_entropy(batch.student, smoothed(smoothing, convention, batch.size), None, batch.execution)
+    return batch.result(output_dict, contrastive_loss=given.mean(0))
+
+
+def smoothed(smoothing: float, convention: str, pairs: int) -> HardTargets:
+    """The targets of `LabelSmoothingLoss`; one pair alone has no other to share with."""
+    if convention == "torch":
+        return HardTargets(on_diagonal=1 - smoothing, uniform=smoothing / pairs)
+    if pairs == 1:
+        return HardTargets()
+    share = smoothing / (pairs - 1)
+    return HardTargets(on_diagonal=1 - smoothing - share, uniform=share)
 
 
 class LabelSmoothingLoss(PairLoss):
@@ -36,14 +85,12 @@ class LabelSmoothingLoss(PairLoss):
         >>> LabelSmoothingLoss(smoothing=0.1)(x, y, logit_scale=14.3).backward()
     """
 
-    def __init__(self, smoothing: float = 0.1, convention: Literal["paper", "torch"] = "paper", **contract: Any) -> None:
+    function = staticmethod(label_smoothing_loss)
+
+    def __init__(
+        self, smoothing: float = 0.1, convention: Literal["paper", "torch"] = "paper", **contract: "Unpack[Contract]"
+    ) -> None:
         super().__init__(**contract)
         checks.check_smoothing(smoothing, convention)
         self.smoothing = smoothing
         self.convention: Literal["paper", "torch"] = convention
-
-    def options(self) -> dict[str, Any]:
-        return {"smoothing": self.smoothing, "convention": self.convention}
-
-    def compute(self, *args: Any, **kwargs: Any) -> Tensor | Parts:
-        return label_smoothing_loss(*args, **kwargs)

@@ -1,12 +1,142 @@
 """OTTER: targets from entropic optimal transport."""
 
-from typing import Any, Literal
+import math
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from otter_losses import checks
-from otter_losses.functional import Parts, otter_loss
-from otter_losses.losses.base import PairLoss
+from otter_losses import official as official_code
+from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
+from otter_losses.losses.base import PairLoss, PerPairCheck
+from otter_losses.losses.batch import PairBatch, Parts
+from otter_losses.ops.cross_entropy import cross_entropy
+from otter_losses.ops.problem import Student
+from otter_losses.ops.targets import HardTargets, SoftTargets, logit_range
+
+if TYPE_CHECKING:
+    from otter_losses.losses.base import Contract, Unpack
+
+
+def otter_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float | None = None,
+    dist_image_features: Tensor | None = None,
+    dist_text_features: Tensor | None = None,
+    dist_logit_scale: Tensor | float | None = None,
+    dist_logit_bias: Tensor | float | None = None,
+    output_dict: bool = False,
+    *,
+    alpha: Tensor | float = 0.5,
+    epsilon: float = 0.15,
+    iterations: int = 5,
+    gamma_image: float = 1.0,
+    gamma_text: float = 1.0,
+    distill_logit_scale: Tensor | float | None = None,
+    scope: Literal["global", "local"] = "global",
+    official: bool = False,
+    backend: str = "auto",
+    max_memory: int | None = None,
+    shard: BatchShard = WHOLE_BATCH,
+) -> Tensor | Parts:
+    """Optimal transport distillation (OTTER). See `otter_losses.OTTERLoss` for the equation and the arguments.
+
+    Example:
+        >>> import torch
+        >>> from otter_losses.functional import otter_loss
+        >>> x, y = torch.nn.functional.normalize(torch.randn(2, 8, 16), dim=-1)
+        >>> otter_loss(x, y, 14.3, alpha=0.5).shape
+        torch.Size([])
+    """
+    batch = PairBatch.prepare(
+        image_features, text_features, logit_scale, logit_bias, backend=backend, max_memory=max_memory, shard=shard
+    )
+    student = batch.student
+    checks.check_alpha(alpha, batch.local_size, student.image_features.device)
+    checks.check_transport(epsilon, iterations, gamma_image, gamma_text)
+    checks.check_scope(scope, official)
+    distilled = student
+    if distill_logit_scale is not None:
+        distilled = student._replace(logit_scale=batch.scalar("distill_logit_scale", distill_logit_scale))
+    if official and shard.is_distributed:
+        batch.check_teacher(dist_image_features, dist_text_features)
+        given, matched = official_code.losses(
+            student,
+            distilled.logit_scale,
+            image_features if dist_image_features is None else dist_image_features,
+            text_features if dist_text_features is None else dist_text_features,
+            shard,
+            epsilon=epsilon,
+            iterations=iterations,
+            gamma_image=gamma_image,
+            gamma_text=gamma_text,
+        )
+        return batch.mixed(alpha, given, matched, output_dict)
+
+    believes_all = batch.believes_all(alpha)
+    within_rank = scope == "local" and shard.is_distributed
+    v, t = batch.teacher(dist_image_features, dist_text_features, WHOLE_BATCH if believes_all or within_rank else shard)
+    penalty = official_code.diagonal_penalty(gamma_image, gamma_text) if official else math.inf
+    inv_epsilon = batch.constant(1 / epsilon)
+    soft = SoftTargets(
+        image_features=v,
+        text_features=t,
+        inv_epsilon=inv_epsilon,
+        gamma_image=gamma_image,
+        gamma_text=gamma_text,
+        diagonal_penalty=penalty,
+        logit_range=logit_range(epsilon, gamma_image, gamma_text, penalty, inv_epsilon.dtype),
+        iterations=iterations,
+        divergence=official,
+    )
+    if believes_all:
+        losses = _given_only(batch, distilled)
+    elif within_rank:
+        losses = _matched_within_rank(batch, distilled, soft)
+    else:
+        losses = _matched(batch, distilled, soft)
+    given, matched = losses if not official else 2 * losses  # the released code sums the directions
+    return batch.mixed(alpha, given, matched, output_dict)
+
+
+# Each of these returns the losses of the given and of the matched targets, (2, b), means of both directions. `distilled` is the
+# student with the scale that its logits have against the matched ones: its own, or a second one.
+
+
+def _given_only(batch: PairBatch, distilled: Student) -> Tensor:
+    given = cross_entropy(batch.student, HardTargets(), None, batch.execution).given.mean(0)
+    unmatched = torch.zeros_like(given)
+    if distilled is not batch.student:
+        unmatched = unmatched + 0 * distilled.logit_scale  # a parameter that DDP expects a gradient of
+    return torch.stack((given, unmatched))
+
+
+def _matched(batch: PairBatch, distilled: Student, soft: SoftTargets) -> Tensor:
+    execution = batch.execution
+    if distilled is batch.student:
+        losses = cross_entropy(distilled, HardTargets(), soft, execution)
+        return torch.stack((losses.given.mean(0), losses.soft.mean(0)))
+    # Two matrices of the transported part share the memory with one of the given pairs at another scale.
+    matched = cross_entropy(distilled, HardTargets(), soft, execution.with_memory(2, of=3)).soft
+    given = cross_entropy(batch.student, HardTargets(), None, execution.with_memory(1, of=3)).given
+    return torch.stack((given.mean(0), matched.mean(0)))
+
+
+def _matched_within_rank(batch: PairBatch, distilled: Student, soft: SoftTargets) -> Tensor:
+    """Targets transported among the local pairs, softmaxes over the pairs of all ranks."""
+    one_scale = distilled is batch.student
+    execution = batch.execution.with_memory(1, of=2 if one_scale else 3)
+    matched = cross_entropy(distilled, HardTargets(), None, execution).given.mean(0)
+    given = matched if one_scale else cross_entropy(batch.student, HardTargets(), None, execution).given.mean(0)
+    if batch.local_size > 1:
+        local = cross_entropy(
+            distilled._replace(all_text_features=distilled.text_features), HardTargets(), soft, execution.within_rank()
+        )
+        matched = matched + (local.soft - local.given).mean(0)  # the softmaxes within the rank cancel
+    return torch.stack((given, matched))
 
 
 class OTTERLoss(PairLoss):
@@ -56,6 +186,10 @@ class OTTERLoss(PairLoss):
         ['contrastive_loss', 'distill_loss']
     """
 
+    function = staticmethod(otter_loss)
+    per_pair: ClassVar[dict[str, PerPairCheck]] = {"alpha": checks.check_alpha}
+    scales: ClassVar[tuple[str, ...]] = ("distill_logit_scale",)
+
     def __init__(
         self,
         alpha: float = 0.5,
@@ -64,7 +198,7 @@ class OTTERLoss(PairLoss):
         gamma_image: float = 1.0,
         gamma_text: float = 1.0,
         scope: Literal["global", "local"] = "global",
-        **contract: Any,
+        **contract: "Unpack[Contract]",
     ) -> None:
         super().__init__(**contract)
         checks.check_number("alpha", alpha, low=0.0, high=1.0)
@@ -102,15 +236,4 @@ class OTTERLoss(PairLoss):
         return loss
 
     def options(self) -> dict[str, Any]:
-        return {
-            "alpha": self.alpha,
-            "epsilon": self.epsilon,
-            "iterations": self.iterations,
-            "gamma_image": self.gamma_image,
-            "gamma_text": self.gamma_text,
-            "scope": self.scope,
-            "official": self.is_official,
-        }
-
-    def compute(self, *args: Any, **kwargs: Any) -> Tensor | Parts:
-        return otter_loss(*args, **kwargs)
+        return {**super().options(), "official": self.is_official}

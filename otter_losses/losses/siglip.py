@@ -1,11 +1,41 @@
 """SigLIP: a sigmoid for every pair of the batch."""
 
-from typing import Any
-
 from torch import Tensor
 
-from otter_losses.functional import Parts, siglip_loss
+from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
 from otter_losses.losses.base import PairLoss
+from otter_losses.losses.batch import PairBatch, Parts
+from otter_losses.ops.sigmoid import sigmoid
+
+
+def siglip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float | None = None,
+    dist_image_features: Tensor | None = None,
+    dist_text_features: Tensor | None = None,
+    dist_logit_scale: Tensor | float | None = None,
+    dist_logit_bias: Tensor | float | None = None,
+    output_dict: bool = False,
+    *,
+    backend: str = "auto",
+    max_memory: int | None = None,
+    shard: BatchShard = WHOLE_BATCH,
+) -> Tensor | Parts:
+    """The pairwise sigmoid loss. See `otter_losses.SigLIPLoss`.
+
+    Example:
+        >>> import torch
+        >>> from otter_losses.functional import siglip_loss
+        >>> round(float(siglip_loss(torch.eye(2), torch.eye(2), 10.0, -10.0)), 4)
+        0.6932
+    """
+    batch = PairBatch.prepare(
+        image_features, text_features, logit_scale, None, backend=backend, max_memory=max_memory, shard=shard
+    )
+    bias = batch.scalar("logit_bias", 0.0 if logit_bias is None else logit_bias)
+    return batch.result(output_dict, contrastive_loss=sigmoid(batch.student, bias, batch.execution))
 
 
 class SigLIPLoss(PairLoss):
@@ -32,5 +62,4 @@ class SigLIPLoss(PairLoss):
         >>> SigLIPLoss()(x, y, logit_scale=10.0, logit_bias=-10.0).backward()
     """
 
-    def compute(self, *args: Any, **kwargs: Any) -> Tensor | Parts:
-        return siglip_loss(*args, **kwargs)
+    function = staticmethod(siglip_loss)

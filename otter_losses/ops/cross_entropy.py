@@ -1,242 +1,244 @@
-"""The one core of the losses: what a soft-target cross entropy over a batch of pairs needs to know of its logits.
+"""The one core of the softmax losses: the cross entropies of every pair against given and against a teacher's targets.
 
-With logits ``z = s x y^T`` and a teacher's targets ``M`` (rows sum to 1) and ``M'`` (columns sum to 1) it finds five vectors:
+With logits ``z = s x y^T`` and a teacher's targets ``M`` (rows sum to 1) and ``M'`` (columns sum to 1) it computes
 
-    row_lse_i = log sum_j exp z_ij      column_lse_j = log sum_i exp z_ij      pair_i = z_ii
-    row_dot_i = sum_j M_ij z_ij         column_dot_j = sum_i M'_ij z_ij
+    row_lse_i = log sum_j exp z_ij      column_lse_j = log sum_i exp z_ij      own_logit_i = z_ii
+    row_expected_logit_i = sum_j M_ij z_ij                      column_expected_logit_j = sum_i M'_ij z_ij
 
-and from them two losses of every pair (`contract.pair_losses`): the cross entropy of its given target,
-``(row_lse + column_lse) / 2 - pair``, which label smoothing shares out, and that of its soft targets,
-``(row_lse + column_lse - row_dot - column_dot) / 2``. What a loss makes of these two, weights per pair or parts reported apart,
-is autograd's. The gradient with respect to the logits is
+from them four cross entropies of every pair, and from those's gradients the logits' ``G`` (see `statistics`); then ``dx = s G
+y``, ``dy = s G^T x`` and ``ds = <x, G y>``. Nothing flows to the teacher. What a loss makes of the four, weights per pair or
+direction, transforms, parts reported apart, is autograd's.
 
-    G_ij = a_i softmax_row(z)_ij + a_j softmax_column(z)_ij + c_i delta_ij + d_i M_ij + d_j M'_ij + f_i
-
-with the weights of `contract.Weights`; then ``dx = s G y``, ``dy = s G^T x`` and ``ds = <x, G y>``. Nothing flows to the teacher.
-
-The N x N matrices are kept from forward to backward where two of them fit `max_memory`, and recomputed in row blocks where
-they do not. Where the spread of the logits allows it, one exponential serves both softmaxes.
+The N x N matrices are kept from forward to backward where they fit `max_memory`, and recomputed in row blocks where they do not.
+A backend computes this rank's rows; what crosses between the ranks is reduced here, or by the `Reduction` a backend is given.
 """
 
-from typing import Any, NoReturn, Sequence  # noqa: UP035  torch 2.6 reads no other in an operator's signature
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from otter_losses.ops import dispatch
-from otter_losses.ops.contract import Given, Storage, Teacher, Weights, pair_losses, storage_of, wanted
+from otter_losses.distributed.shard import BatchShard
+from otter_losses.ops import dispatch, memory
 from otter_losses.ops.domains import safe_range
-from otter_losses.ops.plain import soft_target as plain
-from otter_losses.ops.similarity import Similarity
-from otter_losses.ops.world import World
+from otter_losses.ops.eager import cross_entropy as eager
+from otter_losses.ops.execution import Execution
+from otter_losses.ops.memory import Storage, wanted
+from otter_losses.ops.operator import (
+    gradients_for,
+    refuse_second_derivative,
+    save_for_backward,
+    saved_arguments,
+    schema,
+    wanted_products,
+)
+from otter_losses.ops.problem import Gradients, Problem, Saved, Student
+from otter_losses.ops.statistics import Weights, cross_entropies, reduce_columns
+from otter_losses.ops.targets import HardTargets, SoftTargets
 
 
-@torch.library.custom_op("otter_losses::soft_target", mutates_args=())
-def soft_target(
-    x: Tensor,
-    y: Tensor,
-    texts: Tensor | None,
-    scale: Tensor,
-    v: Tensor | None,
-    t: Tensor | None,
-    sharpness: Tensor | None,
-    gamma_image: float,
-    gamma_text: float,
-    diagonal_penalty: float,
-    spread: float | None,
-    iterations: int,
-    entropy: bool,
-    own: float,
-    share: float,
-    max_memory: int,
-    backend: str,
-    group: str,
-    counts: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`pair_losses` (2, b) of student features x, y (b, D) of one dtype and a 0-D scale of `computing` dtype.
+class CrossEntropies(NamedTuple):
+    """Of every local pair: row and column of the softmax against the given and against the soft targets, (2, b) each."""
 
-    Of several ranks, the process group called `group`, each brings so many of the `counts` pairs, and has the `texts` (N, D) of
-    all beside them; alone b is N. The gradient of y is then summed over the ranks before it is rounded to their dtype.
-    A teacher is asked for by its `sharpness`, 0-D, and has features v, t (N, E), or the student's own where they are None; its
-    other arguments are those of `Similarity`, `Kernel.build` and `solve`. Without it there are no soft targets, and a loss of 0
-    in their place. `own` and `share` are those of `Given`. Behind the losses stands what the backward needs: the statistics
-    (7, N); the teacher's scalings (4, N), of image and text rows and image and text columns; its kernel and the student's cosines
-    or exponentials, (b, N), empty where they are recomputed; and a state (4,), which the backend that wrote it understands.
+    given: Tensor
+    soft: Tensor
+
+
+def cross_entropy(student: Student, hard: HardTargets, soft: SoftTargets | None, execution: Execution) -> CrossEntropies:
+    """The cross entropies of the local pairs against given and soft targets; zeros in place of those of no soft targets.
+
+    Of several ranks each brings its own pairs, and the text features of all as constants. The text features' gradient is summed
+    over the ranks before it is rounded to their dtype.
     """
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        world = World(group, tuple(counts))
-        y = y if texts is None else texts
-        similarity = _similarity(x, y, v, t, sharpness, gamma_image, gamma_text, diagonal_penalty, world)
-        teacher = None if similarity is None else Teacher(similarity, spread, iterations, entropy)
-        given = Given(own, share)
-        storage = _storage(x, len(y), sharpness, diagonal_penalty, spread, max_memory, backend)
-        with dispatch.advice_on_memory(max_memory, x.device):
-            if dispatch.fuses(backend, x, len(y)):
-                from otter_losses.ops.triton import soft_target as fused
-
-                saved = fused.forward(x, y, scale, teacher, storage, backend, world)
-            else:
-                saved = plain.forward(x, y, scale, teacher, storage, world)
-        return pair_losses(saved[0], given, x, y, scale, teacher, world), *saved
+    losses: Tensor = _forward(*Arguments.pack(student, hard, soft, execution))[0]
+    return CrossEntropies(losses[:2], losses[2:])
 
 
-def _similarity(
-    x: Tensor,
-    y: Tensor,
-    v: Tensor | None,
-    t: Tensor | None,
-    sharpness: Tensor | None,
-    gamma_image: float,
-    gamma_text: float,
-    diagonal_penalty: float,
-    world: World,
-) -> Similarity | None:
-    """Of the teacher's features, those given or the student's own, where a teacher is asked for."""
-    if sharpness is None:
-        return None
-    v, t = x if v is None else v, y if t is None else t
-    return Similarity(v, t, sharpness, gamma_image, gamma_text, diagonal_penalty, world.own(len(x)))
+class Arguments(NamedTuple):
+    """The forward's flat list: `cross_entropy`'s arguments field by field."""
+
+    image_features: Tensor
+    text_features: Tensor
+    all_text_features: Tensor | None
+    logit_scale: Tensor
+    on_diagonal: float
+    uniform: float
+    backend: str
+    max_memory: int
+    group_name: str
+    shard_sizes: Sequence[int]
+    teacher_image_features: Tensor | None = None
+    teacher_text_features: Tensor | None = None
+    inv_epsilon: Tensor | None = None
+    gamma_image: float = 0.0
+    gamma_text: float = 0.0
+    diagonal_penalty: float = 0.0
+    logit_range: float | None = None
+    iterations: int = 0
+    divergence: bool = False
+
+    @classmethod
+    def pack(cls, student: Student, hard: HardTargets, soft: SoftTargets | None, execution: Execution) -> "Arguments":
+        x, y, texts, scale = student
+        arguments = cls(
+            image_features=x,
+            text_features=y,
+            all_text_features=None if texts is y else texts,
+            logit_scale=scale,
+            on_diagonal=hard.on_diagonal,
+            uniform=hard.uniform,
+            backend=execution.backend,
+            max_memory=execution.max_memory,
+            group_name=execution.shard.group_name,
+            shard_sizes=execution.shard.sizes,
+        )
+        if soft is None:
+            return arguments
+        return arguments._replace(
+            teacher_image_features=soft.image_features,
+            teacher_text_features=soft.text_features,
+            inv_epsilon=soft.inv_epsilon,
+            gamma_image=soft.gamma_image,
+            gamma_text=soft.gamma_text,
+            diagonal_penalty=soft.diagonal_penalty,
+            logit_range=soft.logit_range,
+            iterations=soft.iterations,
+            divergence=soft.divergence,
+        )
+
+    @property
+    def problem(self) -> Problem:
+        texts = self.text_features if self.all_text_features is None else self.all_text_features
+        student = Student(self.image_features, self.text_features, texts, self.logit_scale)
+        rows = self.shard.local_slice(self.image_features.shape[0])
+        return Problem(student, self.soft, rows, self._storage(texts.shape[0]), self.backend)
+
+    @property
+    def hard(self) -> HardTargets:
+        return HardTargets(self.on_diagonal, self.uniform)
+
+    @property
+    def soft(self) -> SoftTargets | None:
+        if self.inv_epsilon is None:
+            return None
+        return SoftTargets(
+            image_features=self.teacher_image_features,
+            text_features=self.teacher_text_features,
+            inv_epsilon=self.inv_epsilon,
+            gamma_image=self.gamma_image,
+            gamma_text=self.gamma_text,
+            diagonal_penalty=self.diagonal_penalty,
+            logit_range=self.logit_range,
+            iterations=self.iterations,
+            divergence=self.divergence,
+        )
+
+    @property
+    def shard(self) -> BatchShard:
+        return BatchShard(self.group_name, tuple(self.shard_sizes))
+
+    def _storage(self, columns: int) -> Storage:
+        """What is kept for the backward, which asks again and gets the same."""
+        # Codes have no room for a diagonal that is lowered but stays.
+        may_encode = self.diagonal_penalty in (0.0, float("inf")) and (
+            self.logit_range is not None and self.logit_range <= safe_range(torch.float32)
+        )
+        has_teacher, fused = self.inv_epsilon is not None, dispatch.is_fused(self.backend)
+        return memory.storage(self.image_features, columns, has_teacher, may_encode, self.max_memory, fused)
+
+    @property
+    def arithmetic(self) -> ModuleType:
+        """The backend's module: ``forward`` and ``backward``."""
+        if not dispatch.is_fused(self.backend):
+            return eager
+        from otter_losses.ops.triton import cross_entropy as fused
+
+        return fused
 
 
-def _storage(
-    x: Tensor, n: int, sharpness: Tensor | None, diagonal_penalty: float, spread: float | None, max_memory: int, backend: str
-) -> Storage:
-    # Codes have no room for a diagonal that is lowered but stays.
-    codes = diagonal_penalty in (0.0, float("inf")) and spread is not None and spread <= safe_range(torch.float32)
-    return storage_of(x, n, sharpness is not None, codes, dispatch.room(max_memory, x.device), dispatch.fuses(backend, x, n))
+class BackwardArguments(NamedTuple):
+    """The backward's flat list: the gradient of the losses (4, b), what the forward was given and what it saved, and what is
+    wanted.
 
-
-@soft_target.register_fake
-def _(
-    x: Tensor,
-    y: Tensor,
-    texts: Tensor | None,
-    scale: Tensor,
-    v: Tensor | None,
-    t: Tensor | None,
-    sharpness: Tensor | None,
-    gamma_image: float,
-    gamma_text: float,
-    diagonal_penalty: float,
-    spread: float | None,
-    iterations: int,
-    entropy: bool,
-    own: float,
-    share: float,
-    max_memory: int,
-    backend: str,
-    group: str,
-    counts: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    b, n = x.shape[0], (y if texts is None else texts).shape[0]
-    storage = _storage(x, n, sharpness, diagonal_penalty, spread, max_memory, backend)
-    kernel = scale.new_empty(0) if storage.kernel is None else scale.new_empty(b, n, dtype=storage.kernel)
-    cosines = scale.new_empty(b, n) if storage.cosines else scale.new_empty(0)
-    return scale.new_empty(2, b), scale.new_empty(7, n), scale.new_empty(4, n), kernel, cosines, scale.new_empty(4)
-
-
-@torch.library.custom_op("otter_losses::soft_target_backward", mutates_args=())
-def soft_target_backward(
-    gradient: Tensor,
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    v: Tensor | None,
-    t: Tensor | None,
-    sharpness: Tensor | None,
-    statistics: Tensor,
-    scalings: Tensor,
-    stored: Tensor,
-    cosines: Tensor,
-    state: Tensor,
-    gamma_image: float,
-    gamma_text: float,
-    diagonal_penalty: float,
-    spread: float | None,
-    own: float,
-    share: float,
-    max_memory: int,
-    backend: str,
-    group: str,
-    counts: Sequence[int],
-    wants_dx: bool,
-    wants_dy: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, of the same rows of y, which are those of all ranks here, and of the scale, for that (2, b) of the losses.
-
-    Either product is left out, and its gradient empty, where it is not wanted; the scale's gradient needs one of them.
+    The products of gradients that nobody wants are left out; the scale's gradient needs one of them.
     """
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        world = World(group, tuple(counts))
-        similarity = _similarity(x, y, v, t, sharpness, gamma_image, gamma_text, diagonal_penalty, world)
-        teacher = None if similarity is None else Teacher(similarity, spread)
-        saved = statistics, scalings, stored, cosines, state
-        weights = Weights.of(gradient, Given(own, share), world)
-        with dispatch.advice_on_memory(max_memory, x.device):
-            if dispatch.fuses(backend, x, len(y)):
-                from otter_losses.ops.triton import soft_target as fused
 
-                return fused.backward(weights, x, y, scale, teacher, saved, wants_dx, wants_dy, world)
-            return plain.backward(weights, x, y, scale, teacher, saved, wants_dx, wants_dy, world)
+    gradient: Tensor
+    forward: Arguments
+    saved: Saved
+    wants_image: bool
+    wants_text: bool
 
+    def flat(self) -> tuple[Any, ...]:
+        return (self.gradient, *self.forward, *self.saved, self.wants_image, self.wants_text)
 
-@soft_target_backward.register_fake
-def _(
-    gradient: Tensor,
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    v: Tensor | None,
-    t: Tensor | None,
-    sharpness: Tensor | None,
-    statistics: Tensor,
-    scalings: Tensor,
-    stored: Tensor,
-    cosines: Tensor,
-    state: Tensor,
-    gamma_image: float,
-    gamma_text: float,
-    diagonal_penalty: float,
-    spread: float | None,
-    own: float,
-    share: float,
-    max_memory: int,
-    backend: str,
-    group: str,
-    counts: Sequence[int],
-    wants_dx: bool,
-    wants_dy: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return wanted(x, wants_dx), wanted(x, wants_dy), scale.new_empty(())
+    @classmethod
+    def of(cls, flat: tuple[Any, ...]) -> "BackwardArguments":
+        given = 1 + len(Arguments._fields)
+        saved = given + len(Saved._fields)
+        return cls(flat[0], Arguments(*flat[1:given]), Saved(*flat[given:saved]), *flat[saved:])
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, y, texts = inputs[:3]
-    ctx.save_for_backward(x, y if texts is None else texts, *inputs[3:7], *output[1:])
-    ctx.options = (*inputs[7:11], *inputs[13:])
-    ctx.set_materialize_grads(False)
+@torch.library.custom_op("otter_losses::cross_entropy", mutates_args=(), schema=schema(Arguments, 1 + len(Saved._fields)))
+def _forward(*flat: Any) -> tuple[Tensor, ...]:
+    """The losses (4, b), and `Saved`."""
+    arguments = Arguments(*flat)
+    with torch.no_grad(), torch.autocast(arguments.image_features.device.type, enabled=False):
+        problem, shard = arguments.problem, arguments.shard
+        with memory.advice_when_exhausted(arguments.max_memory):
+            statistics, saved = arguments.arithmetic.forward(problem, shard)
+        reduce_columns(statistics, problem.soft, shard)
+        return cross_entropies(statistics, arguments.hard, problem, shard), *saved
 
 
-def wanted_gradients(ctx: Any) -> tuple[bool, bool]:
-    """Whether x and y get one; the scale's comes with either."""
-    wants_x, wants_y = ctx.needs_input_grad[:2]
-    return wants_x or not wants_y, wants_y
+@_forward.register_fake
+def _(*flat: Any) -> tuple[Tensor, ...]:
+    arguments = Arguments(*flat)
+    return arguments.logit_scale.new_empty(4, arguments.image_features.shape[0]), *Saved.empty(arguments.problem)
 
 
-def _backward(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+@torch.library.custom_op(
+    "otter_losses::cross_entropy_backward", mutates_args=(), schema=schema(BackwardArguments, len(Gradients._fields))
+)
+def _backward(*flat: Any) -> tuple[Tensor, ...]:
+    """`Gradients`."""
+    arguments = BackwardArguments.of(flat)
+    given = arguments.forward
+    with torch.no_grad(), torch.autocast(given.image_features.device.type, enabled=False):
+        problem, shard = given.problem, given.shard
+        weights = Weights.of(shard.all_gather_columns(arguments.gradient), given.hard, problem.rows)
+        with memory.advice_when_exhausted(given.max_memory):
+            wants = arguments.wants_image, arguments.wants_text
+            found: Gradients = given.arithmetic.backward(problem, weights, arguments.saved, *wants, shard)
+        return tuple(found)
+
+
+@_backward.register_fake
+def _(*flat: Any) -> tuple[Tensor, ...]:
+    arguments = BackwardArguments.of(flat)
+    features = arguments.forward.image_features
+    scale = arguments.forward.logit_scale
+    return wanted(features, arguments.wants_image), wanted(features, arguments.wants_text), scale.new_empty(())
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    save_for_backward(ctx, (*inputs, *output[1:]))
+
+
+def _differentiate(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if gradient is None:
-        return (None,) * 19
-    wants_dx, wants_dy = wanted_gradients(ctx)
-    dx, dy, dscale = soft_target_backward(gradient, *ctx.saved_tensors, *ctx.options, wants_dx, wants_dy)
-    return (dx if wants_dx else None, dy if wants_dy else None, None, dscale) + (None,) * 15
-
-
-def refuse_second_derivative(ctx: Any, *gradients: Tensor | None) -> NoReturn:
-    raise RuntimeError(
-        "otter_losses has no second derivatives: its gradients are analytic, and differentiating them again was asked for. "
-        "Call backward without create_graph, or use the functions of otter_losses.ops.reference, which autograd differentiates."
+        return gradients_for(Arguments)
+    wants_image, wants_text = wanted_products(ctx)
+    found = Gradients(*_backward(gradient, *saved_arguments(ctx), wants_image, wants_text))
+    return gradients_for(
+        Arguments,
+        image_features=found.image_features if wants_image else None,
+        text_features=found.text_features if wants_text else None,
+        logit_scale=found.logit_scale,
     )
 
 
-soft_target.register_autograd(_backward, setup_context=_save)
-soft_target_backward.register_autograd(refuse_second_derivative)
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
+_backward.register_autograd(refuse_second_derivative)

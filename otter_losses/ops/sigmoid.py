@@ -6,122 +6,161 @@ For an incoming gradient ``a`` the gradient of the logits is ``G_ij = -l_ij a_i 
 ``dy = s G^T x``, ``ds = <x, G y>``, ``db = sum G``.
 """
 
-from typing import Any, Sequence  # noqa: UP035  torch 2.6 reads no other in an operator's signature
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from otter_losses.ops import dispatch
-from otter_losses.ops.contract import storage_of, wanted
-from otter_losses.ops.plain import sigmoid as plain
-from otter_losses.ops.soft_target import refuse_second_derivative, wanted_gradients
-from otter_losses.ops.world import World
+from otter_losses.distributed.shard import BatchShard
+from otter_losses.ops import dispatch, memory
+from otter_losses.ops.eager import sigmoid as eager
+from otter_losses.ops.execution import Execution
+from otter_losses.ops.memory import wanted
+from otter_losses.ops.operator import (
+    gradients_for,
+    refuse_second_derivative,
+    save_for_backward,
+    saved_arguments,
+    schema,
+    wanted_products,
+)
+from otter_losses.ops.problem import SigmoidGradients, SigmoidProblem, Student
 
 
-def _keeps(x: Tensor, n: int, max_memory: int, backend: str) -> bool:
-    return storage_of(x, n, False, False, dispatch.room(max_memory, x.device), dispatch.fuses(backend, x, n)).cosines
+def sigmoid(student: Student, logit_bias: Tensor, execution: Execution) -> Tensor:
+    """The summed loss of every local row, (b,), with a 0-D bias of the computing dtype."""
+    losses: Tensor = _forward(*Arguments.pack(student, logit_bias, execution))[0]
+    return losses
 
 
-@torch.library.custom_op("otter_losses::sigmoid", mutates_args=())
-def sigmoid(
-    x: Tensor,
-    y: Tensor,
-    texts: Tensor | None,
-    scale: Tensor,
-    bias: Tensor,
-    max_memory: int,
-    backend: str,
-    group: str,
-    counts: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    """Row losses (b,) of features x, y (b, D), 0-D scale and bias; and what the backward needs, (b, N), empty if not kept.
+class Arguments(NamedTuple):
+    """The forward's flat list: `sigmoid`'s arguments field by field."""
 
-    `texts`, `group` and `counts` as in `soft_target`.
-    """
-    world = World(group, tuple(counts))
-    y = y if texts is None else texts
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False), dispatch.advice_on_memory(max_memory, x.device):
-        keep = _keeps(x, len(y), max_memory, backend)
-        if dispatch.fuses(backend, x, len(y)):
-            from otter_losses.ops.triton import sigmoid as fused
+    image_features: Tensor
+    text_features: Tensor
+    all_text_features: Tensor | None
+    logit_scale: Tensor
+    logit_bias: Tensor
+    backend: str
+    max_memory: int
+    group_name: str
+    shard_sizes: Sequence[int]
 
-            return fused.forward(x, y, scale, bias, keep, world)
-        return plain.forward(x, y, scale, bias, keep, world)
+    @classmethod
+    def pack(cls, student: Student, logit_bias: Tensor, execution: Execution) -> "Arguments":
+        x, y, texts, scale = student
+        return cls(
+            image_features=x,
+            text_features=y,
+            all_text_features=None if texts is y else texts,
+            logit_scale=scale,
+            logit_bias=logit_bias,
+            backend=execution.backend,
+            max_memory=execution.max_memory,
+            group_name=execution.shard.group_name,
+            shard_sizes=execution.shard.sizes,
+        )
 
+    @property
+    def problem(self) -> SigmoidProblem:
+        texts = self.text_features if self.all_text_features is None else self.all_text_features
+        fused = dispatch.is_fused(self.backend)
+        storage = memory.storage(self.image_features, texts.shape[0], False, False, self.max_memory, fused)
+        return SigmoidProblem(
+            Student(self.image_features, self.text_features, texts, self.logit_scale),
+            self.logit_bias,
+            self.shard.local_slice(self.image_features.shape[0]),
+            storage.cosines,
+        )
 
-@sigmoid.register_fake
-def _(
-    x: Tensor,
-    y: Tensor,
-    texts: Tensor | None,
-    scale: Tensor,
-    bias: Tensor,
-    max_memory: int,
-    backend: str,
-    group: str,
-    counts: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    b, n = x.shape[0], (y if texts is None else texts).shape[0]
-    return scale.new_empty(b), scale.new_empty(b, n) if _keeps(x, n, max_memory, backend) else scale.new_empty(0)
+    @property
+    def shard(self) -> BatchShard:
+        return BatchShard(self.group_name, tuple(self.shard_sizes))
 
+    @property
+    def arithmetic(self) -> ModuleType:
+        """The backend's module: ``forward`` and ``backward``."""
+        if not dispatch.is_fused(self.backend):
+            return eager
+        from otter_losses.ops.triton import sigmoid as fused
 
-@torch.library.custom_op("otter_losses::sigmoid_backward", mutates_args=())
-def sigmoid_backward(
-    gradient: Tensor,
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    kept: Tensor,
-    max_memory: int,
-    backend: str,
-    group: str,
-    counts: Sequence[int],
-    wants_dx: bool,
-    wants_dy: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, y, scale and bias for the gradient (N,) of the row losses; see `soft_target_backward`."""
-    world = World(group, tuple(counts))
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False), dispatch.advice_on_memory(max_memory, x.device):
-        if dispatch.fuses(backend, x, len(y)):
-            from otter_losses.ops.triton import sigmoid as fused
-
-            return fused.backward(gradient, x, y, scale, bias, kept, wants_dx, wants_dy, world)
-        return plain.backward(gradient, x, y, scale, bias, kept, wants_dx, wants_dy, world)
+        return fused
 
 
-@sigmoid_backward.register_fake
-def _(
-    gradient: Tensor,
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    kept: Tensor,
-    max_memory: int,
-    backend: str,
-    group: str,
-    counts: Sequence[int],
-    wants_dx: bool,
-    wants_dy: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return wanted(x, wants_dx), wanted(x, wants_dy), scale.new_empty(()), scale.new_empty(())
+class BackwardArguments(NamedTuple):
+    """The backward's flat list: the gradient of the row losses (b,), what the forward was given and kept, and what is wanted."""
+
+    gradient: Tensor
+    forward: Arguments
+    kept: Tensor
+    wants_image: bool
+    wants_text: bool
+
+    @classmethod
+    def of(cls, flat: tuple[Any, ...]) -> "BackwardArguments":
+        given = 1 + len(Arguments._fields)
+        return cls(flat[0], Arguments(*flat[1:given]), *flat[given:])
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, y, texts = inputs[:3]
-    ctx.save_for_backward(x, y if texts is None else texts, *inputs[3:5], output[1])
-    ctx.options = inputs[5:]
-    ctx.set_materialize_grads(False)
+@torch.library.custom_op("otter_losses::sigmoid", mutates_args=(), schema=schema(Arguments, 2))
+def _forward(*flat: Any) -> tuple[Tensor, Tensor]:
+    """The row losses (b,); and what the backward needs, (b, N), empty if it is recomputed."""
+    arguments = Arguments(*flat)
+    with torch.no_grad(), torch.autocast(arguments.image_features.device.type, enabled=False):
+        problem = arguments.problem
+        with memory.advice_when_exhausted(arguments.max_memory):
+            losses, kept = arguments.arithmetic.forward(problem)
+            return losses, kept
 
 
-def _backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+@_forward.register_fake
+def _(*flat: Any) -> tuple[Tensor, Tensor]:
+    arguments = Arguments(*flat)
+    problem, like = arguments.problem, arguments.logit_scale
+    b, n = arguments.image_features.shape[0], problem.student.all_text_features.shape[0]
+    return like.new_empty(b), like.new_empty(b, n) if problem.keeps_logits else like.new_empty(0)
+
+
+@torch.library.custom_op(
+    "otter_losses::sigmoid_backward", mutates_args=(), schema=schema(BackwardArguments, len(SigmoidGradients._fields))
+)
+def _backward(*flat: Any) -> tuple[Tensor, ...]:
+    """`SigmoidGradients`."""
+    arguments = BackwardArguments.of(flat)
+    given = arguments.forward
+    with torch.no_grad(), torch.autocast(given.image_features.device.type, enabled=False):
+        problem, wants = given.problem, (arguments.wants_image, arguments.wants_text)
+        with memory.advice_when_exhausted(given.max_memory):
+            found: SigmoidGradients = given.arithmetic.backward(problem, arguments.gradient, arguments.kept, *wants, given.shard)
+            return tuple(found)
+
+
+@_backward.register_fake
+def _(*flat: Any) -> tuple[Tensor, ...]:
+    arguments = BackwardArguments.of(flat)
+    x, scale = arguments.forward.image_features, arguments.forward.logit_scale
+    return wanted(x, arguments.wants_image), wanted(x, arguments.wants_text), scale.new_empty(()), scale.new_empty(())
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    save_for_backward(ctx, (*inputs, *output[1:]))
+
+
+def _differentiate(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if gradient is None:
-        return (None,) * 9
-    wants_dx, wants_dy = wanted_gradients(ctx)
-    dx, dy, dscale, dbias = sigmoid_backward(gradient, *ctx.saved_tensors, *ctx.options, wants_dx, wants_dy)
-    return dx if wants_dx else None, dy if wants_dy else None, None, dscale, dbias, None, None, None, None
+        return gradients_for(Arguments)
+    wants_image, wants_text = wanted_products(ctx)
+    found = SigmoidGradients(*_backward(gradient, *saved_arguments(ctx), wants_image, wants_text))
+    return gradients_for(
+        Arguments,
+        image_features=found.image_features if wants_image else None,
+        text_features=found.text_features if wants_text else None,
+        logit_scale=found.logit_scale,
+        logit_bias=found.logit_bias,
+    )
 
 
-sigmoid.register_autograd(_backward, setup_context=_save)
-sigmoid_backward.register_autograd(refuse_second_derivative)
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
+_backward.register_autograd(refuse_second_derivative)

@@ -12,72 +12,61 @@ half a product of width E instead of two; another teacher at ``c = 1`` needs one
 """
 
 import math
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from otter_losses.ops.domains import reads_freely
-
-CHUNK_ELEMENTS = {"cpu": 1 << 19}
-"""Elements of a row block worked on at once: on a CPU what its caches hold, elsewhere what fills the device: 1 << 25."""
-
-LEAST_ROWS = {"cpu": 256}
-"""Of a row block; elsewhere 512, below which adding its share of dy to the rest costs more than its product, and whole tiles of
-128, which products and kernels work on."""
+from otter_losses.ops.memory import slices
 
 PANEL = 256
 """Rows of a panel of the symmetric product; half a panel's share of it is computed twice."""
 
 
-def row_chunks(rows: int, columns: int, device: torch.device) -> list[slice]:
-    """Row blocks of about `CHUNK_ELEMENTS`, at least `LEAST_ROWS` each."""
-    height = max(CHUNK_ELEMENTS.get(device.type, 1 << 25) // max(columns, 1), LEAST_ROWS.get(device.type, 512))
-    height = height if device.type == "cpu" else height // 128 * 128
-    return _slices(rows, height)
-
-
-def _slices(rows: int, height: int) -> list[slice]:
-    return [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
-
-
+@dataclass(frozen=True, eq=False)
 class Similarity:
-    """``L`` of teacher features v, t (N, E); `sharpness` is ``1 / epsilon``, 0-D; the penalty is in units of the cosines."""
+    """Rows of the teacher's logits ``L``, (b, N).
 
-    def __init__(
-        self,
-        v: Tensor,
-        t: Tensor,
-        sharpness: Tensor,
-        gamma_image: float,
-        gamma_text: float,
-        diagonal_penalty: float,
-        own: slice | None = None,
-    ) -> None:
-        """`own`: the rows that are asked for here, of all; the columns are always all."""
-        self.v, self.t, self.sharpness = v, t, sharpness
-        self.gamma_image, self.gamma_text = gamma_image, gamma_text
-        self.diagonal_penalty = diagonal_penalty
-        self.own = slice(0, len(v)) if own is None else own
+    Attributes:
+        image_features, text_features: ``v, t``, (N, E), L2-normalised.
+        inv_epsilon: ``1 / epsilon``, 0-D, of the computing dtype.
+        gamma_image, gamma_text: ``gamma_v, gamma_t``.
+        diagonal_penalty: what the diagonal is lowered by, in units of the cosines.
+        rows: the rows, of all N.
+    """
+
+    image_features: Tensor
+    text_features: Tensor
+    inv_epsilon: Tensor
+    gamma_image: float
+    gamma_text: float
+    diagonal_penalty: float
+    rows: slice
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows b and columns N."""
+        return self.rows.stop - self.rows.start, len(self.image_features)
 
     @property
     def is_whole(self) -> bool:
-        return self.own == slice(0, len(self.v))
+        return self.shape[0] == self.shape[1]
 
     def to(self, dtype: torch.dtype) -> "Similarity":
         """The same with features of that dtype."""
-        features = self.v.to(dtype), self.t.to(dtype)
-        return Similarity(*features, self.sharpness, self.gamma_image, self.gamma_text, self.diagonal_penalty, self.own)
+        return replace(self, image_features=self.image_features.to(dtype), text_features=self.text_features.to(dtype))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """``a, b`` with ``L = a b^T / epsilon`` but for the diagonal, as narrow as the weights allow.
 
         Of half-precision features both are those themselves, or float32 where the weights make sums of them.
         """
-        v, t = self.v, self.t
+        v, t = self.image_features, self.text_features
         if self.gamma_image == self.gamma_text == 0:
             return v, t
-        v, t = (each.to(self.sharpness.dtype) for each in (v, t))
+        v, t = (each.to(self.inv_epsilon.dtype) for each in (v, t))
         if self.gamma_text == 0:
             return v, torch.add(t, v, alpha=self.gamma_image)
         if self.gamma_image == 0:
@@ -87,53 +76,55 @@ class Similarity:
     @cached_property
     def _scaled_factors(self) -> tuple[Tensor, Tensor]:
         a, b = self.factors()
-        return a * self.sharpness, b
+        return a * self.inv_epsilon, b
 
-    def rows(self, rows: slice) -> Tensor:
-        """A row block (b, N), computed anew."""
+    def block(self, rows: slice) -> Tensor:
+        """A row block (m, N) of these rows, computed anew."""
         a, b = self._scaled_factors
-        return self._lower_diagonal(a[self.own][rows] @ b.T, rows.start)
+        return self._lower_diagonal(a[self.rows][rows] @ b.T, rows.start)
 
     def matrix(self, cross: Tensor | None) -> Tensor:
-        """All own rows of ``L`` in a new tensor (b, N), from ``cross = v t^T`` where the caller has it."""
+        """All rows in a new tensor (b, N), from ``cross = v t^T`` where the caller has it."""
         c = math.sqrt(self.gamma_image * self.gamma_text)
-        halves = self.is_whole and reads_freely(self.v) and float(self.sharpness) > 0
+        halves = self.is_whole and reads_freely(self.image_features) and float(self.inv_epsilon) > 0
         if halves and cross is None and c == 1:
-            matrix = _symmetric_product(self._w()).addmm_(self.t, self.v.T, alpha=-float(self.sharpness))
+            matrix = _symmetric_product(self._w()).addmm_(
+                self.text_features, self.image_features.T, alpha=-float(self.inv_epsilon)
+            )
         elif halves and cross is not None:
-            matrix = cross * self.sharpness
+            matrix = cross * self.inv_epsilon
             if self.gamma_image or self.gamma_text:
                 _add_within(matrix, self._w(), c)
         else:
             a, b = self._scaled_factors
-            matrix = a[self.own] @ b.T
+            matrix = a[self.rows] @ b.T
         return self._lower_diagonal(matrix, 0)
 
     def _w(self) -> Tensor:
-        """``w`` times the root of the sharpness, so that its products come out scaled."""
-        image, text = (math.sqrt(gamma * float(self.sharpness)) for gamma in (self.gamma_image, self.gamma_text))
-        return torch.add(self.v * image, self.t, alpha=text)
+        """``w`` times the root of 1 / epsilon, so that its products come out scaled."""
+        image, text = (math.sqrt(gamma * float(self.inv_epsilon)) for gamma in (self.gamma_image, self.gamma_text))
+        return torch.add(self.image_features * image, self.text_features, alpha=text)
 
     def _lower_diagonal(self, logits: Tensor, first: int) -> Tensor:
-        offset = self.own.start + first
+        offset = self.rows.start + first
         if self.diagonal_penalty == math.inf:
             logits.diagonal(offset).fill_(-math.inf)
         elif self.diagonal_penalty:
-            logits.diagonal(offset).sub_(self.diagonal_penalty * self.sharpness)
+            logits.diagonal(offset).sub_(self.diagonal_penalty * self.inv_epsilon)
         return logits
 
     def bound(self) -> Tensor:
         """No entry is further from 0 than this, a penalised diagonal aside."""
-        dtype = self.sharpness.dtype
-        image, text = (torch.linalg.vector_norm(features, dim=1, dtype=dtype).amax() for features in (self.v, self.t))
-        bound: Tensor = (self.gamma_image * image**2 + self.gamma_text * text**2 + image * text) * self.sharpness.abs()
+        dtype, features = self.inv_epsilon.dtype, (self.image_features, self.text_features)
+        image, text = (torch.linalg.vector_norm(each, dim=1, dtype=dtype).amax() for each in features)
+        bound: Tensor = (self.gamma_image * image**2 + self.gamma_text * text**2 + image * text) * self.inv_epsilon.abs()
         return bound
 
 
 def _symmetric_product(w: Tensor) -> Tensor:
     """``w w^T``: panels up to the diagonal are computed, the rest copied."""
     matrix, space = w.new_empty(len(w), len(w)), w.new_empty(PANEL * len(w))
-    for panel in _slices(len(w), PANEL):
+    for panel in slices(len(w), PANEL):
         computed = matrix[panel, : panel.stop]
         torch.mm(w[panel], w[: panel.stop].T, out=computed)
         above = matrix[: panel.start, panel]
@@ -146,7 +137,7 @@ def _add_within(matrix: Tensor, w: Tensor, c: float) -> None:
 
     Transposes go through contiguous panels: a walk down a column of the whole matrix would miss the cache at every step.
     """
-    for panel in _slices(len(w), PANEL):
+    for panel in slices(len(w), PANEL):
         before = slice(0, panel.start)
         across, down = matrix[panel, : panel.stop], matrix[before, panel]
         within = w[panel] @ w[: panel.stop].T

@@ -1,126 +1,131 @@
-"""What the plain and the fused arithmetic have in common: the numbers they find, and what they keep for the backward."""
+"""From the statistics of the logits to the cross entropies of every pair, and from their gradients to the logits' weights.
 
-from dataclasses import dataclass
+With logits ``z``, given targets ``T`` (`HardTargets`: c on the diagonal, f everywhere) and a teacher's targets ``M`` (rows sum
+to 1) and ``M'`` (columns sum to 1), the four cross entropies of pair i are
+
+    given, row     row_lse_i    - c z_ii - f sum_j z_ij        soft, row      row_lse_i    - sum_j M_ij z_ij
+    given, column  column_lse_i - c z_ii - f sum_j z_ji        soft, column   column_lse_i - sum_j M'_ji z_ji
+
+and for gradients ``g`` of the four, given row and column ``a, b``, soft row and column ``d, e``, that of the logits is
+
+    G_ij = (a_i + d_i) softmax_row(z)_ij + (b_j + e_j) softmax_column(z)_ij
+           - c (a_i + b_i) delta_ij - f (a_i + b_j) - d_i M_ij - e_j M'_ij.
+"""
+
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from otter_losses.ops import dispatch
-from otter_losses.ops.similarity import Similarity
-from otter_losses.ops.world import ALONE, World
-
-ROW_LSE, COLUMN_LSE, PAIR, ROW_DOT, COLUMN_DOT, ROW_ENTROPY, COLUMN_ENTROPY = range(7)
-"""Rows of the statistics. The entropies are the targets' own (constants that turn a cross entropy into a divergence)."""
-
-Saved = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""Statistics, scalings, kernel, cosines, state: see `soft_target`."""
-
-Backward = tuple[Tensor, Tensor, Tensor]
-"""Gradients of x, y and the scale."""
+from otter_losses.ops.problem import Problem, Student
+from otter_losses.ops.reduction import Reduction
+from otter_losses.ops.targets import HardTargets, SoftTargets
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """What the targets are made of; `spread` as in `transport.Kernel.build`."""
+class Statistics(NamedTuple):
+    """Of the logits' rows, (b,), and of all their columns, (N,): sums over the local rows until `reduce_columns`.
 
-    similarity: Similarity
-    spread: float | None
-    iterations: int = 0
-    entropy: bool = False
-
-
-class Storage(NamedTuple):
-    """What is kept from forward to backward: the transport kernel, in which dtype, and the student's cosines."""
-
-    kernel: torch.dtype | None
-    cosines: bool
-
-
-def computing(x: Tensor) -> torch.dtype:
-    """The dtype of numbers derived from features x."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def storage_of(x: Tensor, n: int, has_teacher: bool, codes: bool, max_memory: int, fused: bool) -> Storage:
-    """What of (b, N) matrices fits `max_memory`; `codes` tells whether 16 bits may hold the kernel."""
-    dtype = computing(x)
-    size = x.shape[0] * n * dtype.itemsize
-    dense = (2 if has_teacher else 1) * size <= max_memory
-    if not fused:
-        return Storage(dtype if dense and has_teacher else None, dense)
-    if x.dtype == dtype:
-        return Storage(dtype if has_teacher and size <= max_memory else None, dense)
-    # Of half-precision features a product costs less than writing it to memory and reading it back.
-    if not has_teacher:
-        return Storage(None, False)
-    if codes and n > dispatch.STAYS_IN_CACHE and size <= 2 * max_memory:
-        return Storage(torch.int16, False)
-    return Storage(dtype if size <= max_memory else None, False)
-
-
-def wanted(like: Tensor, wants: bool) -> Tensor:
-    """Room for a gradient, or an empty stand-in."""
-    return like.new_empty(like.shape if wants else 0)
-
-
-@dataclass(frozen=True)
-class Given:
-    """The given pairs' targets: their own share of 1, and that of every pair in the batch, itself included."""
-
-    own: float
-    share: float
-
-
-def pair_losses(
-    statistics: Tensor, given: Given, x: Tensor, y: Tensor, scale: Tensor, teacher: Teacher | None, world: World = ALONE
-) -> Tensor:
-    """Of every own pair the cross entropy, mean of both directions, of its given and of its soft targets, (2, b).
-
-    Less the entropy of the soft ones where that is asked for.
+    Expected logits and entropies are those of the soft targets, zeros where there are none or nobody asks for them.
     """
-    statistics = statistics[:, world.own(len(x))]
-    found = torch.zeros_like(statistics[:2])
-    lse = torch.add(statistics[ROW_LSE], statistics[COLUMN_LSE], out=found[0]).mul_(0.5)
-    if teacher is not None:
-        torch.add(lse, statistics[ROW_DOT] + statistics[COLUMN_DOT], alpha=-0.5, out=found[1])
-        if teacher.entropy:
-            found[1].sub_(statistics[ROW_ENTROPY] + statistics[COLUMN_ENTROPY], alpha=0.5)
-    lse.sub_(statistics[PAIR], alpha=given.own)
-    if given.share:
-        lse.sub_(scale * (x.to(scale.dtype) @ y.sum(0, dtype=scale.dtype)), alpha=given.share)
-    return found
+
+    row_lse: Tensor
+    own_logit: Tensor
+    row_expected_logit: Tensor
+    row_entropy: Tensor
+    column_lse: Tensor
+    column_expected_logit: Tensor
+    column_entropy: Tensor
+
+    @classmethod
+    def empty(cls, like: Tensor, rows: int, columns: int) -> "Statistics":
+        """Nothing added up yet."""
+        found = cls(*like.new_zeros(4, rows).unbind(), *like.new_zeros(3, columns).unbind())
+        found.column_lse.fill_(-torch.inf)
+        return found
 
 
-def share_columns(statistics: Tensor, teacher: Teacher | None, world: World) -> None:
-    """Add up over the ranks what each found of its rows' share of every column."""
-    if world:
-        world.add_logarithms(statistics[COLUMN_LSE])
-        if teacher is not None:
-            world.add(statistics[COLUMN_DOT])
-            if teacher.entropy:
-                world.add(statistics[COLUMN_ENTROPY])
+def reduce_columns(statistics: Statistics, soft: SoftTargets | None, reduce: Reduction) -> None:
+    """Columns' sums over the rows of all ranks, in place."""
+    reduce.all_reduce_logsumexp_(statistics.column_lse)
+    if soft is not None:
+        reduce.all_reduce_sum_(statistics.column_expected_logit)
+        if soft.divergence:
+            reduce.all_reduce_sum_(statistics.column_entropy)
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Gradients (N,) of the statistics over one magnitude; those of rows and of columns are the same, and so are the dots'."""
+def cross_entropies(statistics: Statistics, hard: HardTargets, problem: Problem, reduce: Reduction) -> Tensor:
+    """Of every local pair, (4, b): given row and column, soft row and column. Zeros for soft targets that are not there.
 
-    lse: Tensor
-    pair: Tensor
-    dot: Tensor
-    sum: Tensor | None
+    Less the targets' own entropy where that makes a divergence of the soft ones.
+    """
+    soft, rows = problem.soft, problem.rows
+    losses = statistics.row_lse.new_zeros(4, len(statistics.row_lse))
+    lse = torch.stack((statistics.row_lse, statistics.column_lse[rows]), out=losses[:2])
+    if soft is not None:
+        expected = torch.stack((statistics.row_expected_logit, statistics.column_expected_logit[rows]))
+        torch.sub(lse, expected, out=losses[2:])
+        if soft.divergence:
+            losses[2:] -= torch.stack((statistics.row_entropy, statistics.column_entropy[rows]))
+    lse.sub_(statistics.own_logit, alpha=hard.on_diagonal)
+    if hard.uniform:
+        lse.sub_(_logit_sums(problem.student, reduce), alpha=hard.uniform)
+    return losses
+
+
+def _logit_sums(student: Student, reduce: Reduction) -> Tensor:
+    """Sums of the local rows and of their own columns of the logits, (2, b)."""
+    scale = student.logit_scale
+    all_images = reduce.all_reduce_sum_(student.image_features.sum(0, dtype=scale.dtype))
+    all_texts = student.all_text_features.sum(0, dtype=scale.dtype)
+    pairs = ((student.image_features, all_texts), (student.text_features, all_images))
+    return torch.stack([features.to(scale.dtype) @ total for features, total in pairs]).mul_(scale)
+
+
+class Weights(NamedTuple):
+    """Of the terms of the logits' gradient, over one magnitude: what they are multiplied with may otherwise leave float16.
+
+        G_ij = row_lse_i softmax_row(z)_ij + column_lse_j softmax_column(z)_ij
+               - diagonal_i delta_ij - row_uniform_i - column_uniform_j - row_plan_i M_ij - column_plan_j M'_ij
+
+    Attributes:
+        row_lse, diagonal, row_plan: (b,).
+        column_lse, column_plan: (N,).
+        row_uniform, column_uniform: (b,) and (N,); None where the targets have no uniform share.
+        magnitude: what all of them were divided by, 0-D.
+    """
+
+    row_lse: Tensor
+    column_lse: Tensor
+    diagonal: Tensor
+    row_plan: Tensor
+    column_plan: Tensor
+    row_uniform: Tensor | None
+    column_uniform: Tensor | None
     magnitude: Tensor
 
     @classmethod
-    def of(cls, gradient: Tensor, given: Given, world: World = ALONE) -> "Weights":
-        """For the gradient (2, b) of `pair_losses`."""
-        gradient, magnitude = normalised(world.all_of(gradient))
-        share = gradient[0] * -given.share if given.share else None
-        return cls(gradient.mean(0), gradient[0] * -given.own, gradient[1] * -0.5, share, magnitude)
+    def of(cls, gradient: Tensor, hard: HardTargets, rows: slice) -> "Weights":
+        """For gradients (4, N) of the cross entropies of all ranks' pairs, of which the given rows are this rank's."""
+        gradient, magnitude = over_magnitude(gradient)
+        given_row, given_column, soft_row, soft_column = gradient
+        diagonal = (given_row + given_column)[rows]
+        uniform = gradient[:2] * hard.uniform if hard.uniform else None
+        return cls(
+            row_lse=(given_row + soft_row)[rows],
+            column_lse=given_column + soft_column,
+            diagonal=diagonal if hard.on_diagonal == 1 else diagonal * hard.on_diagonal,
+            row_plan=soft_row[rows],
+            column_plan=soft_column,
+            row_uniform=None if uniform is None else uniform[0, rows],
+            column_uniform=None if uniform is None else uniform[1],
+            magnitude=magnitude,
+        )
 
 
-def normalised(gradient: Tensor, world: World = ALONE) -> tuple[Tensor, Tensor]:
-    """A gradient over its magnitude on all ranks, and that: what it is multiplied with may otherwise carry it out of range."""
-    magnitude = world.highest(torch.linalg.vector_norm(gradient, torch.inf)).clamp_min(torch.finfo(gradient.dtype).tiny)
+def over_magnitude(gradient: Tensor, reduce: Reduction | None = None) -> tuple[Tensor, Tensor]:
+    """A gradient over its greatest magnitude, on all ranks where they reduce it; and that magnitude, 0-D."""
+    magnitude = torch.linalg.vector_norm(gradient, torch.inf)
+    if reduce is not None:
+        magnitude = reduce.all_reduce_max(magnitude)
+    magnitude = magnitude.clamp_min(torch.finfo(gradient.dtype).tiny)
     return (gradient / magnitude).contiguous(), magnitude

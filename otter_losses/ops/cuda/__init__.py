@@ -1,1 +1,1 @@
-"""CUDA C++ for NVIDIA GPUs, built on first use by what is optional; `compiler` and `transport` are imported on demand."""
+"""CUDA C++ for NVIDIA GPUs, built on first use by what is optional; `nvrtc` and `sinkhorn` are imported on demand."""

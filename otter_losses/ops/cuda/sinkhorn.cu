@@ -1,12 +1,12 @@
-// Both transport problems of ops/transport.py, K = exp(L - shift) held as numbers, in one launch.
+// Both transport problems of ops/eager/sinkhorn.py, K = exp(L - shift) held as numbers, in one launch.
 //
 // Each block (CTA) keeps `rows` consecutive rows of K in its shared memory for the whole solve. A round takes the row sums of
 // both problems from there (image to text u = 1/(K v), text to image u' = 1/(K v')), then the column sums u K and u' K of its
 // rows, which the blocks add up through global memory. Sums are taken in a fixed order, without atomics: results repeat to the
 // bit. Two kernels differ in how blocks wait for each other:
 //
-//   transport_cluster  the grid is one cluster (sm_90 on). Few blocks, so each adds up all columns for itself: one barrier a round.
-//   transport_grid     a cooperative grid, a counter in global memory. Many blocks, so each adds up a slice: two barriers a round.
+//   sinkhorn_cluster  the grid is one cluster (sm_90 on). Few blocks, so each adds up all columns for itself: one barrier a round.
+//   sinkhorn_grid     a cooperative grid, a counter in global memory. Many blocks, so each adds up a slice: two barriers a round.
 //
 // Built by NVRTC with -DTHREADS (a multiple of 32); no header is needed. -DEMULATED leaves out what only a GPU has.
 
@@ -218,7 +218,7 @@ __device__ __forceinline__ void read_columns(const Block& b, const float* image_
 // `shares`: [2][blocks][2][n] in a cluster, which has one barrier between a round's readers and the next round's writers, so the
 // rounds take turns; [blocks][2][n] in a grid. `arrived`, of a grid alone, starts at zero.
 template <bool CLUSTER>
-__device__ __forceinline__ void transport(
+__device__ __forceinline__ void sinkhorn(
     float* matrix, const float* shift, float* image_columns, float* text_rows, float* text_columns, float* shares,
     unsigned* arrived, int n, int rows, int iterations
 ) {
@@ -285,8 +285,8 @@ __device__ __forceinline__ void transport(
         unsigned *arrived, int n, int rows, int iterations
 #define ARGUMENTS matrix, shift, image_columns, text_rows, text_columns, shares, arrived, n, rows, iterations
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) transport_grid(PARAMETERS) { transport<false>(ARGUMENTS); }
+extern "C" __global__ void __launch_bounds__(THREADS, 1) sinkhorn_grid(PARAMETERS) { sinkhorn<false>(ARGUMENTS); }
 
 #if defined(EMULATED) || __CUDA_ARCH__ >= 900
-extern "C" __global__ void __launch_bounds__(THREADS, 1) transport_cluster(PARAMETERS) { transport<true>(ARGUMENTS); }
+extern "C" __global__ void __launch_bounds__(THREADS, 1) sinkhorn_cluster(PARAMETERS) { sinkhorn<true>(ARGUMENTS); }
 #endif

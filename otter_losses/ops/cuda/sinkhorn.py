@@ -1,4 +1,4 @@
-"""`ops.transport.solve` in plain numbers as one kernel launch, for matrices that fit on the chip; see ``transport.cu``."""
+"""`ops.eager.sinkhorn.solve` in plain numbers as one kernel launch, for matrices that fit on the chip; see ``sinkhorn.cu``."""
 
 import ctypes
 import warnings
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otter_losses.ops.cuda import compiler
+from otter_losses.ops.cuda import nvrtc
 
-SOURCE = Path(__file__).with_name("transport.cu")
+SOURCE = Path(__file__).with_name("sinkhorn.cu")
 THREADS = 512
 """In a block; derived from the registers (at most 128 a thread) and from what 8 blocks of 64 rows keep busy, not measured."""
 CLUSTER = 8
@@ -30,7 +30,7 @@ class Layout:
 
     @property
     def kernel(self) -> str:
-        return "transport_cluster" if self.cluster else "transport_grid"
+        return "sinkhorn_cluster" if self.cluster else "sinkhorn_grid"
 
     def shared_bytes(self, threads: int = THREADS) -> int:
         """Of each block: its rows of K, padded to whole float4; both columns' scalings; two factors a row; the grid's scratch."""
@@ -164,10 +164,10 @@ def _kernel(name: str, device: int) -> Any:
     try:
         kernel = _code(architecture).get_kernel(name)
     except Exception as error:
-        numbers = ".".join(str(number) for number in compiler.version())
+        numbers = ".".join(str(number) for number in nvrtc.version())
         raise RuntimeError(
             f"the driver does not load what NVRTC {numbers} built ({error}). Update the driver, or install NVRTC of the CUDA "
-            f"version that PyTorch has: {compiler.INSTALL}."
+            f"version that PyTorch has: {nvrtc.INSTALL}."
         ) from error
     attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     (status,) = driver.cuKernelSetAttribute(attribute, shared_bytes, kernel.handle, driver.CUdevice(device))
@@ -180,7 +180,7 @@ def _kernel(name: str, device: int) -> Any:
 def _code(architecture: int) -> Any:
     from cuda.core import ObjectCode
 
-    cubin = compiler.compile(SOURCE, architecture, [("THREADS", str(THREADS))])
+    cubin = nvrtc.compile(SOURCE, architecture, [("THREADS", str(THREADS))])
     return ObjectCode.from_cubin(cubin, name=SOURCE.name)
 
 
@@ -212,12 +212,12 @@ def _missing(device: int) -> str | None:
     architecture = _chip(device)[0]
     if architecture < 70:
         return f"the CUDA kernels need compute capability 7.0 (Volta) or newer, but cuda:{device} has {architecture / 10}."
-    reason = compiler.missing()
+    reason = nvrtc.missing()
     if reason is not None:
         return reason
-    major, minor = compiler.version()
-    if architecture not in compiler.architectures():
-        advice = 'NVRTC 12 does: pip install "otter_losses[cuda12]"' if architecture < 75 else f"Update it: {compiler.INSTALL}"
+    major, minor = nvrtc.version()
+    if architecture not in nvrtc.architectures():
+        advice = 'NVRTC 12 does: pip install "otter_losses[cuda12]"' if architecture < 75 else f"Update it: {nvrtc.INSTALL}"
         return f"the CUDA kernels cannot be built: NVRTC {major}.{minor} does not know sm_{architecture}. {advice}."
     from cuda.bindings import driver
 
@@ -225,6 +225,6 @@ def _missing(device: int) -> str | None:
     if int(status) == 0 and supported // 1000 < major:
         return (
             f"the CUDA kernels cannot be run: NVRTC is of CUDA {major}, the driver of CUDA {supported // 1000}. "
-            f"Update the driver, or install NVRTC of its version: {compiler.INSTALL}."
+            f"Update the driver, or install NVRTC of its version: {nvrtc.INSTALL}."
         )
     return None

@@ -1,1 +1,1 @@
-"""The arithmetic in plain torch: any device, any dtype."""
+"""The arithmetic in eager torch: any device, any dtype."""

@@ -1,83 +1,79 @@
-"""The statistics of `otter_losses.ops.soft_target` and their gradient in plain torch, for any device and dtype."""
+"""The statistics of `otter_losses.ops.cross_entropy` and their gradient in eager torch, for any device and dtype."""
 
 import torch
 from torch import Tensor
 
-from otter_losses.ops.contract import (
-    COLUMN_DOT,
-    COLUMN_ENTROPY,
-    COLUMN_LSE,
-    PAIR,
-    ROW_DOT,
-    ROW_ENTROPY,
-    ROW_LSE,
-    Backward,
-    Saved,
-    Storage,
-    Teacher,
-    Weights,
-    computing,
-    share_columns,
-    wanted,
-)
 from otter_losses.ops.domains import LOGARITHMIC, SCALING, Domain, reads_freely, safe_range
-from otter_losses.ops.similarity import row_chunks
-from otter_losses.ops.transport import Kernel, solve
-from otter_losses.ops.world import World
+from otter_losses.ops.eager.sinkhorn import GibbsKernel, last_row_scalings, solve
+from otter_losses.ops.memory import computing_dtype, row_blocks, wanted
+from otter_losses.ops.problem import Gradients, Problem, Saved, Scalar, Student
+from otter_losses.ops.reduction import Reduction
+from otter_losses.ops.statistics import Statistics, Weights
 
 
-def forward(x: Tensor, y: Tensor, scale: Tensor, asked: Teacher | None, storage: Storage, world: World) -> Saved:
-    n = len(y)
-    own_teacher = asked is not None and asked.similarity.v is x and asked.similarity.t is y
-    x, y = x.to(computing(x)), y.to(computing(x))
-    own = world.own(len(x))
-    statistics, scalings = x.new_zeros(7, n), x.new_zeros(4, n)
-    image_rows, text_rows, image_columns, text_columns = scalings
-    statistics[COLUMN_LSE] = -torch.inf
-    cosines = x @ y.T if storage.cosines and (asked is None or own_teacher) else None
-    teacher = None
-    if asked is not None:
-        similarity = asked.similarity.to(x.dtype)
-        teacher = Kernel.build(similarity, asked.spread, storage.kernel is not None, cosines if own_teacher else None, world)
-        image_columns[:], text_rows[own], text_columns[:] = solve(teacher, asked.iterations)
-    if storage.cosines and cosines is None:
-        cosines = x @ y.T
+def forward(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]:
+    """Statistics of the local rows, columns not yet reduced, and what the backward needs."""
+    soft, similarity, storage = problem.soft, problem.similarity, problem.storage
+    x, y, scale = _computing(problem.student)
+    b, n = len(x), len(y)
+    statistics = Statistics.empty(scale, b, n)
+    saved = Saved.empty(problem, matrices=False)._replace(row_lse=statistics.row_lse, column_lse=statistics.column_lse)
+    row_scalings, column_scalings, scalars = saved.row_scalings, saved.column_scalings, saved.scalars
+
+    kernel = cosines = None
+    if similarity is None or soft is None:
+        cosines = x @ y.T if storage.cosines else None
+    else:
+        own_teacher = soft.uses_student and similarity.is_whole
+        cosines = x @ y.T if storage.cosines and own_teacher else None
+        kernel = GibbsKernel.build(
+            similarity.to(x.dtype), soft.logit_range, storage.gibbs is not None, reduce, cosines if own_teacher else None
+        )
+        column_scalings[0], row_scalings[1], column_scalings[1] = solve(kernel, soft.iterations, reduce)
+        scalars[Scalar.GIBBS_SHIFT] = kernel.shift
+        scalars[Scalar.GIBBS_IS_LOGARITHMIC] = float(kernel.domain is LOGARITHMIC)
+        if storage.cosines and cosines is None:
+            cosines = x @ y.T
 
     shift = _common_shift(x, y, scale, cosines)
-    chunks = row_chunks(len(x), n, x.device)
+    if shift is not None:
+        scalars[Scalar.LOGIT_SHIFT] = shift
+        scalars[Scalar.HAS_EXPONENTIALS] = 1.0
+    blocks = row_blocks(b, n, x.device)
     # Fresh memory costs a page fault per 4 KiB, more than the arithmetic on it: row blocks share theirs.
-    logits, scratch = x.new_empty(chunks[0].stop, n), x.new_empty(chunks[0].stop, n)
-    for rows in chunks:
+    logits, scratch = x.new_empty(blocks[0].stop, n), x.new_empty(blocks[0].stop, n)
+    for rows in blocks:
         z = logits[: rows.stop - rows.start]
         if cosines is None:
             torch.mm(x[rows], y.T, out=z).mul_(scale)
         else:
             torch.mul(cosines[rows], scale, out=z)
-        here = world.here(rows)
-        statistics[PAIR, here] = z.diagonal(here.start)
-        if teacher is not None and asked is not None:
-            kernel = teacher.block(rows)
-            one = teacher.domain.enter(torch.ones_like(image_rows[here]))
-            image_rows[here] = teacher.domain.match(one, teacher.domain.row_sums(kernel, image_columns))
-            _expected_logits(teacher.domain, kernel, here, z, scalings, statistics, asked.entropy, scratch[: len(z)])
+        statistics.own_logit[rows] = z.diagonal(problem.rows_of(rows).start)
+        if kernel is not None and soft is not None:
+            block = kernel.block(rows)
+            row_scalings[0, rows] = last_row_scalings(kernel, block, column_scalings[0])
+            scalings = row_scalings[:, rows], column_scalings
+            _expected_logits(kernel.domain, block, rows, z, scalings, statistics, soft.divergence, scratch[: len(z)])
         if shift is None or cosines is None:
-            statistics[ROW_LSE, here] = z.logsumexp(1)
-            partial = z.logsumexp(0)
+            statistics.row_lse[rows] = z.logsumexp(1)
+            column_lse = z.logsumexp(0)
         else:
             exponentials = torch.exp(z.sub_(shift), out=cosines[rows])
-            statistics[ROW_LSE, here] = exponentials.sum(1).log_().add_(shift)
-            partial = exponentials.sum(0).log_().add_(shift)
-        statistics[COLUMN_LSE] = torch.logaddexp(statistics[COLUMN_LSE], partial)
+            statistics.row_lse[rows] = exponentials.sum(1).log_().add_(shift)
+            column_lse = exponentials.sum(0).log_().add_(shift)
+        torch.logaddexp(statistics.column_lse, column_lse, out=statistics.column_lse)
 
-    share_columns(statistics, asked, world)
-    # The shifts of both matrices, and 1 where the kernel is held as logarithms and where the student's matrix holds exponentials.
-    state, nothing = x.new_zeros(4), x.new_empty(0)
-    if teacher is not None:
-        state[0], state[2] = teacher.shift, float(teacher.domain is LOGARITHMIC)
-    if shift is not None:
-        state[1], state[3] = shift, 1.0
-    kept = nothing if teacher is None or teacher.stored is None else teacher.stored
-    return statistics, scalings, kept, nothing.clone() if cosines is None else cosines, state
+    if kernel is not None and kernel.stored is not None:
+        saved = saved._replace(gibbs=kernel.stored)
+    if cosines is not None:
+        saved = saved._replace(cosines=cosines)
+    return statistics, saved
+
+
+def _computing(student: Student) -> tuple[Tensor, Tensor, Tensor]:
+    """Local image features, all text features, and the scale, in the computing dtype."""
+    dtype = computing_dtype(student.image_features)
+    return student.image_features.to(dtype), student.all_text_features.to(dtype), student.logit_scale
 
 
 def _common_shift(x: Tensor, y: Tensor, scale: Tensor, cosines: Tensor | None) -> float | None:
@@ -93,87 +89,109 @@ def _common_shift(x: Tensor, y: Tensor, scale: Tensor, cosines: Tensor | None) -
 
 
 def _expected_logits(
-    domain: Domain, kernel: Tensor, rows: slice, z: Tensor, scalings: Tensor, statistics: Tensor, entropy: bool, scratch: Tensor
+    domain: Domain,
+    gibbs: Tensor,
+    rows: slice,
+    z: Tensor,
+    scalings: tuple[Tensor, Tensor],
+    statistics: Statistics,
+    divergence: bool,
+    scratch: Tensor,
 ) -> None:
-    """Add up the logits, and the entropies, under both plans."""
-    image_rows, text_rows, image_columns, text_columns = scalings
-    if domain is SCALING and not entropy:
-        weighted = torch.mul(kernel, z, out=scratch)
-        statistics[ROW_DOT, rows] = image_rows[rows] * (weighted @ image_columns)
-        statistics[COLUMN_DOT] += (text_rows[rows] @ weighted) * text_columns
+    """Add up the logits of a block, and the entropies, under both plans."""
+    (image_rows, text_rows), (image_columns, text_columns) = scalings
+    if domain is SCALING and not divergence:
+        weighted = torch.mul(gibbs, z, out=scratch)
+        statistics.row_expected_logit[rows] = image_rows * (weighted @ image_columns)
+        statistics.column_expected_logit.add_((text_rows @ weighted) * text_columns)
         return
-    for dot, total, row_scaling, column_scaling, dim in (
-        (ROW_DOT, ROW_ENTROPY, image_rows, image_columns, 1),
-        (COLUMN_DOT, COLUMN_ENTROPY, text_rows, text_columns, 0),
-    ):
-        plan = domain.plan(kernel, row_scaling[rows], column_scaling)
-        where = rows if dim == 1 else slice(None)
-        if entropy:
-            statistics[total, where] += torch.special.entr(plan).sum(dim)
-        statistics[dot, where] += plan.mul_(z).sum(dim)
+    image_plan = domain.plan(gibbs, image_rows, image_columns)
+    if divergence:
+        statistics.row_entropy[rows] = torch.special.entr(image_plan).sum(1)
+    statistics.row_expected_logit[rows] = image_plan.mul_(z).sum(1)
+    del image_plan
+    text_plan = domain.plan(gibbs, text_rows, text_columns)
+    if divergence:
+        statistics.column_entropy.add_(torch.special.entr(text_plan).sum(0))
+    statistics.column_expected_logit.add_(text_plan.mul_(z).sum(0))
 
 
 def backward(
-    weights: Weights,
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    asked: Teacher | None,
-    saved: Saved,
-    wants_dx: bool,
-    wants_dy: bool,
-    world: World,
-) -> Backward:
-    n, dtype = len(y), x.dtype
-    x, y = x.to(computing(x)), y.to(computing(x))
-    statistics, scalings, stored, cosines, state = saved
-    teacher = None
-    if reads_freely(x):
-        logarithmic, exponentials = bool(state[2]), bool(state[3])
-    else:
-        logarithmic, exponentials = asked is None or asked.spread is None or asked.spread > safe_range(x.dtype), False
-    if asked is not None:
-        domain = LOGARITHMIC if logarithmic else SCALING
-        teacher = Kernel(asked.similarity.to(x.dtype), domain, state[0], stored if stored.numel() else None)
-    row_weight = column_weight = weights.lse
-    if exponentials:  # about shifts that differ by up to e^80
-        row_weight = row_weight * (state[1] - statistics[ROW_LSE]).exp()
-        column_weight = column_weight * (state[1] - statistics[COLUMN_LSE]).exp()
-
-    dx, dy = wanted(x, wants_dx), wanted(y, wants_dy)  # dy: this rank's share of all texts'
-    chunks = row_chunks(len(x), n, x.device)
-    space, scratch = x.new_empty(chunks[0].stop, n), x.new_empty(chunks[0].stop, n)
-    for rows in chunks:
-        g, here = space[: rows.stop - rows.start], world.here(rows)
-        if exponentials:
-            torch.add(row_weight[here, None], column_weight, out=g).mul_(cosines[rows])
-        else:
-            z = cosines[rows] * scale if cosines.numel() else (x[rows] @ y.T).mul_(scale)
-            torch.sub(z, statistics[ROW_LSE, here, None], out=g).exp_().mul_(row_weight[here, None])
-            g.add_((z - statistics[COLUMN_LSE]).exp_().mul_(column_weight))
-        if teacher is not None:
-            _add_plans(g, teacher.domain, teacher.block(rows), here, scalings, weights.dot, scratch[: len(g)])
-        g.diagonal(here.start).add_(weights.pair[here])
-        if weights.sum is not None:
-            g.add_(weights.sum[here, None])
-        if wants_dx:
+    problem: Problem, weights: Weights, saved: Saved, wants_image: bool, wants_text: bool, reduce: Reduction
+) -> Gradients:
+    """Gradients for those of the logits' terms."""
+    x, y, scale = _computing(problem.student)
+    dx, dy = wanted(x, wants_image), wanted(y, wants_text)  # dy: this rank's share of all texts'
+    blocks = row_blocks(len(x), len(y), x.device)
+    space, scratch = x.new_empty(2, blocks[0].stop, len(y))
+    logits_gradient = _LogitsGradient(problem, weights, saved)
+    for rows in blocks:
+        g = space[: rows.stop - rows.start]
+        logits_gradient.write(rows, g, scratch[: len(g)])
+        if wants_image:
             torch.mm(g, y, out=dx[rows])
-        if wants_dy:
+        if wants_text:
             dy.addmm_(g.T, x[rows], beta=min(rows.start, 1))  # the first block overwrites
-    dscale = ((x * dx) if wants_dx else (y * dy)).sum() * weights.magnitude  # this rank's share
+    dscale = ((x * dx) if wants_image else (y * dy)).sum() * weights.magnitude
     scale = scale * weights.magnitude
-    dy = world.scatter(dy.mul_(scale)) if wants_dy else dy
-    return dx.mul_(scale).to(dtype), dy.to(dtype), dscale
+    dy = reduce.reduce_scatter(dy.mul_(scale)) if wants_text else dy
+    dtype = problem.student.image_features.dtype
+    return Gradients(dx.mul_(scale).to(dtype), dy.to(dtype), dscale)
 
 
-def _add_plans(g: Tensor, domain: Domain, kernel: Tensor, rows: slice, scalings: Tensor, weight: Tensor, scratch: Tensor) -> None:
-    image_rows, text_rows, image_columns, text_columns = scalings
-    if domain is SCALING:
-        # Kernel times row scaling first: row times column scaling of a removed entry can overflow.
-        torch.mul(kernel, (weight[rows] * image_rows[rows]).unsqueeze(1), out=scratch)
-        g.addcmul_(scratch, image_columns)
-        torch.mul(kernel, text_rows[rows].unsqueeze(1), out=scratch)
-        g.addcmul_(scratch, weight * text_columns)
-    else:
-        g.add_(domain.plan(kernel, image_rows[rows], image_columns).mul_(weight[rows, None]))
-        g.add_(domain.plan(kernel, text_rows[rows], text_columns).mul_(weight))
+class _LogitsGradient:
+    """``G`` block by block, from what the forward kept or from the features again."""
+
+    def __init__(self, problem: Problem, weights: Weights, saved: Saved) -> None:
+        self.problem, self.weights, self.saved = problem, weights, saved
+        self.x, self.y, self.scale = _computing(problem.student)
+        soft, similarity, scalars = problem.soft, problem.similarity, saved.scalars
+        if reads_freely(scalars):
+            logarithmic, self.has_exponentials = (
+                bool(scalars[each]) for each in (Scalar.GIBBS_IS_LOGARITHMIC, Scalar.HAS_EXPONENTIALS)
+            )
+        else:
+            limit = safe_range(self.x.dtype)
+            logarithmic = soft is not None and (soft.logit_range is None or soft.logit_range > limit)
+            self.has_exponentials = False
+        self.kernel = None
+        if similarity is not None:
+            stored = None if problem.storage.gibbs is None else saved.gibbs
+            domain: Domain = LOGARITHMIC if logarithmic else SCALING
+            self.kernel = GibbsKernel(similarity.to(self.x.dtype), domain, scalars[Scalar.GIBBS_SHIFT], stored)
+        self.row_lse, self.column_lse = weights.row_lse, weights.column_lse
+        if self.has_exponentials:  # about shifts that differ by up to e^80
+            shift = scalars[Scalar.LOGIT_SHIFT]
+            self.row_lse = self.row_lse * (shift - saved.row_lse).exp()
+            self.column_lse = self.column_lse * (shift - saved.column_lse).exp()
+
+    def write(self, rows: slice, g: Tensor, scratch: Tensor) -> None:
+        """The gradient of a block of logits, into `g`."""
+        weights, saved = self.weights, self.saved
+        if self.has_exponentials:
+            torch.add(self.row_lse[rows, None], self.column_lse, out=g).mul_(saved.cosines[rows])
+        else:
+            stored = self.problem.storage.cosines
+            z = saved.cosines[rows] * self.scale if stored else (self.x[rows] @ self.y.T).mul_(self.scale)
+            torch.sub(z, saved.row_lse[rows, None], out=g).exp_().mul_(self.row_lse[rows, None])
+            g.add_(z.sub_(saved.column_lse).exp_().mul_(self.column_lse))
+        if self.kernel is not None:
+            self._subtract_plans(rows, g, scratch)
+        g.diagonal(self.problem.rows_of(rows).start).sub_(weights.diagonal[rows])
+        if weights.row_uniform is not None and weights.column_uniform is not None:
+            g.sub_(weights.row_uniform[rows, None]).sub_(weights.column_uniform)
+
+    def _subtract_plans(self, rows: slice, g: Tensor, scratch: Tensor) -> None:
+        assert self.kernel is not None
+        domain, gibbs = self.kernel.domain, self.kernel.block(rows)
+        (image_rows, text_rows), (image_columns, text_columns) = self.saved.row_scalings[:, rows], self.saved.column_scalings
+        row_weight, column_weight = self.weights.row_plan[rows], self.weights.column_plan
+        if domain is SCALING:
+            # Kernel times row scaling first: row times column scaling of a removed entry can overflow.
+            torch.mul(gibbs, (row_weight * image_rows).unsqueeze(1), out=scratch)
+            g.addcmul_(scratch, image_columns, value=-1)
+            torch.mul(gibbs, text_rows.unsqueeze(1), out=scratch)
+            g.addcmul_(scratch, column_weight * text_columns, value=-1)
+        else:
+            g.sub_(domain.plan(gibbs, image_rows, image_columns).mul_(row_weight[:, None]))
+            g.sub_(domain.plan(gibbs, text_rows, text_columns).mul_(column_weight))

@@ -1,55 +1,62 @@
-"""The sigmoid loss of `otter_losses.ops.sigmoid` and its gradient in plain torch; ``-l z`` is what is kept."""
+"""The sigmoid loss of `otter_losses.ops.sigmoid` and its gradient in eager torch; ``-l z`` is what is kept."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from otter_losses.ops.contract import computing, wanted
-from otter_losses.ops.similarity import row_chunks
-from otter_losses.ops.world import World
+from otter_losses.ops.memory import computing_dtype, row_blocks, wanted
+from otter_losses.ops.problem import SigmoidGradients, SigmoidProblem
+from otter_losses.ops.reduction import Reduction
 
 
-def _unlikely(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, rows: slice, start: int) -> Tensor:
-    """``-l z`` of a row block: large where the answer is wrong."""
-    z = (x[rows] @ y.T).mul_(scale).add_(bias)
-    z.diagonal(start + rows.start).neg_()
-    return z
+class _NegatedLogits:
+    """``-l z`` block by block: large where the answer to "are i and j a pair?" is wrong."""
+
+    def __init__(self, problem: SigmoidProblem) -> None:
+        student, dtype = problem.student, computing_dtype(problem.student.image_features)
+        self.x, self.y = student.image_features.to(dtype), student.all_text_features.to(dtype)
+        self.scale, self.bias, self.row_offset = student.logit_scale, problem.logit_bias, problem.rows.start
+
+    def row_blocks(self) -> list[slice]:
+        return row_blocks(len(self.x), len(self.y), self.x.device)
+
+    def block(self, rows: slice) -> Tensor:
+        z = (self.x[rows] @ self.y.T).mul_(self.scale).add_(self.bias)
+        self.negate_diagonal(z, rows)
+        return z
+
+    def negate_diagonal(self, block: Tensor, rows: slice) -> None:
+        block.diagonal(self.row_offset + rows.start).neg_()
 
 
-def forward(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, keep: bool, world: World) -> tuple[Tensor, Tensor]:
-    b, n, start = len(x), len(y), world.start
-    x, y = x.to(computing(x)), y.to(computing(x))
-    losses = x.new_empty(b)
-    kept = _unlikely(x, y, scale, bias, slice(0, b), start) if keep else x.new_empty(0)
-    for rows in row_chunks(b, n, x.device):
-        unlikely = kept[rows] if keep else _unlikely(x, y, scale, bias, rows, start)
-        losses[rows] = -F.logsigmoid(-unlikely).sum(1)
+def forward(problem: SigmoidProblem) -> tuple[Tensor, Tensor]:
+    """Losses of the local rows, (b,), and what the backward needs, (b, N), empty if it is recomputed."""
+    logits = _NegatedLogits(problem)
+    losses = logits.x.new_empty(len(logits.x))
+    kept = logits.block(slice(0, len(logits.x))) if problem.keeps_logits else logits.x.new_empty(0)
+    for rows in logits.row_blocks():
+        block = kept[rows] if problem.keeps_logits else logits.block(rows)
+        losses[rows] = -F.logsigmoid(-block).sum(1)
     return losses, kept
 
 
 def backward(
-    gradient: Tensor,
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    kept: Tensor,
-    wants_dx: bool,
-    wants_dy: bool,
-    world: World,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    b, n, start, dtype = len(x), len(y), world.start, x.dtype
-    x, y = x.to(computing(x)), y.to(computing(x))
-    dx, dy, dbias = wanted(x, wants_dx), wanted(y, wants_dy), x.new_zeros(())
-    for rows in row_chunks(b, n, x.device):
-        unlikely = kept[rows] if kept.numel() else _unlikely(x, y, scale, bias, rows, start)
-        g = unlikely.sigmoid().mul_(gradient[rows, None])
-        g.diagonal(start + rows.start).neg_()
+    problem: SigmoidProblem, gradient: Tensor, kept: Tensor, wants_image: bool, wants_text: bool, reduce: Reduction
+) -> SigmoidGradients:
+    """Gradients for that of the row losses, (b,)."""
+    logits = _NegatedLogits(problem)
+    x, y = logits.x, logits.y
+    dx, dy, dbias = wanted(x, wants_image), wanted(y, wants_text), x.new_zeros(())
+    for rows in logits.row_blocks():
+        block = kept[rows] if problem.keeps_logits else logits.block(rows)
+        g = block.sigmoid().mul_(gradient[rows, None])
+        logits.negate_diagonal(g, rows)
         dbias += g.sum()
-        if wants_dx:
+        if wants_image:
             torch.mm(g, y, out=dx[rows])
-        if wants_dy:
+        if wants_text:
             dy.addmm_(g.T, x[rows], beta=min(rows.start, 1))  # the first block overwrites
-    dscale = ((x * dx) if wants_dx else (y * dy)).sum()
-    dy = world.scatter(dy.mul_(scale)) if wants_dy else dy
-    return dx.mul_(scale).to(dtype), dy.to(dtype), dscale, dbias
+    dscale = ((x * dx) if wants_image else (y * dy)).sum()
+    dy = reduce.reduce_scatter(dy.mul_(logits.scale)) if wants_text else dy
+    dtype = problem.student.image_features.dtype
+    return SigmoidGradients(dx.mul_(logits.scale).to(dtype), dy.to(dtype), dscale, dbias)

@@ -1,211 +1,181 @@
-"""The statistics of `otter_losses.ops.soft_target` and their gradient, each row block read by one kernel."""
+"""The statistics of `otter_losses.ops.cross_entropy` and their gradient, each row block read by one kernel."""
 
 from torch import Tensor
 
-from otter_losses.ops.contract import (
-    COLUMN_DOT,
-    COLUMN_ENTROPY,
-    COLUMN_LSE,
-    PAIR,
-    ROW_DOT,
-    ROW_ENTROPY,
-    ROW_LSE,
-    Backward,
-    Saved,
-    Storage,
-    Teacher,
-    Weights,
-    share_columns,
-)
-from otter_losses.ops.similarity import row_chunks
-from otter_losses.ops.triton import transport
-from otter_losses.ops.triton.features import GAIN, FeatureGradients, product
-from otter_losses.ops.triton.kernels import soft_target as kernels
-from otter_losses.ops.triton.kernels.held import PLAIN
-from otter_losses.ops.triton.launch import Tile, launch, tiles, tuned
-from otter_losses.ops.triton.transport import VECTOR, Held
-from otter_losses.ops.world import World
-
-TILES: tuple[Tile, ...] = (
-    {"BM": 32, "BN": 128, "num_warps": 8},
-    {"BM": 64, "BN": 64, "num_warps": 8},
-    {"BM": 16, "BN": 256, "num_warps": 8},
-)
-"""Of programs that own one tile: sixteen elements a thread, so that their sums stay in registers."""
+from otter_losses.ops.memory import row_blocks
+from otter_losses.ops.problem import Gradients, Problem, Saved
+from otter_losses.ops.reduction import Reduction
+from otter_losses.ops.statistics import Statistics, Weights
+from otter_losses.ops.triton import sinkhorn
+from otter_losses.ops.triton.autotune import fastest
+from otter_losses.ops.triton.feature_gradients import FeatureGradients, GradientBlock
+from otter_losses.ops.triton.gemm import TileSource
+from otter_losses.ops.triton.half import GAIN
+from otter_losses.ops.triton.kernels import cross_entropy as kernels
+from otter_losses.ops.triton.launch import VECTOR, Tile, launch, tiles
+from otter_losses.ops.triton.sinkhorn import GibbsKernel
 
 
-def forward(x: Tensor, y: Tensor, scale: Tensor, teacher: Teacher | None, storage: Storage, backend: str, world: World) -> Saved:
-    b, n = len(x), len(y)
-    statistics, nothing = scale.new_zeros(7, n), scale.new_empty(0)
-    scalings = scale.new_zeros(4, n) if teacher is None else scale.new_empty(4, n)
-    held = None
-    if teacher is not None:
-        stored = None if storage.kernel is None else x.new_empty(b, n, dtype=storage.kernel)
-        held = Held.build(teacher.similarity, teacher.spread, stored, world)
-        transport.solve(held, teacher.iterations, scalings, backend)
-    cosines = scale.new_empty(b, n) if storage.cosines else nothing
-    chunks = row_chunks(b, n, x.device)
-    space = nothing if storage.cosines else scale.new_empty(chunks[0].stop, n)
-    kernel_space = held.space() if held is not None and held.stored is None else nothing
-    for rows in chunks:
-        block = product(x[rows], y.T, cosines[rows] if storage.cosines else space[: rows.stop - rows.start])
-        kernel = None if held is None else held.block(rows, kernel_space)
-        _statistics(block, scale, held, kernel, scalings, statistics, rows, world, teacher is not None and teacher.entropy)
-    share_columns(statistics, teacher, world)
-    state = scale.new_zeros(4) if held is None else held.numbers
-    return statistics, scalings, scale.new_empty(0) if held is None or held.stored is None else held.stored, cosines, state
+def forward(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]:
+    """Statistics of the local rows, columns not yet reduced, and what the backward needs."""
+    student, soft, storage = problem.student, problem.soft, problem.storage
+    b, n = len(student.image_features), len(student.all_text_features)
+    statistics = Statistics.empty(student.logit_scale, b, n)
+    saved = Saved.empty(problem)._replace(row_lse=statistics.row_lse, column_lse=statistics.column_lse)
+    gibbs = None
+    if soft is not None:
+        gibbs = GibbsKernel.build(problem, saved)
+        sinkhorn.solve(gibbs, soft.iterations, saved, problem.backend, reduce)
+    blocks = row_blocks(b, n, student.image_features.device)
+    source = TileSource.of(student.image_features, student.all_text_features)
+    space = source.space(0 if storage.cosines else blocks[0].stop)
+    for rows in blocks:
+        block = source.block(rows, saved.cosines[rows] if storage.cosines else space)
+        _add_statistics(problem, block, rows, gibbs, saved, statistics)
+    return statistics, saved
 
 
-def _switches(held: Held | None) -> dict[str, object]:
-    """How the transport kernel is read; of no account without one."""
-    return {"KIND": PLAIN.value, "RAW": False} if held is None else held.switches
-
-
-def _statistics(
-    block: Tensor,
-    scale: Tensor,
-    held: Held | None,
-    kernel: Tensor | None,
-    scalings: Tensor,
-    found: Tensor,
-    rows: slice,
-    world: World,
-    entropy: bool,
+def _add_statistics(
+    problem: Problem, source: TileSource, rows: slice, gibbs: GibbsKernel | None, saved: Saved, statistics: Statistics
 ) -> None:
-    """Write the row statistics of a block of cosines, and add its share of the column statistics, in `found` (7, N)."""
-    m, n = block.shape
-    image_rows, text_rows, image_columns, text_columns = scalings
-    here = world.here(rows)
-    teacher = {"TEACHER": held is not None, "ENTROPY": entropy}
-    switches = _switches(held)
+    """Statistics of a block's rows and the image problem's last scalings of them; its share of the columns'."""
+    m, n = rows.stop - rows.start, len(problem.student.all_text_features)
+    divergence = problem.soft is not None and problem.soft.divergence
+    kernel = kernels.STATISTICS if gibbs is None else kernels.SOFT_STATISTICS
+    read = sinkhorn.NO_KERNEL if gibbs is None else gibbs.switches
+    held = source.left if gibbs is None else gibbs.block(rows)
+    switches = {"TEACHER": gibbs is not None, "DIVERGENCE": divergence}
 
     def run(tile: Tile) -> tuple[Tensor, Tensor]:
         grid = tiles(m, tile["BM"]), tiles(n, tile["BN"])
-        row_parts = block.new_empty(4 if held is not None else 1, grid[1], m)
-        column_parts = block.new_empty(3 if held is not None else 1, grid[0], n)
-        arguments = (
-            block,
-            scale,
-            block if kernel is None else kernel,
-            scale if held is None else held.numbers,
-            image_columns,
-            text_rows[here],
-            text_columns,
-            row_parts,
-            column_parts,
-            found[PAIR, here],
-            here.start,
-            m,
-            n,
+        row_parts = statistics.row_lse.new_empty(1 if gibbs is None else 4, grid[1], m)
+        column_parts = statistics.row_lse.new_empty(1 if gibbs is None else 3, grid[0], n)
+        launch(
+            kernel,
+            grid,
+            tile,
+            **source.arguments(tile),
+            scale=problem.student.logit_scale,
+            gibbs=held,
+            params=saved.scalars,
+            image_columns=saved.column_scalings[0],
+            text_rows=saved.row_scalings[1, rows],
+            text_columns=saved.column_scalings[1],
+            row_parts=row_parts,
+            column_parts=column_parts,
+            own_logit=statistics.own_logit[rows],
+            row_offset=problem.rows_of(rows).start,
+            m=m,
+            n=n,
+            **switches,
+            **read,
         )
-        launch(kernels.statistics, grid, *arguments, **teacher, **switches, tile=tile)
         return row_parts, column_parts
 
-    row_parts, column_parts = run(tuned(f"statistics {teacher} {switches}", block, TILES, run))
-    vector: Tile = {"BM": VECTOR["BN"], "num_warps": VECTOR["num_warps"]}
-    out = found[ROW_LSE, here], found[ROW_DOT, here], found[ROW_ENTROPY, here]
+    name = f"statistics {switches} {read} {source.computed}"
+    row_parts, column_parts = run(fastest(name, source.left, (m, n), source.choices(kernel), run))
+    row_tile = kernels.MERGE_ROWS.tiles[0]
     launch(
-        kernels.merge_rows,
-        (tiles(m, vector["BM"]),),
-        row_parts,
-        image_rows[here],
-        *out,
-        row_parts.shape[1],
-        m,
-        **teacher,
-        KIND=switches["KIND"],
-        tile=vector,
+        kernels.MERGE_ROWS,
+        (tiles(m, row_tile["BM"]),),
+        row_tile,
+        parts=row_parts,
+        scaling=saved.row_scalings[0, rows],
+        lse=statistics.row_lse[rows],
+        expected_logit=statistics.row_expected_logit[rows],
+        entropy=statistics.row_entropy[rows],
+        tiles=row_parts.shape[1],
+        m=m,
+        **switches,
+        KIND=read["KIND"],
     )
-    out = found[COLUMN_LSE], found[COLUMN_DOT], found[COLUMN_ENTROPY]
-    grid = (tiles(n, VECTOR["BN"]),)
-    first = rows.start == 0
-    launch(kernels.merge_columns, grid, column_parts, *out, column_parts.shape[1], n, **teacher, FIRST=first, tile=VECTOR)
+    launch(
+        kernels.MERGE_COLUMNS,
+        (tiles(n, VECTOR["BN"]),),
+        VECTOR,
+        parts=column_parts,
+        lse=statistics.column_lse,
+        expected_logit=statistics.column_expected_logit,
+        entropy=statistics.column_entropy,
+        tiles=column_parts.shape[1],
+        n=n,
+        **switches,
+        FIRST=rows.start == 0,
+    )
 
 
 def backward(
-    weights: Weights,
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    teacher: Teacher | None,
-    saved: Saved,
-    wants_dx: bool,
-    wants_dy: bool,
-    world: World,
-) -> Backward:
-    gradients = FeatureGradients(x, y, scale * weights.magnitude, wants_dx, wants_dy, world)
-    _add_blocks(gradients, weights, scale, teacher, saved)
+    problem: Problem, weights: Weights, saved: Saved, wants_image: bool, wants_text: bool, reduce: Reduction
+) -> Gradients:
+    """Gradients for those of the logits' terms."""
+    student, storage = problem.student, problem.storage
+    factor = student.logit_scale * weights.magnitude
+    gradients = FeatureGradients(student, problem.rows, factor, wants_image, wants_text, reduce)
+    gibbs = None if problem.soft is None else GibbsKernel.again(problem, saved)
+    blocks = row_blocks(len(student.image_features), len(student.all_text_features), student.image_features.device)
+    source = TileSource.of(student.image_features, student.all_text_features)
+    product_space = source.space(0 if storage.cosines else blocks[0].stop)
+    in_place = not (source.computed or storage.cosines or gradients.is_half)
+    space = product_space if in_place else gradients.space(blocks[0].stop)
+    for rows in blocks:
+        block = TileSource.stored(saved.cosines[rows]) if storage.cosines else source.block(rows, product_space)
+        g = space[: rows.stop - rows.start]
+        gradients.add(_logits_gradient(problem, block, rows, gibbs, saved, weights, gradients, g), rows)
     dx, dy, inner = gradients.finish()
-    return dx, dy, inner * weights.magnitude
-
-
-def _add_blocks(gradients: FeatureGradients, weights: Weights, scale: Tensor, teacher: Teacher | None, saved: Saved) -> None:
-    statistics, scalings, stored, cosines, state = saved
-    x, y, n = gradients.x, gradients.y, len(gradients.y)
-    held = None
-    if teacher is not None:
-        held = Held.again(teacher.similarity, teacher.spread, stored if stored.numel() else None, state, gradients.world)
-    chunks = row_chunks(len(x), n, x.device)
-    space = scale.new_empty(chunks[0].stop, n)
-    g_space = gradients.space(space)
-    kernel_space = held.space() if held is not None and held.stored is None else space
-    for rows in chunks:
-        m = rows.stop - rows.start
-        block = cosines[rows] if cosines.numel() else product(x[rows], y.T, space[:m])
-        kernel = None if held is None else held.block(rows, kernel_space)
-        g = g_space[:m]
-        lost = _logits_gradient(gradients, block, scale, held, kernel, scalings, statistics, weights, rows, g)
-        gradients.add(g, lost, rows)
+    return Gradients(dx, dy, inner * weights.magnitude)
 
 
 def _logits_gradient(
-    gradients: FeatureGradients,
-    block: Tensor,
-    scale: Tensor,
-    held: Held | None,
-    kernel: Tensor | None,
-    scalings: Tensor,
-    found: Tensor,
-    weights: Weights,
+    problem: Problem,
+    source: TileSource,
     rows: slice,
+    gibbs: GibbsKernel | None,
+    saved: Saved,
+    weights: Weights,
+    gradients: FeatureGradients,
     g: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """The gradient of a block of logits, whose statistics are `found`, into `g`, which may be the block; what it lost."""
-    m, n = block.shape
-    image_rows, text_rows, image_columns, text_columns = scalings
-    here = gradients.world.here(rows)
-    switches = {"TEACHER": held is not None, **_switches(held), "SUM": weights.sum is not None, "APART": gradients.half}
+) -> GradientBlock:
+    """The gradient of a block of logits, into `g`, which may be the stored block itself."""
+    m, n = g.shape
+    kernel = kernels.GRADIENT if gibbs is None else kernels.SOFT_GRADIENT
+    read = sinkhorn.NO_KERNEL if gibbs is None else gibbs.switches
+    held = source.left if gibbs is None else gibbs.block(rows)
+    uniform = weights.row_uniform is not None
+    switches = {"TEACHER": gibbs is not None, **read, "UNIFORM": uniform, "HALF": gradients.is_half}
 
-    def run(tile: Tile) -> tuple[Tensor, Tensor]:
+    def run(tile: Tile) -> GradientBlock:
         grid = tiles(m, tile["BM"]), tiles(n, tile["BN"])
-        lost = gradients.lost(block, grid)
-        arguments = (
-            block,
-            scale,
-            block if kernel is None else kernel,
-            scale if held is None else held.numbers,
-            image_rows[here],
-            text_rows[here],
-            image_columns,
-            text_columns,
-            found[ROW_LSE, here],
-            found[COLUMN_LSE],
-            weights.lse[here],
-            weights.lse,
-            weights.pair[here],
-            weights.dot[here],
-            weights.dot,
-            weights.lse[here] if weights.sum is None else weights.sum[here],
-            g,
-            gradients.diagonal[rows],
-            *lost,
-            here.start,
-            m,
-            n,
-            GAIN,
+        out = gradients.block(rows, g, grid)
+        launch(
+            kernel,
+            grid,
+            tile,
+            **source.arguments(tile),
+            scale=problem.student.logit_scale,
+            gibbs=held,
+            params=saved.scalars,
+            image_rows=saved.row_scalings[0, rows],
+            text_rows=saved.row_scalings[1, rows],
+            image_columns=saved.column_scalings[0],
+            text_columns=saved.column_scalings[1],
+            row_lse=saved.row_lse[rows],
+            column_lse=saved.column_lse,
+            row_lse_weight=weights.row_lse[rows],
+            column_lse_weight=weights.column_lse,
+            diagonal_weight=weights.diagonal[rows],
+            row_plan_weight=weights.row_plan[rows],
+            column_plan_weight=weights.column_plan,
+            row_uniform=weights.row_lse[rows] if weights.row_uniform is None else weights.row_uniform[rows],
+            column_uniform=weights.column_lse if weights.column_uniform is None else weights.column_uniform,
+            **out._asdict(),
+            row_offset=problem.rows_of(rows).start,
+            m=m,
+            n=n,
+            gain=GAIN,
+            **switches,
         )
-        launch(kernels.logits_gradient, grid, *arguments, **switches, tile=tile)
-        return lost
+        return out
 
-    in_place = g.data_ptr() == block.data_ptr()
-    return run(tuned(f"logits_gradient {switches} {in_place}", block, TILES, None if in_place else run))
+    in_place = g.data_ptr() == source.left.data_ptr()
+    name = f"logits_gradient {switches} {source.computed} {in_place}"
+    return run(fastest(name, source.left, (m, n), source.choices(kernel), None if in_place else run))

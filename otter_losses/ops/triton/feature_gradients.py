@@ -1,163 +1,118 @@
-"""Matrix products with float32 sums, by the vendor's library, of float32 or half-precision operands."""
+"""``dx = f G y``, ``dy = f G^T x`` and ``<x, G y>`` from row blocks of the logits' gradient as they come."""
 
-from collections.abc import Callable
-from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from otter_losses.ops.contract import wanted
-from otter_losses.ops.triton.kernels import features as kernels
-from otter_losses.ops.triton.launch import Tile, launch, tiles
-from otter_losses.ops.world import World
-
-HALVES = (torch.float16, torch.bfloat16)
-
-GAIN = 2.0**13
-"""Of a logits' gradient in float16: its entries off the diagonal are at most 4, and small ones stay above the least float16."""
-
-TILE: Tile = {"BM": 4, "BN": 256, "num_warps": 4}
+from otter_losses.ops.memory import wanted
+from otter_losses.ops.problem import Student
+from otter_losses.ops.reduction import Reduction
+from otter_losses.ops.triton.gemm import HALVES, add_product, product
+from otter_losses.ops.triton.half import feature_gradient, magnitude, to_float16
 
 
-@cache
-def _sums_in_float32(device: torch.device, dtype: torch.dtype) -> tuple[bool, bool]:
-    """Whether this torch multiplies, and multiplies and adds, operands of that type into float32 there."""
-    if device.type != "cuda":
-        return False, False
-    operand, out = torch.zeros(16, 16, dtype=dtype, device=device), torch.zeros(16, 16, device=device)
+class GradientBlock(NamedTuple):
+    """A row block of G, as a kernel writes it.
 
-    def works(run: Callable[[], Tensor]) -> bool:
-        try:
-            run()
-        except (RuntimeError, TypeError) as error:
-            # An error of memory or of the library is no answer.
-            if isinstance(error, torch.OutOfMemoryError) or ("CUBLAS" in str(error) and "NOT_SUPPORTED" not in str(error)):
-                raise
-            return False
-        return True
+    Attributes:
+        g: (m, N), float32; or, of half-precision features, float16, times `half.GAIN` and with its diagonal apart.
+        diagonal: that diagonal, (m,).
+        row_residual, column_residual: what the rounding to float16 lost, summed over the tiles' columns, (tiles, m), and rows,
+            (tiles, N).
+    """
 
-    return (
-        works(lambda: torch.mm(operand, operand, out_dtype=torch.float32, out=out)),
-        works(lambda: torch.addmm(out, operand, operand, out_dtype=torch.float32, out=out)),
-    )
-
-
-def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """``a b`` in float32."""
-    if a.dtype not in HALVES:
-        return torch.mm(a, b, out=out)
-    if _sums_in_float32(a.device, a.dtype)[0]:
-        return torch.mm(a, b, out_dtype=torch.float32, out=out)
-    return torch.mm(a.float(), b.float(), out=out)
-
-
-def add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
-    """``total + a b`` in float32; `first` overwrites."""
-    if a.dtype in HALVES:
-        multiplies, adds = _sums_in_float32(a.device, a.dtype)
-        if adds:
-            torch.addmm(total, a, b, beta=0 if first else 1, out_dtype=torch.float32, out=total)
-            return
-        if multiplies:
-            found = torch.mm(a, b, out_dtype=torch.float32)
-            total.copy_(found) if first else total.add_(found)
-            return
-        a, b = a.float(), b.float()
-    torch.addmm(total, a, b, beta=0 if first else 1, out=total)
-
-
-def narrow(values: Tensor, peak: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Features in float16, over a power of two that brings them, or others of that peak, into its range; and that power, 0-D."""
-    out, octave = values.new_empty(values.shape, dtype=torch.float16), values.new_empty((), dtype=torch.float32)
-    peak = _peak(values) if peak is None else peak
-    n, d = values.shape
-    launch(kernels.narrow, (tiles(n, TILE["BM"]),), values, peak, out, octave, n, d, *values.stride(), tile=TILE)
-    return out, octave
-
-
-def _peak(values: Tensor) -> Tensor:
-    peak: Tensor = torch.linalg.vector_norm(values, torch.inf)
-    return peak
+    g: Tensor
+    diagonal: Tensor
+    row_residual: Tensor
+    column_residual: Tensor
 
 
 class FeatureGradients:
-    """``dx = f G y`` and ``dy = f G^T x`` from the row blocks of G as they come, and ``<x, G y>``.
+    """Products at the matrix units' full rate also of half-precision features, sums in float32.
 
-    Of half-precision features G comes in float16, times `GAIN` and with its diagonal apart, and so do the features it meets:
-    products at the matrix units' full rate, sums in float32, an error a tenth of what rounding the result costs.
+    There G and the features it meets are float16: an error a tenth of what rounding the result costs.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, factor: Tensor, wants_dx: bool, wants_dy: bool, world: World) -> None:
-        self.x, self.y, self.factor, self.world = x, y, factor, world
-        self.wants_dx, self.wants_dy = wants_dx, wants_dy
-        self.half = x.dtype in HALVES
-        self.dx = wanted(x, wants_dx)
-        self.dy_total = factor.new_empty(y.shape if wants_dy else 0)
-        self.diagonal, self.inner, self.row_residual = factor.new_empty(3, len(x))
-        self.column_residual = factor.new_zeros(len(y))
-        if self.half and wants_dx:
-            self.narrow_y, self.y_octave = narrow(y)
-        if self.half and wants_dy:
-            self.x_peak = world.highest(_peak(x))
+    def __init__(
+        self, student: Student, rows: slice, factor: Tensor, wants_image: bool, wants_text: bool, reduce: Reduction
+    ) -> None:
+        self.x, self.y, self.text_features = student.image_features, student.all_text_features, student.text_features
+        self.rows, self.factor, self.reduce = rows, factor, reduce
+        self.wants_image, self.wants_text = wants_image, wants_text
+        self.is_half = self.x.dtype in HALVES
+        self.dx = wanted(self.x, wants_image)
+        self.dy_total = factor.new_empty(self.y.shape if wants_text else 0)
+        if self.is_half:
+            self.diagonal, self.row_residual, self.inner = factor.new_empty(3, len(self.x))
+            self.column_residual = factor.new_zeros(len(self.y))
+            if wants_image:
+                self.half_y, self.y_power = to_float16(self.y)
+            if wants_text:
+                self.x_magnitude = reduce.all_reduce_max(magnitude(self.x))
+                self.x_power = self.x_magnitude
 
-    def lost(self, block: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Room for what the rounding of a block's tiles loses."""
-        if not self.half:
-            return self.inner, self.inner
-        return block.new_empty(grid[1], block.shape[0]), block.new_empty(grid[0], block.shape[1])
+    def block(self, rows: slice, g: Tensor, grid: tuple[int, int]) -> GradientBlock:
+        """Memory for a row block of tiles in a grid, its G in `g`."""
+        if not self.is_half:
+            return GradientBlock(g, self.factor, self.factor, self.factor)
+        m, n = g.shape
+        residuals = self.factor.new_empty(grid[1], m), self.factor.new_empty(grid[0], n)
+        return GradientBlock(g, self.diagonal[rows], *residuals)
 
-    def space(self, space: Tensor) -> Tensor:
-        """Room for a block's gradient: float16 memory of its own, or the space given, in which the block may lie itself."""
-        return space.new_empty(space.shape, dtype=torch.float16) if self.half else space
+    def space(self, rows: int) -> Tensor:
+        """Memory for G of a block of so many rows."""
+        return self.factor.new_empty(rows, len(self.y), dtype=torch.float16 if self.is_half else torch.float32)
 
-    def add(self, g: Tensor, lost: tuple[Tensor, Tensor], rows: slice) -> None:
-        """A block of rows, and what its rounding lost, summed over the rows (tiles, m) and columns (tiles, N) of its tiles."""
-        x, narrowed = self.x[rows], self.x[rows]
-        if self.half:
-            torch.sum(lost[0], 0, out=self.row_residual[rows])
-            self.column_residual += lost[1].sum(0)
-        if self.wants_dx:
-            if self.half:
-                found = product(g, self.narrow_y, self.factor.new_empty(x.shape))
-                residual = self.row_residual[rows]
-                on_diagonal = self.diagonal[rows], residual, self.y[self.world.here(rows)]
-                self._finish(found, self.y_octave, on_diagonal, x, self.dx[rows], self.inner[rows])
-            else:
-                torch.mm(g, self.y, out=self.dx[rows])
-        if self.wants_dy:
-            if self.half:
-                narrowed, self.x_octave = narrow(x, self.x_peak)
-            add_product(self.dy_total, g.T, narrowed, first=rows.start == 0)
+    def add(self, block: GradientBlock, rows: slice) -> None:
+        """A row block, as a kernel wrote it."""
+        x = self.x[rows]
+        if self.is_half:
+            torch.sum(block.row_residual, 0, out=self.row_residual[rows])
+            self.column_residual += block.column_residual.sum(0)
+        if self.wants_image:
+            self._write_image_gradient(block.g, rows)
+        if self.wants_text:
+            if self.is_half:
+                x, self.x_power = to_float16(x, self.x_magnitude)
+            add_product(self.dy_total, block.g.T, x, first=rows.start == 0)
+
+    def _write_image_gradient(self, g: Tensor, rows: slice) -> None:
+        if not self.is_half:
+            torch.mm(g, self.y, out=self.dx[rows])
+            return
+        whole_rows = slice(self.rows.start + rows.start, self.rows.start + rows.stop)
+        feature_gradient(
+            product=product(g, self.half_y, self.factor.new_empty(len(g), self.y.shape[1])),
+            product_factor=self.y_power,
+            diagonal=self.diagonal[rows],
+            rounding_residual=self.row_residual[rows],
+            partners=self.y[whole_rows],
+            features=self.x[rows],
+            factor=self.factor,
+            out=self.dx[rows],
+            inner=self.inner[rows],
+        )
 
     def finish(self) -> tuple[Tensor, Tensor, Tensor]:
         """Both gradients, of this rank's rows, and ``<x, G y>``, the sum of which over the ranks is that of the batch."""
-        if not self.half:
-            inner = (self.x * self.dx if self.wants_dx else self.y * self.dy_total).sum()
-            dy = self.world.scatter(self.dy_total.mul_(self.factor)) if self.wants_dy else self.dy_total
+        if not self.is_half:
+            inner = (self.x * self.dx if self.wants_image else self.y * self.dy_total).sum()
+            dy = self.reduce.reduce_scatter(self.dy_total.mul_(self.factor)) if self.wants_text else self.dy_total
             return self.dx.mul_(self.factor), dy, inner
-        dy = wanted(self.x, self.wants_dy)
-        if self.wants_dy:
-            found, lost = self.world.scatter(self.dy_total), self.world.scatter(self.column_residual)
-            inner = self.factor.new_empty(len(found))
-            y = self.y[self.world.own(len(found))]
-            self._finish(found, self.x_octave, (self.diagonal, lost, self.x), y, dy, inner)
-            self.inner = self.inner if self.wants_dx else inner
+        dy = wanted(self.x, self.wants_text)
+        if self.wants_text:
+            inner = torch.empty_like(self.inner)
+            feature_gradient(
+                product=self.reduce.reduce_scatter(self.dy_total),
+                product_factor=self.x_power,
+                diagonal=self.diagonal,
+                rounding_residual=self.reduce.reduce_scatter(self.column_residual),
+                partners=self.x,
+                features=self.text_features,
+                factor=self.factor,
+                out=dy,
+                inner=inner,
+            )
+            self.inner = self.inner if self.wants_image else inner
         return self.dx, dy, self.inner.sum()
-
-    def _finish(
-        self,
-        found: Tensor,
-        octave: Tensor,
-        on_diagonal: tuple[Tensor, Tensor, Tensor],
-        own: Tensor,
-        out: Tensor,
-        inner: Tensor,
-    ) -> None:
-        """``f (G y)`` into `out`, from the product off the diagonal and the diagonal, its residual and its features.
-
-        The inner products of its rows, without f, with `own` go into `inner`.
-        """
-        m, d = found.shape
-        sizes = (m, d, *on_diagonal[2].stride(), *own.stride(), 1 / GAIN)
-        arguments = (found, *on_diagonal, own, octave, self.factor, out, inner)
-        launch(kernels.feature_gradient, (tiles(m, TILE["BM"]),), *arguments, *sizes, tile=TILE)

@@ -1,109 +1,92 @@
-"""Launching kernels: on the right device, with a tile that suits it."""
+"""Kernels as they are declared, and launching them: on the right device, arguments by their names."""
 
-import functools
-import json
-import os
-import statistics
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from otter_losses.ops import cache
-
 Tile = dict[str, int]
-"""Rows BM and columns BN of a program's tile, and its warps."""
+"""A program's tile: its rows BM and columns BN, the step BK along the width of a computed one; its warps and pipeline stages."""
 
-Run = Callable[[Tile], object]
+TILES: tuple[Tile, ...] = (
+    {"BM": 32, "BN": 128, "BK": 32, "num_warps": 8},
+    {"BM": 64, "BN": 64, "BK": 32, "num_warps": 8},
+    {"BM": 16, "BN": 256, "BK": 32, "num_warps": 8},
+)
+"""Of programs that own one tile, which they load: sixteen elements a thread, so that their sums stay in registers."""
 
-LEAST_TUNED = 1 << 22
-"""Elements of a block below which the first tile is taken untried."""
+TILES_COMPUTED: tuple[Tile, ...] = (
+    {"BM": 128, "BN": 128, "BK": 64, "num_warps": 4, "num_stages": 3},
+    {"BM": 128, "BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3},
+)
+"""Of programs that own one tile, which they compute. The first was the fastest of a prototype's on an H100."""
 
-REPETITIONS = 3
+TILES_COMPUTED_BESIDE: tuple[Tile, ...] = (
+    {"BM": 128, "BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3},
+    {"BM": 64, "BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3},
+)
+"""The same beside a tile of another matrix, which has to stay in registers too."""
+
+VECTOR: Tile = {"BN": 256, "num_warps": 4}
+"""Of programs that own a piece of a vector."""
+
+FEATURES: Tile = {"BM": 4, "BN": 256, "num_warps": 4}
+"""Of programs that own rows of features."""
 
 
-on_launch: Callable[[Any, tuple[Any, ...], dict[str, Any]], None] | None = None
-"""Told of every launch: kernel, arguments, switches and tile. `benchmarks.kernels` lists with it what there is to compile."""
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A Triton function as it is declared.
+
+    Attributes:
+        function: what ``triton.jit`` made. tiles: those it may be launched with, the first where none was tried.
+        computing_tiles: the same where it computes its tile of cosines instead of loading it. reads, writes: the N x N matrices
+        it walks over: "cosines" of its product, the Gibbs kernel "K", the logits' gradient "G". All
+            else is vectors.
+    """
+
+    function: Any
+    tiles: tuple[Tile, ...]
+    computing_tiles: tuple[Tile, ...] = ()
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return str(self.function.__name__)
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, tile: Tile, **switches: object) -> None:
-    """Run a kernel on the device of its first argument."""
-    first = arguments[0]
-    assert isinstance(first, Tensor)
-    if on_launch is not None:
-        on_launch(kernel, arguments, {**switches, **tile})
+Observer = Callable[[Kernel, Mapping[str, object]], None]
+
+_observer: Observer | None = None
+
+
+@contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Tell the observer of every launch, its arguments, switches and tile, for a while: to list or count them."""
+    global _observer
+    before = _observer
+    _observer = observer
+    try:
+        yield
+    finally:
+        _observer = before
+
+
+def launch(kernel: Kernel, grid: tuple[int, ...], tile: Tile, **arguments: object) -> None:
+    """Run a kernel on the device of its first tensor."""
+    named = {**arguments, **tile}
+    if _observer is not None:
+        _observer(kernel, named)
+    first = next(each for each in arguments.values() if isinstance(each, Tensor))
     guard: AbstractContextManager[Any] = torch.cuda.device(first.device) if first.is_cuda else nullcontext()
     with guard:
-        kernel[grid](*arguments, **switches, **tile)
+        kernel.function[grid](**named)
 
 
 def tiles(length: int, tile: int) -> int:
+    """How many tiles cover a length."""
     return -(-length // tile)
-
-
-def tuned(name: str, block: Tensor, choices: Sequence[Tile], run: Run | None) -> Tile:
-    """The fastest of the choices for a kernel at this width and device: timed once, then remembered, also on disk.
-
-    `run` launches with a tile as often as one likes and changes nothing by it; None forbids a trial. For small blocks, where
-    determinism is asked for (`torch.use_deterministic_algorithms`) and where the environment says ``OTTER_LOSSES_AUTOTUNE=0``, it
-    is the first; so it is without a trial, or under graph capture, where nothing was chosen before.
-    """
-    if not block.is_cuda or block.numel() < LEAST_TUNED:
-        return choices[0]
-    if os.environ.get("OTTER_LOSSES_AUTOTUNE") == "0" or torch.are_deterministic_algorithms_enabled():
-        return choices[0]
-    device = _name(block.device)
-    key = f"{name}, {block.dtype}, 2^{(block.shape[1] - 1).bit_length()} columns"
-    known = _known(device)
-    if known.get(key) in choices:
-        return known[key]
-    if run is None or torch.cuda.is_current_stream_capturing():
-        return choices[0]
-    with torch.cuda.device(block.device):
-        times = [_milliseconds(run, tile) for tile in choices]
-    known[key] = choices[times.index(min(times))]
-    _save(device, known)
-    return known[key]
-
-
-_name = functools.cache(torch.cuda.get_device_name)
-
-
-def _milliseconds(run: Run, tile: Tile) -> float:
-    run(tile)  # compiles
-    found: list[float] = []
-    for _ in range(REPETITIONS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        run(tile)
-        end.record()
-        end.synchronize()
-        found.append(start.elapsed_time(end))
-    return statistics.median(found)
-
-
-_by_device: dict[str, dict[str, Tile]] = {}
-
-
-def _file(device: str) -> str:
-    import triton
-
-    name = "".join(letter if letter.isalnum() else "_" for letter in device)
-    return f"tiles-{name}-triton{triton.__version__}.json"
-
-
-def _known(device: str) -> dict[str, Tile]:
-    if device not in _by_device:
-        found = cache.load(_file(device))
-        try:
-            read = {} if found is None else json.loads(found)
-            _by_device[device] = {key: {name: int(size) for name, size in tile.items()} for key, tile in read.items()}
-        except (ValueError, AttributeError, TypeError):
-            _by_device[device] = {}
-    return _by_device[device]
-
-
-def _save(device: str, known: dict[str, Tile]) -> None:
-    cache.store(_file(device), json.dumps(known, indent=1).encode())

@@ -3,36 +3,54 @@
 import triton
 import triton.language as tl
 
-from otter_losses.ops.triton.kernels.features import apart
+from otter_losses.ops.triton.kernels.epilogues import store_gradient
+from otter_losses.ops.triton.kernels.tiles import cosine_tile
+from otter_losses.ops.triton.launch import TILES, TILES_COMPUTED, Kernel
 
 
 @triton.jit
-def _unlikely(cosines, scale, bias, i, j, start, mask, n):
+def _negated_logits(cosines, scale, bias, own):
     """``-l z``: large where the answer to "are i and j a pair?" is wrong."""
-    z = tl.load(cosines + i.to(tl.int64)[:, None] * n + j[None, :], mask, other=0.0) * tl.load(scale) + tl.load(bias)
-    return tl.where((i + start)[:, None] == j[None, :], -z, z)
+    z = cosines * tl.load(scale) + tl.load(bias)
+    return tl.where(own, -z, z)
 
 
 @triton.jit
-def sigmoid_losses(cosines, scale, bias, losses, start, m, n, BM: tl.constexpr, BN: tl.constexpr):
-    """Row sums of ``-log sigmoid(l z) = log(1 + exp(-l z))``."""
+def sigmoid_losses(
+    left,
+    right,
+    width,
+    scale,
+    bias,
+    row_parts,
+    row_offset,
+    m,
+    n,
+    COMPUTED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """One tile's share of the row sums of ``-log sigmoid(l z) = log(1 + exp(-l z))``, (tiles, m)."""
     i = tl.program_id(0) * BM + tl.arange(0, BM)
-    total = tl.zeros((BM,), tl.float32)
-    for first in range(0, n, BN):
-        j = first + tl.arange(0, BN)
-        mask = (i < m)[:, None] & (j < n)[None, :]
-        unlikely = _unlikely(cosines, scale, bias, i, j, start, mask, n)
-        small = tl.exp(-tl.abs(unlikely))
-        sum_ = 1.0 + small
-        # log(1 + small), exact also where the sum rounds to 1.
-        log = tl.where(sum_ == 1.0, small, tl.log(sum_) * (small / tl.where(sum_ == 1.0, 1.0, sum_ - 1.0)))
-        total += tl.sum(tl.where(mask, tl.maximum(unlikely, 0.0) + log, 0.0), 1)
-    tl.store(losses + i, total, i < m)
+    j = tl.program_id(1) * BN + tl.arange(0, BN)
+    mask = (i < m)[:, None] & (j < n)[None, :]
+    cosines = cosine_tile(left, right, width, i, j, m, n, mask, COMPUTED, WHOLE, BM, BN, BK)
+    value = _negated_logits(cosines, scale, bias, (i + row_offset)[:, None] == j[None, :])
+    small = tl.exp(-tl.abs(value))
+    sum_ = 1.0 + small
+    # log(1 + small), exact also where the sum rounds to 1.
+    log = tl.where(sum_ == 1.0, small, tl.log(sum_) * (small / tl.where(sum_ == 1.0, 1.0, sum_ - 1.0)))
+    loss = tl.where(mask, tl.maximum(value, 0.0) + log, 0.0)
+    tl.store(row_parts + tl.program_id(1) * m + i, tl.sum(loss, 1), i < m)
 
 
 @triton.jit
 def sigmoid_gradient(
-    cosines,
+    left,
+    right,
+    width,
     scale,
     bias,
     weight,
@@ -41,25 +59,29 @@ def sigmoid_gradient(
     row_residual,
     column_residual,
     row_parts,
-    start,
+    row_offset,
     m,
     n,
     gain,
-    APART: tl.constexpr,
+    HALF: tl.constexpr,
+    COMPUTED: tl.constexpr,
+    WHOLE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    BK: tl.constexpr,
 ):
-    """``G_ij = -l_ij a_i sigmoid(-l_ij z_ij)``, as in `logits_gradient`, and its sums over a tile's rows, (tiles, m)."""
+    """``G_ij = -l_ij a_i sigmoid(-l_ij z_ij)`` of one tile, and its sums over the tile's rows, (tiles, m)."""
     i = tl.program_id(0) * BM + tl.arange(0, BM)
     j = tl.program_id(1) * BN + tl.arange(0, BN)
     mask = (i < m)[:, None] & (j < n)[None, :]
-    unlikely = _unlikely(cosines, scale, bias, i, j, start, mask, n)
-    value = tl.load(weight + i, i < m, other=0.0)[:, None] / (1.0 + tl.exp(-unlikely))
-    own = (i + start)[:, None] == j[None, :]
+    own = (i + row_offset)[:, None] == j[None, :]
+    cosines = cosine_tile(left, right, width, i, j, m, n, mask, COMPUTED, WHOLE, BM, BN, BK)
+    value = _negated_logits(cosines, scale, bias, own)
+    value = tl.load(weight + i, i < m, other=0.0)[:, None] / (1.0 + tl.exp(-value))
     value = tl.where(own, -value, value)
     tl.store(row_parts + tl.program_id(1) * m + i, tl.sum(tl.where(mask, value, 0.0), 1), i < m)
-    if APART:
-        holds_own = (i < m) & (i + start >= tl.program_id(1) * BN) & (i + start < (tl.program_id(1) + 1) * BN)
-        tl.store(diagonal + i, tl.sum(tl.where(own, value, 0.0), 1), holds_own)
-        value = apart(value, own, mask, gain, row_residual, column_residual, i, j, m, n)
-    tl.store(g + i.to(tl.int64)[:, None] * n + j[None, :], value, mask)
+    store_gradient(value, own, mask, gain, g, diagonal, row_residual, column_residual, i, j, m, n, row_offset, HALF, BN)
+
+
+LOSSES = Kernel(sigmoid_losses, TILES, TILES_COMPUTED, reads=("cosines",))
+GRADIENT = Kernel(sigmoid_gradient, TILES, TILES_COMPUTED, reads=("cosines",), writes=("G",))

@@ -1,11 +1,13 @@
-"""How the transport kernel ``K = exp(L - shift)`` is held, and how a tile of it is read.
+"""Where a tile of an N x N matrix comes from: a stored block, or the product of features; of cosines, and of the Gibbs kernel.
 
-PLAIN holds ``K`` in float32, LOGARITHMIC holds ``L`` in float32, for potentials that add where scalings would multiply. CODES
-holds ``log K`` in 16 bits, in equal steps over its range: half the memory of float32, and an error of K of at most half a step
-(3e-4 at a spread of 40), where K in bfloat16 would have 4e-3 and L in bfloat16 more than 1e-1. RAW is a product that has still
-to become L: times a gain, its diagonal lowered. `numbers` holds gain, shift, step (in octaves) and what the diagonal is lowered
-by.
+The Gibbs kernel ``K = exp(L - shift)`` has three forms. PLAIN holds ``K`` in float32, LOGARITHMIC holds ``L`` in float32, for
+potentials that add where scalings would multiply. CODES holds ``log K`` in 16 bits, in equal steps over its range: half the
+memory of float32, and an error of K of at most half a step (3e-4 at a spread of 40), where K in bfloat16 would have 4e-3 and L
+in bfloat16 more than 1e-1. RAW is a product that has still to become L: times ``1 / epsilon``, its diagonal lowered. The first
+entries of `problem.Scalar` stand behind `params`.
 """
+
+import os
 
 import triton
 import triton.language as tl
@@ -15,56 +17,94 @@ LOGARITHMIC = tl.constexpr(1)
 CODES = tl.constexpr(2)
 LAST_CODE = tl.constexpr(65535)
 OCTAVES = tl.constexpr(1.4426950408889634)
-"""Of an exponent of e."""
+"""In an exponent of e."""
+
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+"""On numpy, which has no bfloat16."""
 
 
 @triton.jit
-def logits(products, numbers, i, j, start, n, mask):
-    """A tile of ``L`` from its product; nothing beyond the edge."""
-    value = tl.load(products + i.to(tl.int64)[:, None] * n + j[None, :], mask, other=0.0) * tl.load(numbers)
-    value = tl.where((i + start)[:, None] == j[None, :], value - tl.load(numbers + 3), value)
+def product_tile(left, right, width, i, j, m, n, WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """``left_i . right_j`` of contiguous features (., width), summed in float32; zeros beyond m and n.
+
+    WHOLE: the width is a multiple of BK.
+    """
+    total = tl.zeros((BM, BN), tl.float32)
+    k = tl.arange(0, BK)
+    rows = left + i.to(tl.int64)[:, None] * width
+    columns = right + j.to(tl.int64)[None, :] * width
+    for first in range(0, width, BK):
+        place = first + k
+        if WHOLE:
+            a = tl.load(rows + place[None, :], (i < m)[:, None], other=0.0)
+            b = tl.load(columns + place[:, None], (j < n)[None, :], other=0.0)
+        else:
+            a = tl.load(rows + place[None, :], (i < m)[:, None] & (place < width)[None, :], other=0.0)
+            b = tl.load(columns + place[:, None], (j < n)[None, :] & (place < width)[:, None], other=0.0)
+        if INTERPRETED:
+            a = a.to(tl.float32)
+            b = b.to(tl.float32)
+        total = tl.dot(a, b, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def cosine_tile(
+    left,
+    right,
+    width,
+    i,
+    j,
+    m,
+    n,
+    mask,
+    COMPUTED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """A tile of ``x y^T``: computed from the block's features `left` and all `right`, or loaded from the stored block `left`."""
+    if COMPUTED:
+        tile = product_tile(left, right, width, i, j, m, n, WHOLE, BM, BN, BK)
+    else:
+        tile = tl.load(left + i.to(tl.int64)[:, None] * n + j[None, :], mask, other=0.0)
+    return tile
+
+
+@triton.jit
+def teacher_logits(product, params, i, j, row_offset, mask):
+    """A tile of ``L`` from that of its product; nothing beyond the edge."""
+    value = product * tl.load(params)
+    value = tl.where((i + row_offset)[:, None] == j[None, :], value - tl.load(params + 3), value)
     return tl.where(mask, value, float("-inf"))
 
 
 @triton.jit
-def code_of(value, numbers):
+def code_of(value, params):
     """The code of a logit, 1 to 65535 up to the shift; 0 is nothing."""
-    code = tl.floor((value - tl.load(numbers + 1)) * OCTAVES / tl.load(numbers + 2) + (LAST_CODE + 0.5))
+    code = tl.floor((value - tl.load(params + 1)) * OCTAVES / tl.load(params + 2) + (LAST_CODE + 0.5))
     code = tl.minimum(tl.maximum(code, 1.0), LAST_CODE + 0.0)
     return tl.where(value == float("-inf"), 0, code.to(tl.int32))
 
 
 @triton.jit
-def decoded(code, numbers):
-    return tl.where(code > 0, tl.exp2((code - LAST_CODE).to(tl.float32) * tl.load(numbers + 2)), 0.0)
+def decoded(code, params):
+    return tl.where(code > 0, tl.exp2((code - LAST_CODE).to(tl.float32) * tl.load(params + 2)), 0.0)
 
 
 @triton.jit
-def held(k, numbers, i, j, start, n, mask, KIND: tl.constexpr, RAW: tl.constexpr):
-    """A tile of ``K``, or of ``L`` where LOGARITHMIC."""
+def gibbs_tile(gibbs, params, i, j, row_offset, n, mask, KIND: tl.constexpr, RAW: tl.constexpr):
+    """A tile of ``K``, or of ``L`` where LOGARITHMIC, from a stored block of it or, where RAW, of its product."""
+    place = gibbs + i.to(tl.int64)[:, None] * n + j[None, :]
     if RAW:
-        tile = logits(k, numbers, i, j, start, n, mask)
+        tile = teacher_logits(tl.load(place, mask, other=0.0), params, i, j, row_offset, mask)
         if KIND != LOGARITHMIC:
-            tile = tl.exp(tile - tl.load(numbers + 1))
+            tile = tl.exp(tile - tl.load(params + 1))
+    elif KIND == CODES:
+        tile = decoded(tl.load(place, mask, other=-32768).to(tl.int32) + 32768, params)
+    elif KIND == LOGARITHMIC:
+        tile = tl.load(place, mask, other=float("-inf"))
     else:
-        place = k + i.to(tl.int64)[:, None] * n + j[None, :]
-        if KIND == CODES:
-            tile = decoded(tl.load(place, mask, other=-32768).to(tl.int32) + 32768, numbers)
-        elif KIND == LOGARITHMIC:
-            tile = tl.load(place, mask, other=float("-inf"))
-        else:
-            tile = tl.load(place, mask, other=0.0)
+        tile = tl.load(place, mask, other=0.0)
     return tile
-
-
-@triton.jit
-def merged(top, total, values, AXIS: tl.constexpr):
-    """Running maximum and sum of exponentials about it, after one more tile."""
-    new = tl.maximum(top, tl.max(values, AXIS))
-    shift = tl.where(new == float("-inf"), 0.0, new)
-    return new, total * tl.exp(top - shift) + tl.sum(tl.exp(values - tl.expand_dims(shift, AXIS)), AXIS)
-
-
-@triton.jit
-def log_sum(top, total):
-    return tl.where(total == 0.0, float("-inf"), tl.where(top == float("-inf"), 0.0, top) + tl.log(total))

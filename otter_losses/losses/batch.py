@@ -1,0 +1,135 @@
+"""From a caller's arguments to the core's, and from the core's cross entropies to a loss: what all loss functions share."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otter_losses import checks
+from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
+from otter_losses.ops.execution import Execution
+from otter_losses.ops.memory import computing_dtype
+from otter_losses.ops.problem import Student
+
+Parts = dict[str, Tensor]
+"""A loss by its parts, weights applied: ``contrastive_loss`` and, where there are soft targets, ``distill_loss``."""
+
+Features = tuple[Tensor | None, Tensor | None]
+"""A teacher's features of the images and texts of all ranks, as constants; None stands for the student's own."""
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A batch of pairs, checked and brought to the computing types.
+
+    Attributes:
+        student: the local features and those of all texts, in one dtype; the scale in the computing dtype.
+        logit_bias: as the caller gave it; see `result`.
+        execution: how the core computes.
+    """
+
+    student: Student
+    logit_bias: Tensor | float | None
+    execution: Execution
+
+    @classmethod
+    def prepare(
+        cls,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None,
+        *,
+        backend: str,
+        max_memory: int | None,
+        shard: BatchShard = WHOLE_BATCH,
+    ) -> "PairBatch":
+        """Check a loss function's first arguments, and gather the text features where ranks share the batch."""
+        checks.check_backend(backend)
+        if max_memory is not None:
+            checks.check_count("max_memory", max_memory, 0)
+        checks.check_features("image_features", image_features, "text_features", text_features)
+        if logit_bias is not None:
+            checks.check_scalar("logit_bias", logit_bias)
+        x, y = of_one_dtype(image_features, text_features)
+        execution = Execution.resolve(backend, max_memory, shard, x)
+        scale = scalar("logit_scale", logit_scale, x)
+        return cls(Student(x, y, shard.all_gather(y), scale), logit_bias, execution)
+
+    @property
+    def shard(self) -> BatchShard:
+        return self.execution.shard
+
+    @property
+    def local_size(self) -> int:
+        """Pairs b of this rank."""
+        return len(self.student.image_features)
+
+    @property
+    def size(self) -> int:
+        """Pairs N of all ranks."""
+        return self.shard.batch_size(self.local_size)
+
+    def scalar(self, name: str, value: Tensor | float) -> Tensor:
+        """A caller's number as a 0-D tensor beside the features, in the computing dtype."""
+        return scalar(name, value, self.student.image_features)
+
+    def constant(self, value: float) -> Tensor:
+        """0-D, beside the features, in the computing dtype."""
+        x = self.student.image_features
+        return x.new_full((), value, dtype=computing_dtype(x))
+
+    def check_teacher(self, image_features: Tensor | None, text_features: Tensor | None) -> None:
+        checks.check_teacher(image_features, text_features, self.local_size, self.student.image_features.device)
+
+    def teacher(self, image_features: Tensor | None, text_features: Tensor | None, shard: BatchShard) -> Features:
+        """The teacher's features of all pairs of a shard, in no wider a type than is computed in."""
+        self.check_teacher(image_features, text_features)
+        x = self.student.image_features
+        if image_features is None or text_features is None:
+            return (shard.all_gather(x) if shard.is_distributed else None), None
+        v, t = of_one_dtype(image_features.detach(), text_features.detach())
+        dtype = computing_dtype(x)
+        if not (v.dtype.itemsize < dtype.itemsize and dtype == torch.float32):
+            v, t = v.to(dtype), t.to(dtype)
+        return shard.all_gather(v), shard.all_gather(t)
+
+    def result(self, output_dict: bool, **losses: Tensor) -> Tensor | Parts:
+        """The mean over all pairs of the losses (b,) of local ones, by their parts or summed."""
+        parts = {name: self.shard.mean(values) for name, values in losses.items()}
+        if isinstance(self.logit_bias, Tensor):
+            # Softmaxes do not see a common bias: its gradient is zero, which DDP wants rather than none.
+            first = parts["contrastive_loss"]
+            parts["contrastive_loss"] = first + 0 * self.logit_bias.reshape(()).to(first)
+        if output_dict:
+            return parts
+        total, *others = parts.values()
+        for part in others:
+            total = total + part
+        return total
+
+    def mixed(self, alpha: Tensor | float, given: Tensor, soft: Tensor, output_dict: bool) -> Tensor | Parts:
+        """``alpha`` of the losses of the given targets and the rest of the soft ones', (b,) each."""
+        prior: Any = checks.savable(alpha).to(given) if isinstance(alpha, Tensor) else alpha
+        return self.result(output_dict, contrastive_loss=prior * given, distill_loss=(1 - prior) * soft)
+
+    def believes_all(self, alpha: Tensor | float) -> bool:
+        """Whether no target is shared out beside the given pairs: no other pair is there, or alpha is 1."""
+        return self.size == 1 or not (isinstance(alpha, Tensor) or alpha < 1)
+
+
+def of_one_dtype(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Float64, float32 or, where both are of it, one of the half precisions."""
+    dtype = image.dtype
+    if text.dtype != dtype:
+        dtype = torch.float64 if torch.float64 in (image.dtype, text.dtype) else torch.float32
+    return checks.savable(image).to(dtype), checks.savable(text).to(dtype)
+
+
+def scalar(name: str, value: Tensor | float, features: Tensor) -> Tensor:
+    checks.check_scalar(name, value)
+    dtype = computing_dtype(features)
+    if isinstance(value, Tensor):
+        return checks.savable(value).to(features.device, dtype).reshape(())
+    return features.new_ones((), dtype=dtype) * value  # new_full would make torch.compile specialise on every value

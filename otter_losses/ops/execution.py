@@ -1,0 +1,37 @@
+"""How an operator computes, apart from what."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
+from otter_losses.ops import dispatch, memory
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Decided once a call, and carried from there on.
+
+    Attributes:
+        backend: what `dispatch.resolve` returned.
+        max_memory: bytes that N x N matrices may take.
+        shard: this rank's pairs among those of the batch.
+    """
+
+    backend: str
+    max_memory: int
+    shard: BatchShard = WHOLE_BATCH
+
+    @classmethod
+    def resolve(cls, backend: str, max_memory: int | None, shard: BatchShard, features: Tensor) -> "Execution":
+        """For local features (b, D) and what a caller asked for."""
+        resolved = dispatch.resolve(backend, features, shard.batch_size(features.shape[0]))
+        return cls(resolved, memory.budget(max_memory, features.device), shard)
+
+    def with_memory(self, parts: int, of: int) -> "Execution":
+        """With so many of equal parts of the memory, where several operators have matrices at once."""
+        return replace(self, max_memory=self.max_memory * parts // of)
+
+    def within_rank(self) -> "Execution":
+        """Of the local pairs alone."""
+        return replace(self, shard=WHOLE_BATCH)

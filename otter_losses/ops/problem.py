@@ -1,0 +1,147 @@
+"""What the two operators hand to a backend, and what they get back."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+from torch import Tensor
+
+from otter_losses.ops.memory import Storage
+from otter_losses.ops.similarity import Similarity
+from otter_losses.ops.targets import SoftTargets
+
+
+class Student(NamedTuple):
+    """What the logits ``z = s x y^T`` are made of.
+
+    Attributes:
+        image_features: this rank's x, (b, D).
+        text_features: this rank's y, (b, D), of the same dtype.
+        all_text_features: y of all ranks, (N, D).
+        logit_scale: s, 0-D, of the computing dtype.
+    """
+
+    image_features: Tensor
+    text_features: Tensor
+    all_text_features: Tensor
+    logit_scale: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """The local rows of a batch.
+
+    Attributes:
+        student: the features and their scale.
+        soft: a teacher's targets, if any.
+        rows: this rank's rows, of all N.
+        storage: what the forward keeps.
+        backend: as `dispatch.resolve` returned it.
+    """
+
+    student: Student
+    soft: SoftTargets | None
+    rows: slice
+    storage: Storage
+    backend: str
+
+    @property
+    def similarity(self) -> Similarity | None:
+        """The teacher's; the student's own features stand in for a teacher that has none."""
+        if self.soft is None:
+            return None
+        return self.soft.similarity(self.student.image_features, self.student.all_text_features, self.rows)
+
+    def rows_of(self, block: slice) -> slice:
+        """A row block's rows, of all N."""
+        return slice(self.rows.start + block.start, self.rows.start + block.stop)
+
+
+class Scalar(IntEnum):
+    """Entries of `Saved.scalars`: numbers that the forward found and left on the device.
+
+    The first four are what kernels read a Gibbs kernel with: ``1 / epsilon``, the shift about which its exponentials are taken,
+    the step of its codes in octaves, and what its diagonal is lowered by. Then whether it is held as its logarithm; and the
+    shift of the student's exponentials, and whether they stand in place of its cosines.
+    """
+
+    INV_EPSILON = 0
+    GIBBS_SHIFT = 1
+    CODE_STEP = 2
+    DIAGONAL_LOWERING = 3
+    GIBBS_IS_LOGARITHMIC = 4
+    LOGIT_SHIFT = 5
+    HAS_EXPONENTIALS = 6
+
+
+class Saved(NamedTuple):
+    """What the forward keeps for the backward.
+
+    Attributes:
+        row_lse: log-sum-exps of the local rows of the logits, (b,).
+        column_lse: of all columns, over the rows of all ranks, (N,).
+        row_scalings: of the transport of image to text and of text to image, local rows, (2, b); plain numbers, or logarithms
+            where the Gibbs kernel is held as its logarithm; empty without a teacher.
+        column_scalings: the same of all columns, (2, N).
+        gibbs: local rows of the teacher's Gibbs kernel, (b, N); empty where `Storage` does not keep it.
+        cosines: those of the student, or exponentials of its logits, (b, N); empty where `Storage` does not keep them.
+        scalars: see `Scalar`.
+    """
+
+    row_lse: Tensor
+    column_lse: Tensor
+    row_scalings: Tensor
+    column_scalings: Tensor
+    gibbs: Tensor
+    cosines: Tensor
+    scalars: Tensor
+
+    @classmethod
+    def empty(cls, problem: Problem, matrices: bool = True) -> "Saved":
+        """Memory for it all, unwritten; of the matrices only where asked."""
+        like, storage = problem.student.logit_scale, problem.storage
+        b, n = problem.student.image_features.shape[0], problem.student.all_text_features.shape[0]
+        has_teacher = problem.soft is not None
+        gibbs = storage.gibbs if matrices else None
+        return cls(
+            row_lse=like.new_empty(b),
+            column_lse=like.new_empty(n),
+            row_scalings=like.new_empty(2, b if has_teacher else 0),
+            column_scalings=like.new_empty(2, n if has_teacher else 0),
+            gibbs=like.new_empty(0) if gibbs is None else like.new_empty(b, n, dtype=gibbs),
+            cosines=like.new_empty(b, n) if matrices and storage.cosines else like.new_empty(0),
+            scalars=like.new_zeros(len(Scalar)),
+        )
+
+
+class Gradients(NamedTuple):
+    """Of this rank's features, (b, D), in their dtype, and its share of the scale's, 0-D; empty where nobody wants one."""
+
+    image_features: Tensor
+    text_features: Tensor
+    logit_scale: Tensor
+
+
+class SigmoidProblem(NamedTuple):
+    """The local rows of a batch of questions.
+
+    Attributes:
+        student: the features and their scale.
+        logit_bias: 0-D, of the computing dtype.
+        rows: this rank's rows, of all N.
+        keeps_logits: whether the forward keeps what the backward would recompute, (b, N).
+    """
+
+    student: Student
+    logit_bias: Tensor
+    rows: slice
+    keeps_logits: bool
+
+
+class SigmoidGradients(NamedTuple):
+    """`Gradients`, and this rank's share of the bias's, 0-D."""
+
+    image_features: Tensor
+    text_features: Tensor
+    logit_scale: Tensor
+    logit_bias: Tensor

@@ -1,0 +1,88 @@
+"""Which tile a kernel is launched with: tried once for a width and a device, then remembered."""
+
+import functools
+import json
+import os
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from otter_losses.ops import cache
+from otter_losses.ops.triton.launch import Tile
+
+Run = Callable[[Tile], object]
+
+LEAST_TUNED = 1 << 22
+"""Elements of a block below which the first tile is taken untried."""
+
+REPETITIONS = 3
+"""Timed runs of every choice."""
+
+
+def fastest(name: str, like: Tensor, shape: tuple[int, int], choices: Sequence[Tile], run: Run | None) -> Tile:
+    """The fastest of the choices for a kernel over a block of that shape, read from `like`: timed once, then remembered on disk.
+
+    A choice holds for one device, dtype and number of columns. `run` launches with a tile as often as one likes and changes
+    nothing by it; None forbids a trial. For small blocks, where determinism is asked for (`torch.use_deterministic_algorithms`)
+    and where the environment says ``OTTER_LOSSES_AUTOTUNE=0``, it is the first; so it is without a trial, or under graph
+    capture, where nothing was chosen before.
+    """
+    if not like.is_cuda or shape[0] * shape[1] < LEAST_TUNED:
+        return choices[0]
+    if os.environ.get("OTTER_LOSSES_AUTOTUNE") == "0" or torch.are_deterministic_algorithms_enabled():
+        return choices[0]
+    device = _name(like.device)
+    key = f"{name}, {like.dtype}, 2^{(shape[1] - 1).bit_length()} columns"
+    known = _known(device)
+    if known.get(key) in choices:
+        return known[key]
+    if run is None or torch.cuda.is_current_stream_capturing():
+        return choices[0]
+    with torch.cuda.device(like.device):
+        times = [_milliseconds(run, tile) for tile in choices]
+    known[key] = choices[times.index(min(times))]
+    _save(device, known)
+    return known[key]
+
+
+_name = functools.cache(torch.cuda.get_device_name)
+
+
+def _milliseconds(run: Run, tile: Tile) -> float:
+    run(tile)  # compiles
+    found: list[float] = []
+    for _ in range(REPETITIONS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        run(tile)
+        end.record()
+        end.synchronize()
+        found.append(start.elapsed_time(end))
+    return statistics.median(found)
+
+
+_by_device: dict[str, dict[str, Tile]] = {}
+
+
+def _file(device: str) -> str:
+    import triton
+
+    name = "".join(letter if letter.isalnum() else "_" for letter in device)
+    return f"tiles-{name}-triton{triton.__version__}.json"
+
+
+def _known(device: str) -> dict[str, Tile]:
+    if device not in _by_device:
+        found = cache.load(_file(device))
+        try:
+            read = {} if found is None else json.loads(found)
+            _by_device[device] = {key: {name: int(size) for name, size in tile.items()} for key, tile in read.items()}
+        except (ValueError, AttributeError, TypeError):
+            _by_device[device] = {}
+    return _by_device[device]
+
+
+def _save(device: str, known: dict[str, Tile]) -> None:
+    cache.store(_file(device), json.dumps(known, indent=1).encode())

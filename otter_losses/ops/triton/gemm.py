@@ -1,0 +1,121 @@
+"""Matrix products with float32 sums: by the vendor's library, or by the kernel that needs them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from otter_losses.ops.triton.launch import Kernel, Tile
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@cache
+def _sums_in_float32(device: torch.device, dtype: torch.dtype) -> tuple[bool, bool]:
+    """Whether this torch multiplies, and multiplies and adds, operands of that type into float32 there."""
+    if device.type != "cuda":
+        return False, False
+    operand, out = torch.zeros(16, 16, dtype=dtype, device=device), torch.zeros(16, 16, device=device)
+
+    def works(run: Callable[[], Tensor]) -> bool:
+        try:
+            run()
+        except (RuntimeError, TypeError) as error:
+            # An error of memory or of the library is no answer.
+            if isinstance(error, torch.OutOfMemoryError) or ("CUBLAS" in str(error) and "NOT_SUPPORTED" not in str(error)):
+                raise
+            return False
+        return True
+
+    return (
+        works(lambda: torch.mm(operand, operand, out_dtype=torch.float32, out=out)),
+        works(lambda: torch.addmm(out, operand, operand, out_dtype=torch.float32, out=out)),
+    )
+
+
+def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """``a b`` in float32."""
+    if a.dtype not in HALVES:
+        return torch.mm(a, b, out=out)
+    if _sums_in_float32(a.device, a.dtype)[0]:
+        return torch.mm(a, b, out_dtype=torch.float32, out=out)
+    return torch.mm(a.float(), b.float(), out=out)
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """``total + a b`` in float32; `first` overwrites."""
+    if a.dtype in HALVES:
+        multiplies, adds = _sums_in_float32(a.device, a.dtype)
+        if adds:
+            torch.addmm(total, a, b, beta=0 if first else 1, out_dtype=torch.float32, out=total)
+            return
+        if multiplies:
+            summand = torch.mm(a, b, out_dtype=torch.float32)
+            total.copy_(summand) if first else total.add_(summand)
+            return
+        a, b = a.float(), b.float()
+    torch.addmm(total, a, b, beta=0 if first else 1, out=total)
+
+
+@cache
+def computes_tiles(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether kernels multiply such features themselves, tile by tile: half precision, where there are matrix units for it.
+
+    Writing a product to memory and reading it back costs more than the product there. Float32 has no units of its precision;
+    before Ampere Triton has none for half precision either.
+    """
+    return dtype in HALVES and (device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class TileSource:
+    """Where kernels take the tiles of ``left right^T`` from: the features themselves, or a product that is stored first.
+
+    Attributes:
+        left: features (b, D), or a stored product (b, n).
+        right: features (n, D); of no account beside a stored product.
+        computed: whether kernels compute their tiles.
+    """
+
+    left: Tensor
+    right: Tensor
+    computed: bool
+
+    @classmethod
+    def of(cls, left: Tensor, right: Tensor) -> "TileSource":
+        """Of features; what kernels compute from is contiguous."""
+        if computes_tiles(left.device, left.dtype):
+            return cls(left.contiguous(), right.contiguous(), True)
+        return cls(left, right, False)
+
+    @classmethod
+    def stored(cls, block: Tensor) -> "TileSource":
+        """Of a product (b, n)."""
+        return cls(block, block, False)
+
+    def space(self, rows: int) -> Tensor:
+        """Memory for the product of a block of so many rows; none where kernels compute their tiles."""
+        columns = len(self.right)
+        return self.left.new_empty((0, columns) if self.computed else (rows, columns), dtype=torch.float32)
+
+    def product(self, rows: slice, space: Tensor) -> Tensor:
+        """A row block's product, in the space."""
+        return product(self.left[rows], self.right.T, space[: rows.stop - rows.start])
+
+    def block(self, rows: slice, space: Tensor) -> "TileSource":
+        """A row block; its product is stored in the space, where kernels do not compute it."""
+        if self.computed:
+            return TileSource(self.left[rows], self.right, True)
+        return TileSource.stored(self.product(rows, space))
+
+    def choices(self, kernel: Kernel) -> tuple[Tile, ...]:
+        """The tiles a kernel may take from this source."""
+        return kernel.computing_tiles if self.computed else kernel.tiles
+
+    def arguments(self, tile: Tile) -> dict[str, object]:
+        """What a kernel's `cosine_tile` is given."""
+        width = self.left.shape[1]
+        whole = not self.computed or width % tile["BK"] == 0
+        return {"left": self.left, "right": self.right, "width": width, "COMPUTED": self.computed, "WHOLE": whole}
