@@ -15,11 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import accuracy, floors, gpu, lineup, profiles, rivals, tables
-from benchmarks.contenders import Batch, eager_info_nce, of_eager
-from benchmarks.gpu import Bench
-from benchmarks.ledger import Key, Ledger
-from benchmarks.lineup import Cell, Contender
+from benchmarks.roofline import floors
+from benchmarks.speed import accuracy, gpu, lineup, profiles, rivals
+from benchmarks.speed import report as tables
+from benchmarks.speed.contenders import Batch, eager_info_nce, of_eager
+from benchmarks.speed.gpu import Bench
+from benchmarks.speed.ledger import Key, Ledger
+from benchmarks.speed.lineup import Cell, Contender
 
 
 def bench(tmp_path: Path, seconds: float = 60, only: str = "") -> Bench:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import scaling
-from benchmarks.floors import CHIPS, Work
 from benchmarks.measure import RESULTS
-from benchmarks.scaling import Collective
+from benchmarks.roofline.floors import CHIPS, Work
+from benchmarks.roofline.scaling import measured as scaling
+from benchmarks.roofline.scaling.measured import Collective
 
 NDR, ETHERNET = scaling.NETWORKS
 H200 = next(chip for chip in CHIPS if chip.name == "H200")

@@ -271,7 +271,3 @@ def main() -> None:
     chips = [vars(chip) for chip in CHIPS]
     options.output.with_suffix(".json").write_text(json.dumps({"chips": chips, "rows": found}, indent=1) + "\n")
     options.output.with_suffix(".md").write_text(text)
-
-
-if __name__ == "__main__":
-    main()

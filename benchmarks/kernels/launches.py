@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.kernels.nvrtc import resources
 from benchmarks.measure import RESULTS
-from benchmarks.nvrtc import resources
 
 ARCHITECTURES = (70, 80, 90, 100)
 TRAFFIC = {
@@ -248,7 +248,7 @@ def main() -> None:
     found = builds()
     versions = f"triton {triton.__version__}"
     try:
-        from benchmarks import nvrtc
+        from benchmarks.kernels import nvrtc
 
         found += nvrtc.builds()
     except (ImportError, RuntimeError) as error:
@@ -258,7 +258,3 @@ def main() -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.with_suffix(".json").write_text(json.dumps({"triton": triton.__version__, "builds": found}, indent=1) + "\n")
     options.output.with_suffix(".md").write_text(text)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import contenders
+from benchmarks.speed import contenders
 
 
 def reset_peak(device: str) -> int:
@@ -61,7 +61,3 @@ def main() -> None:
         runs = {**contenders.losses(batch), **contenders.targets(batch, with_pot=options.name.startswith("POT"))}
         most = peak_beyond(runs[options.name], options.device)
     print(most)
-
-
-if __name__ == "__main__":
-    main()

@@ -38,9 +38,9 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from benchmarks.contenders import Batch
-from benchmarks.floors import CHIPS, DEFAULT_MAX_MEMORY, ROUNDS, Chip, Work, short
 from benchmarks.measure import RESULTS, Timing, machine
+from benchmarks.roofline.floors import CHIPS, DEFAULT_MAX_MEMORY, ROUNDS, Chip, Work, short
+from benchmarks.speed.contenders import Batch
 from otter_losses import OTTERLoss
 from otter_losses.ops.world import World
 
@@ -455,7 +455,3 @@ def main() -> None:
     everything = {"machine": about, "measured": found, "assumed": assumed, "derived": rows}
     options.output.with_suffix(".json").write_text(json.dumps(everything, indent=1) + "\n")
     options.output.with_suffix(".md").write_text(text)
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import Batch, Value, eager_info_nce, eager_siglip, gradients, released_otter
+from benchmarks.speed.contenders import Batch, Value, eager_info_nce, eager_siglip, gradients, released_otter
 from otter_losses.ops import reference
 
 Oracle = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]

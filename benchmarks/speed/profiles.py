@@ -89,7 +89,7 @@ def _text(shape: list[int]) -> str:
 def _moved(kernel: str, calls: int, ms: float, pairs: int, itemsize: int, teacher: bool) -> dict[str, float]:
     """Bytes that the kernel must move, and the bandwidth that makes, where it is one of this library's."""
     try:
-        from benchmarks.kernels import TRAFFIC
+        from benchmarks.kernels.launches import TRAFFIC
     except ImportError:
         return {}
     traffic = next((TRAFFIC[name] for name in sorted(TRAFFIC, key=len, reverse=True) if name in kernel), None)

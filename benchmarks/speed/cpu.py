@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import contenders
 from benchmarks.measure import RESULTS, machine, peak_in_fresh_process, time_all
-from benchmarks.memory import peak_beyond
+from benchmarks.speed import contenders
+from benchmarks.speed.memory import peak_beyond
 
 
 def rows_for(pairs: int, width: int, device: str, repetitions: int, memory: bool, with_pot: bool) -> list[dict[str, Any]]:
@@ -89,7 +89,3 @@ def main() -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_suffix(".json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
     output.with_suffix(".md").write_text(text)
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import Batch, Value
+from benchmarks.speed.contenders import Batch, Value
 
 PACKAGES = {
     "siglip_kernel": "siglip-kernel==0.1.2",

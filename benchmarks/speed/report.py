@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from benchmarks import lineup
-from benchmarks.ceilings import chip
-from benchmarks.floors import Chip, Work, short, span
-from benchmarks.ledger import Key, Ledger
-from benchmarks.lineup import Cell
-from benchmarks.rivals import NOTES
+from benchmarks.roofline.ceilings import chip
+from benchmarks.roofline.floors import Chip, Work, short, span
+from benchmarks.speed import lineup
+from benchmarks.speed.ledger import Key, Ledger
+from benchmarks.speed.lineup import Cell
+from benchmarks.speed.rivals import NOTES
 
 RELEASED = "released OTTER"
 

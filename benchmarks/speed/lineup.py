@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import rivals
-from benchmarks.contenders import (
+from benchmarks.roofline.floors import DEFAULT_MAX_MEMORY
+from benchmarks.speed import rivals
+from benchmarks.speed.contenders import (
     Batch,
     Value,
     eager_info_nce,
@@ -23,7 +24,6 @@ from benchmarks.contenders import (
     pot_targets,
     released_otter,
 )
-from benchmarks.floors import DEFAULT_MAX_MEMORY
 from otter_losses import DistillationLoss, InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss
 from otter_losses.functional import otter_targets
 from otter_losses.ops import reference

@@ -25,13 +25,15 @@ from typing import Any
 
 import torch
 
-from benchmarks import accuracy, ceilings, lineup, profiles, tables
-from benchmarks.contenders import Batch, gradients
-from benchmarks.ledger import Key, Ledger
-from benchmarks.lineup import Cell, Contender
 from benchmarks.measure import RESULTS, Timing, machine, once, time_graph
-from benchmarks.memory import peak_beyond
-from benchmarks.rivals import Missing
+from benchmarks.roofline import ceilings
+from benchmarks.speed import accuracy, lineup, profiles
+from benchmarks.speed import report as tables
+from benchmarks.speed.contenders import Batch, gradients
+from benchmarks.speed.ledger import Key, Ledger
+from benchmarks.speed.lineup import Cell, Contender
+from benchmarks.speed.memory import peak_beyond
+from benchmarks.speed.rivals import Missing
 
 RESTART = 75
 """Exit status of a process whose device no longer answers."""
@@ -296,7 +298,3 @@ def main() -> None:
     with contextlib.suppress(BrokenPipeError):
         print(text)
     sys.exit(status)
-
-
-if __name__ == "__main__":
-    main()

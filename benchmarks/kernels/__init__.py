@@ -1,0 +1,1 @@
+"""What the compilers make of every kernel, without a GPU: registers, shared memory, spills. ``python -m benchmarks.kernels``."""
