@@ -1,6 +1,6 @@
-"""The command of `benchmarks.roofline.scaling.measured`."""
+"""The command of `benchmarks.roofline.scaling`."""
 
-from benchmarks.roofline.scaling.measured import main
+from benchmarks.roofline.scaling.__main__ import main
 
 if __name__ == "__main__":
     main()

@@ -1,54 +1,29 @@
 """What the losses are compared with: the loss people run today, the released arithmetic, and a transport library."""
 
-import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otter_losses import InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss
+from benchmarks.batch import Batch, Value
+from benchmarks.speed import rivals
+from otter_losses import OTTERLoss
 from otter_losses.functional import otter_targets
+from otter_losses.losses.registry import LOSSES
 from otter_losses.ops import reference
 
-Value = Callable[[], Tensor]
-"""Computes a loss, ready to be differentiated."""
-
-
-class Batch:
-    """Student features with gradient, a teacher's without, and a learned scale: N unit vectors of width D that form clusters.
-
-    The features are of the dtype asked for; the scale, as it is learned, in float32.
-    """
-
-    def __init__(self, pairs: int, width: int, device: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
-        generator = torch.Generator(device).manual_seed(seed)
-        centres = torch.randn(max(pairs // 16, 1), width, generator=generator, device=device)
-
-        def features() -> Tensor:
-            noise = torch.randn(pairs, width, generator=generator, device=device)
-            return F.normalize(centres[torch.arange(pairs, device=device) % len(centres)] + noise, dim=-1).to(dtype)
-
-        self.x, self.y = features().requires_grad_(), features().requires_grad_()
-        self.v, self.t = features(), features()
-        self.scale = torch.tensor(14.3, device=device, requires_grad=True)
-
-    def autocast(self) -> AbstractContextManager[None]:
-        """How eager losses are run on half-precision features: products in that dtype, exponentials and sums in float32."""
-        return torch.autocast(self.x.device.type, self.x.dtype, enabled=self.x.dtype != torch.float32)
+_INFO_NCE, _SIGLIP = LOSSES["info_nce"].oracle, LOSSES["siglip"].oracle
 
 
 def eager_info_nce(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
     """InfoNCE as open_clip's ClipLoss computes it on one device: two logit matrices, two cross entropies."""
-    labels = torch.arange(len(x), device=x.device)
-    return (F.cross_entropy(scale * x @ y.T, labels) + F.cross_entropy(scale * y @ x.T, labels)) / 2
+    return _INFO_NCE(x, y, scale, x, y)
 
 
 def eager_siglip(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
     """SigLIP as open_clip's SigLipLoss computes it on one device."""
-    labels = 2 * torch.eye(len(x), dtype=x.dtype, device=x.device) - 1
-    return -F.logsigmoid(labels * (scale * x @ y.T)).sum() / len(x)
+    return _SIGLIP(x, y, scale, x, y)
 
 
 def released_otter(x: Tensor, y: Tensor, scale: Tensor, v: Tensor, t: Tensor) -> Tensor:
@@ -56,20 +31,17 @@ def released_otter(x: Tensor, y: Tensor, scale: Tensor, v: Tensor, t: Tensor) ->
     return contrastive + distill
 
 
-def pot_targets(v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Both targets by POT's `ot.sinkhorn`, five iterations of each problem on the torch backend."""
-    import ot
+def _product(v: Tensor, t: Tensor) -> Tensor:
+    return torch.cat((v, t), 1) @ torch.cat((v + t, t), 1).T
 
-    n = len(v)
-    weights = torch.full((n,), 1 / n, dtype=v.dtype, device=v.device)
-    scores = reference.similarity(v, t).fill_diagonal_(-math.inf)
-    plans = (
-        ot.sinkhorn(weights, weights, -cost, 0.15, numItermax=5, stopThr=0, warn=False, method="sinkhorn")
-        for cost in (scores.T, scores)
-    )
-    # POT matches columns first and rows last; transposing both the problem and the plan gives rows first.
-    image_to_text, text_to_image = (plan.T for plan in plans)
-    return image_to_text / image_to_text.sum(1, keepdim=True), text_to_image / text_to_image.sum(1, keepdim=True)
+
+TARGETS: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "released targets": reference.released_targets,
+    "otter_targets": otter_targets,
+    "one N x N x 2D product": _product,
+    "POT targets": rivals.pot_targets,
+}
+"""Both targets of a teacher's features, N x N matrices written out; and the one matrix product that is the floor of it."""
 
 
 def of_eager(batch: Batch, loss: Callable[..., Tensor], teacher: bool = False) -> Value:
@@ -103,13 +75,10 @@ def losses(batch: Batch) -> dict[str, Callable[[], object]]:
     """One training step's loss, forward and backward, for each contender of `benchmarks.speed`."""
     values: dict[str, Value] = {
         "eager InfoNCE": of_eager(batch, eager_info_nce),
-        "InfoNCELoss": of_library(batch, InfoNCELoss()),
-        "LabelSmoothingLoss": of_library(batch, LabelSmoothingLoss()),
-        "released OTTER": of_eager(batch, released_otter, teacher=True),
-        "OTTERLoss": of_library(batch, OTTERLoss(), teacher=True),
-        "OTTERLoss, own teacher": of_library(batch, OTTERLoss()),
         "eager SigLIP": of_eager(batch, eager_siglip),
-        "SigLIPLoss": of_library(batch, SigLIPLoss()),
+        "released OTTER": of_eager(batch, released_otter, teacher=True),
+        **{row.module.__name__: of_library(batch, row.module(), row.uses_teacher) for row in LOSSES.values()},
+        "OTTERLoss, own teacher": of_library(batch, OTTERLoss()),
     }
 
     def step(value: Value) -> Callable[[], object]:
@@ -119,13 +88,6 @@ def losses(batch: Batch) -> dict[str, Callable[[], object]]:
 
 
 def targets(batch: Batch, with_pot: bool) -> dict[str, Callable[[], object]]:
-    """Both targets from features, N x N matrices written out, and the one matrix product that is the floor of it."""
-    v, t = batch.v, batch.t
-    found: dict[str, Callable[[], object]] = {
-        "released targets": lambda: reference.released_targets(v, t),
-        "otter_targets": lambda: otter_targets(v, t),
-        "one N x N x 2D product": lambda: torch.cat((v, t), 1) @ torch.cat((v + t, t), 1).T,
-    }
-    if with_pot:
-        found["POT targets"] = lambda: pot_targets(v, t)
-    return found
+    """`TARGETS` of a batch."""
+    chosen = {name: function for name, function in TARGETS.items() if with_pot or not name.startswith("POT")}
+    return {name: partial(function, batch.v, batch.t) for name, function in chosen.items()}

@@ -1,4 +1,4 @@
-"""Peak memory beyond the inputs of one contender of `benchmarks.contenders`, alone in a process: prints bytes.
+"""Peak memory beyond the inputs of one contender of `benchmarks.speed.contenders`, alone in a process: prints bytes.
 
     python -m benchmarks.memory OTTERLoss 32768 512 cpu
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.batch import Batch
 from benchmarks.speed import contenders
 
 
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("device")
     options = parser.parse_args()
     for pairs in (64, options.pairs):
-        batch = contenders.Batch(pairs, options.width, options.device)
+        batch = Batch(pairs, options.width, options.device)
         runs = {**contenders.losses(batch), **contenders.targets(batch, with_pot=options.name.startswith("POT"))}
         most = peak_beyond(runs[options.name], options.device)
     print(most)
