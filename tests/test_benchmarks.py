@@ -15,11 +15,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import accuracy, floors, gpu, lineup, profiles, rivals, tables
-from benchmarks.contenders import Batch, eager_info_nce, of_eager
-from benchmarks.gpu import Bench
-from benchmarks.ledger import Key, Ledger
-from benchmarks.lineup import Cell, Contender
+from benchmarks import markdown
+from benchmarks.batch import Batch
+from benchmarks.roofline import floors
+from benchmarks.roofline.chips import Chip
+from benchmarks.roofline.work import LOSSES, Work
+from benchmarks.speed import accuracy, attempts, gpu, lineup, profiles, rivals
+from benchmarks.speed import report as tables
+from benchmarks.speed.bench import Bench
+from benchmarks.speed.contenders import eager_info_nce, of_eager
+from benchmarks.speed.ledger import Key, Ledger
+from benchmarks.speed.lineup import Cell, Contender
 
 
 def bench(tmp_path: Path, seconds: float = 60, only: str = "") -> Bench:
@@ -34,8 +40,8 @@ def broken(batch: Batch) -> Callable[[], Tensor]:
     raise ValueError("not made")
 
 
-PLAIN = Contender("plain", lambda batch: of_eager(batch, eager_info_nce), "InfoNCE")
-BROKEN = Contender("broken", broken, "InfoNCE")
+PLAIN = Contender("plain", lambda batch: of_eager(batch, eager_info_nce), "info_nce")
+BROKEN = Contender("broken", broken, "info_nce")
 
 
 # ---- rows ----
@@ -66,7 +72,7 @@ def test_a_contender_that_fails_after_its_first_run_is_a_row(tmp_path: Path) -> 
         return value
 
     running = bench(tmp_path)
-    running.timed(Cell("losses", 8, 4, "float32"), [Contender("late", make, "InfoNCE"), PLAIN], True)
+    running.timed(Cell("losses", 8, 4, "float32"), [Contender("late", make, "info_nce"), PLAIN], True)
     assert statuses(running.ledger) == {"late": "out of memory", "plain": "ok"}
 
 
@@ -88,7 +94,7 @@ def test_what_the_budget_does_not_reach_says_so(tmp_path: Path) -> None:
     ],
 )
 def test_reasons_are_told_in_one_line(error: Exception, text: str) -> None:
-    assert gpu.reason(error) == text
+    assert attempts.reason(error) == text
 
 
 def test_a_missing_package_names_what_to_install() -> None:
@@ -110,7 +116,7 @@ def test_another_process_goes_on_where_one_died(tmp_path: Path) -> None:
     assert ledger.rows[key]["status"].startswith("failed: the process died")
     assert ledger.about["started"] == dead.ledger.about["started"]
     again = Bench(ledger, "cpu", time.time() + 60, repetitions=1)
-    again.timed(Cell("losses", 8, 4, "float32"), [PLAIN, Contender("killer", broken, "InfoNCE"), BROKEN], True)
+    again.timed(Cell("losses", 8, 4, "float32"), [PLAIN, Contender("killer", broken, "info_nce"), BROKEN], True)
     assert ledger.rows[key]["status"].startswith("failed: the process died")
     assert statuses(ledger)["broken"] == "failed: ValueError: not made"
 
@@ -176,7 +182,7 @@ def test_names_are_unique_in_a_cell_and_families_known(cell: Cell) -> None:
     found = lineup.losses(cell)
     assert len({contender.name for contender in found}) == len(found)
     assert {contender.family for contender in found} <= set(accuracy.ORACLES)
-    assert {contender.floor for contender in found} <= {"", *floors.LOSSES}
+    assert {contender.floor for contender in found} <= {"", *LOSSES}
 
 
 # ---- accuracy ----
@@ -205,15 +211,15 @@ def test_a_wrong_gradient_has_its_distance() -> None:
 
 def test_floors_at_a_point_counted_by_hand() -> None:
     """N = 1,000, D = 100, half precision: a product is 0.2 GFLOP over 0.4 MB of features, its block 4 MB."""
-    work = floors.Work(1000, 100, half=True)
+    work = Work(1000, 100, half=True)
     steps = work.steps("InfoNCE")
     assert sum(step.operations for step in steps) == 4 * 0.2e9
     assert sum(step.block for step in steps) == 16e6
     assert sum(step.bytes for step in steps) == 4 * 0.4e6 + 2e6 + 2 * 2e6
-    slow_memory = floors.Chip("", bandwidth=1e9, half=1e15, single=1e15)
+    slow_memory = Chip("", bandwidth=1e9, half=1e15, single=1e15)
     assert work.milliseconds("InfoNCE", slow_memory, cached=True) == pytest.approx(7.6)
     assert work.milliseconds("InfoNCE", slow_memory, cached=False) == pytest.approx(23.6)
-    slow_products = floors.Chip("", bandwidth=1e15, half=1e9, single=1e9)
+    slow_products = Chip("", bandwidth=1e15, half=1e9, single=1e9)
     assert work.milliseconds("InfoNCE", slow_products, cached=True) == pytest.approx(800, rel=1e-3)
     otter = work.steps("OTTER")
     assert sum(step.operations for step in otter) == 6 * 0.2e9
@@ -221,7 +227,7 @@ def test_floors_at_a_point_counted_by_hand() -> None:
 
 
 def test_a_kernel_beyond_max_memory_is_computed_eight_times() -> None:
-    kept, again = floors.Work(1000, 100, True), floors.Work(1000, 100, True, max_memory=0)
+    kept, again = Work(1000, 100, True), Work(1000, 100, True, max_memory=0)
     assert kept.stores_kernel()
     assert not again.stores_kernel()
     more = sum(step.operations for step in again.otter()) - sum(step.operations for step in kept.otter())
@@ -229,14 +235,14 @@ def test_a_kernel_beyond_max_memory_is_computed_eight_times() -> None:
 
 
 def test_floors_of_float32_grow_with_what_is_kept() -> None:
-    steps = floors.Work(1000, 100, half=False).steps("OTTER")
+    steps = Work(1000, 100, half=False).steps("OTTER")
     assert sum(step.block for step in steps) == 0
     assert sum(step.bytes for step in steps) == 6 * 2 * 0.4e6 - 2 * 0.4e6 + (4 + 8 + 40 + 4 + 8 + 12 + 8) * 1e6
 
 
 def test_the_floors_table_has_a_row_for_each(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     found = floors.rows([512, 65536], 512)
-    assert len(found) == 2 * 2 * len(floors.LOSSES)
+    assert len(found) == 2 * 2 * len(LOSSES)
     lines = floors.table(found).splitlines()
     assert len(lines) == 2 + len(found)
     assert len({line.count("|") for line in lines}) == 1
@@ -247,7 +253,7 @@ def test_the_floors_table_has_a_row_for_each(capsys: pytest.CaptureFixture[str],
     ("low", "high", "text"), [(1.0, 1.0, "1"), (0.00123456, 2, "0.00123 - 2"), (1234.5, 1e6, "1,234 - 1,000,000")]
 )
 def test_spans_are_short(low: float, high: float, text: str) -> None:
-    assert floors.span(low, high) == text
+    assert markdown.span(low, high) == text
 
 
 # ---- profiles ----

@@ -181,7 +181,7 @@ def test_kernels_build_without_spills(monkeypatch: pytest.MonkeyPatch, tmp_path:
     pytest.importorskip("triton", reason="cuobjdump comes with triton")
     monkeypatch.setenv("OTTER_LOSSES_CACHE_DIR", str(tmp_path))
     monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks.nvrtc import builds
+    from benchmarks.kernels.nvrtc import builds
 
     found = builds()
     names = [(build["switches"], build["architecture"]) for build in found]

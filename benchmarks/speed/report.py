@@ -2,12 +2,15 @@
 
 from typing import Any
 
-from benchmarks import lineup
-from benchmarks.ceilings import chip
-from benchmarks.floors import Chip, Work, short, span
-from benchmarks.ledger import Key, Ledger
-from benchmarks.lineup import Cell
-from benchmarks.rivals import NOTES
+from benchmarks import markdown
+from benchmarks.markdown import short, span
+from benchmarks.roofline.ceilings import chip
+from benchmarks.roofline.chips import Chip
+from benchmarks.roofline.work import Work
+from benchmarks.speed import lineup
+from benchmarks.speed.ledger import Key, Ledger
+from benchmarks.speed.lineup import Cell
+from benchmarks.speed.rivals import NOTES
 
 RELEASED = "released OTTER"
 
@@ -20,7 +23,7 @@ def _bases(name: str) -> tuple[str, str]:
 def report(ledger: Ledger) -> str:
     """All tables that there are rows for."""
     about = ledger.about
-    machine = ", ".join(f"{key} {value}" for key, value in about.get("machine", {}).items() if value)
+    machine = markdown.heading(about.get("machine", {}))
     device = _chip(ledger)
     parts = [
         f"# GPU benchmark\n\n`python -m benchmarks.gpu` on {machine}; {about.get('seconds', '?')} s.",
@@ -64,7 +67,7 @@ def _losses(ledger: Ledger, device: Chip | None) -> list[str]:
             0,
             "Milliseconds, medians (interquartile range over the median). *Graph*: forward + backward replayed as a CUDA graph, "
             "without the host. *Eager / this*: against eager SigLIP for SigLIP's rows, eager ClipLoss for all others. *Derived*: "
-            "the least that counting allows at the ceilings above (`benchmarks/floors.py`), where the products' blocks stay in "
+            "the least that counting allows at the ceilings above (`benchmarks.floors`), where the products' blocks stay in "
             "the cache - where they do not. *Error*: of the gradient, in norm, against float64 on the same features; in "
             "brackets the error of an exact gradient rounded to their dtype.",
         )
@@ -72,11 +75,7 @@ def _losses(ledger: Ledger, device: Chip | None) -> list[str]:
 
 
 def _loss_table(ledger: Ledger, rows: list[dict[str, Any]], device: Chip | None) -> str:
-    lines = [
-        "| N | loss | forward | forward + backward | graph | peak, MiB | eager / this | released / this "
-        "| derived | measured / derived | error |",
-        "|---" * 11 + "|",
-    ]
+    lines = []
     for row in sorted(rows, key=lambda row: row["pairs"]):
         n, median = row["pairs"], row["step"]["median_ms"]
         bases = [ledger.rows.get(Key("losses", n, row["width"], row["dtype"], base), {}) for base in _bases(row["name"])]
@@ -95,8 +94,9 @@ def _loss_table(ledger: Ledger, rows: list[dict[str, Any]], device: Chip | None)
             f"{median / derived[0]:.1f}" if derived else "",
             _error(ledger, row),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    heads = ["N", "loss", "forward", "forward + backward", "graph", "peak, MiB", "eager / this", "released / this"]
+    return markdown.table([*heads, "derived", "measured / derived", "error"], lines)
 
 
 def _beside(ledger: Ledger, group: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -128,16 +128,15 @@ def _targets(ledger: Ledger) -> str:
     rows = [row for row in ledger.of("targets") + ledger.of("tuned") if row["status"] == "ok"]
     if not rows:
         return ""
-    lines = ["| N | what | ms | peak, N x N fp32 | released / this |", "|---|---|---|---|---|"]
+    lines = []
     for row in sorted(rows, key=lambda row: row["pairs"]):
         n, median = row["pairs"], row["forward"]["median_ms"]
         base = ledger.rows.get(Key("targets", n, row["width"], row["dtype"], "released targets"), {})
         gain = f"{base['forward']['median_ms'] / median:.2f}" if "forward" in base else ""
         peak = f"{row['peak_bytes'] / (4 * n * n):.1f}" if "peak_bytes" in row else ""
-        lines.append(f"| {n:,} | {row['name']} | {short(median)} ({row['forward']['spread']:.0%}) | {peak} | {gain} |")
-    return f"## Targets alone: both problems, N x N matrices written, {rows[0]['dtype']}, D = {rows[0]['width']}\n\n" + "\n".join(
-        lines
-    )
+        lines.append([f"{n:,}", row["name"], f"{short(median)} ({row['forward']['spread']:.0%})", peak, gain])
+    title = f"## Targets alone: both problems, N x N matrices written, {rows[0]['dtype']}, D = {rows[0]['width']}"
+    return f"{title}\n\n{markdown.table(['N', 'what', 'ms', 'peak, N x N fp32', 'released / this'], lines)}"
 
 
 def _profiles(ledger: Ledger) -> list[str]:
@@ -146,27 +145,29 @@ def _profiles(ledger: Ledger) -> list[str]:
     for row in ledger.of("profile"):
         if row["status"] != "ok":
             continue
-        kernels = ["| kernel | calls | ms | share | bytes it must move, GB | TB/s | of the copy's |", "|---" * 7 + "|"]
+        kernels, products = [], []
         for kernel in row["kernels"]:
             moved = [""] * 3
             if "bytes" in kernel:
                 rate = kernel["bytes_per_s"]
-                ceiling = rates.get("copy_bytes_per_s")
-                moved = [short(kernel["bytes"] / 1e9), short(rate / 1e12), f"{rate / ceiling:.0%}" if ceiling else ""]
+                moved = [short(kernel["bytes"] / 1e9), short(rate / 1e12), _share(rate, rates.get("copy_bytes_per_s"))]
             name = kernel["kernel"].replace("|", "\\|")[:70]
-            lead = [f"`{name}`", str(kernel["calls"]), short(kernel["ms"]), f"{kernel['share']:.0%}"]
-            kernels.append(f"| {' | '.join([*lead, *moved])} |")
-        products = ["| product | calls | ms | TFLOP/s | of the bf16 ceiling |", "|---" * 5 + "|"]
+            kernels.append([f"`{name}`", str(kernel["calls"]), short(kernel["ms"]), f"{kernel['share']:.0%}", *moved])
         for product in row["products"]:
-            rate, ceiling = product["operations_per_s"], rates.get("bfloat16_operations_per_s")
-            share = f"{rate / ceiling:.0%}" if ceiling else ""
-            products.append(
-                f"| {product['product']} | {product['calls']} | {short(product['ms'])} | {short(rate / 1e12)} | {share} |"
-            )
+            rate = product["operations_per_s"]
+            share = _share(rate, rates.get("bfloat16_operations_per_s"))
+            products.append([product["product"], str(product["calls"]), short(product["ms"]), short(rate / 1e12), share])
         heading = f"## Where the time goes: {row['name']}, N = {row['pairs']:,}, {row['dtype']}, D = {row['width']}"
         total = f"{short(row['device_ms'])} ms on the device in {row['launches']} launches, forward + backward."
-        parts.append("\n\n".join((heading, total, "\n".join(kernels), "\n".join(products))))
+        of_kernels = ["kernel", "calls", "ms", "share", "bytes it must move, GB", "TB/s", "of the copy's"]
+        of_products = ["product", "calls", "ms", "TFLOP/s", "of the bf16 ceiling"]
+        tables = markdown.table(of_kernels, kernels), markdown.table(of_products, products)
+        parts.append("\n\n".join((heading, total, *tables)))
     return parts
+
+
+def _share(rate: float, ceiling: float | None) -> str:
+    return f"{rate / ceiling:.0%}" if ceiling else ""
 
 
 def _left_out(ledger: Ledger) -> str:

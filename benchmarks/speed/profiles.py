@@ -1,7 +1,7 @@
 """The top kernels of one step by device time, against the device's own ceilings.
 
-The rate of a vendor's product is known from its shapes; the bandwidth of a kernel of this library from `kernels.TRAFFIC`, the
-bytes it must move for each entry of the N x N matrix, times the sweeps it makes.
+The rate of a vendor's product is known from its shapes; the bandwidth of a kernel of this library from what it is declared to
+move for each entry of the N x N matrix (`benchmarks.kernels.declared`), times the sweeps it makes.
 """
 
 import math
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.kernels.declared import row_blocks, traffic
 
 PRODUCTS = {"aten::mm": 0, "aten::bmm": 0, "aten::_scaled_mm": 0, "aten::addmm": 1, "aten::addmm_": 1}
 """Operators, and which of their arguments is the first factor."""
@@ -88,12 +90,7 @@ def _text(shape: list[int]) -> str:
 
 def _moved(kernel: str, calls: int, ms: float, pairs: int, itemsize: int, teacher: bool) -> dict[str, float]:
     """Bytes that the kernel must move, and the bandwidth that makes, where it is one of this library's."""
-    try:
-        from benchmarks.kernels import TRAFFIC
-    except ImportError:
-        return {}
-    traffic = next((TRAFFIC[name] for name in sorted(TRAFFIC, key=len, reverse=True) if name in kernel), None)
-    each = None if traffic is None else bytes_per_entry(traffic, itemsize, teacher)
+    each = bytes_per_entry(traffic(kernel), itemsize, teacher)
     if not each or not ms:
         return {}
     moved = each * float(pairs) ** 2 * sweeps(calls, pairs)
@@ -102,16 +99,12 @@ def _moved(kernel: str, calls: int, ms: float, pairs: int, itemsize: int, teache
 
 def sweeps(calls: int, pairs: int) -> float:
     """How often the whole matrix was walked over: a sweep is one launch a row block, or one launch where it fits a block."""
-    try:
-        from otter_losses.ops.similarity import row_chunks
-    except ImportError:
-        return float(calls)
-    blocks = len(row_chunks(pairs, pairs, torch.device("cuda")))
+    blocks = row_blocks(pairs)
     return calls / blocks if calls >= blocks else float(calls)
 
 
 def bytes_per_entry(traffic: object, itemsize: int, teacher: bool = True) -> float | None:
-    """Of a line of `kernels.TRAFFIC`: a number, or words such as "read cosines and K, write G"; no K without a teacher."""
+    """Of a line of `traffic`: a number, or words such as "read cosines and K, write G"; no K without a teacher."""
     if isinstance(traffic, (int, float)):
         return float(traffic)
     if not isinstance(traffic, str):

@@ -7,25 +7,17 @@ for the first width in half precision only; `torch.compile` but at three sizes o
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
-from benchmarks import rivals
-from benchmarks.contenders import (
-    Batch,
-    Value,
-    eager_info_nce,
-    eager_siglip,
-    of_eager,
-    of_library,
-    pot_targets,
-    released_otter,
-)
-from benchmarks.floors import DEFAULT_MAX_MEMORY
-from otter_losses import DistillationLoss, InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss
-from otter_losses.functional import otter_targets
+from benchmarks.batch import Batch, Value
+from benchmarks.roofline.work import DEFAULT_MAX_MEMORY
+from benchmarks.speed import rivals
+from benchmarks.speed.contenders import TARGETS as BOTH_TARGETS
+from benchmarks.speed.contenders import eager_info_nce, eager_siglip, of_eager, of_library, released_otter
+from otter_losses.losses.registry import LOSSES, RegisteredLoss
 from otter_losses.ops import reference
 
 ORDER = (4096, 16384, 512, 1024, 32768, 65536, 262144)
@@ -42,6 +34,9 @@ RIVALS_SINGLE = (4096, 16384)
 """Where other projects' kernels are run in float32: some try dozens of configurations there, which takes a minute."""
 SHOWCASE = 65536
 """The size of the second width that comes before the rest: the one that rivals print numbers for."""
+
+FLOORS = {"info_nce": "InfoNCE", "otter": "OTTER", "siglip": "SigLIP"}
+"""Losses that are run at every size, and the name of their derived least time."""
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -116,54 +111,49 @@ def _eager(
 
 
 EAGER = (
-    _eager("eager ClipLoss", eager_info_nce, "InfoNCE", 8, floor="eager ClipLoss"),
-    _eager("eager SigLIP", eager_siglip, "SigLIP", 6),
+    _eager("eager ClipLoss", eager_info_nce, "info_nce", 8, floor="eager ClipLoss"),
+    _eager("eager SigLIP", eager_siglip, "siglip", 6),
     _eager("released OTTER", released_otter, "released", 14, teacher=True),
 )
 RIVALS = (
-    Contender("siglip-kernel", rivals.siglip_kernel, "SigLIP"),
-    Contender("memeff", rivals.memeff, "InfoNCE"),
-    Contender("inf-cl", rivals.inf_cl, "InfoNCE"),
+    Contender("siglip-kernel", rivals.siglip_kernel, "siglip"),
+    Contender("memeff", rivals.memeff, "info_nce"),
+    Contender("inf-cl", rivals.inf_cl, "info_nce"),
 )
 
 
-def _library(
-    name: str, build: Callable[..., nn.Module], family: str, teacher: bool, floor: str = "", **options: Any
-) -> Contender:
-    def make(batch: Batch) -> Value:
-        return of_library(batch, build(**options), teacher)
+def _library(row: RegisteredLoss, backend: str, own_teacher: bool = False, **options: Any) -> Contender:
+    own = ", own teacher" if own_teacher else ""
+    words = "".join(f", {name}={value}" for name, value in options.items())
 
-    return Contender(name, make, family, floor=floor, max_memory=options.get("max_memory", DEFAULT_MAX_MEMORY), graph=True)
+    def make(batch: Batch) -> Value:
+        return of_library(batch, row.module(backend=backend, **options), row.uses_teacher and not own_teacher)
+
+    return Contender(
+        f"{row.module.__name__}{own} [{backend}]{words}",
+        make,
+        f"{row.name}{own}",
+        floor="" if own_teacher else FLOORS.get(row.name, ""),
+        max_memory=options.get("max_memory", DEFAULT_MAX_MEMORY),
+        graph=True,
+    )
 
 
 def losses(cell: Cell) -> list[Contender]:
     """The losses of a cell; the first is what the others are held against."""
-    n, half = cell.pairs, cell.dtype != "float32"
-    kinds: list[tuple[str, Callable[..., nn.Module], str, bool, str]] = [
-        ("InfoNCELoss", InfoNCELoss, "InfoNCE", False, "InfoNCE"),
-        ("OTTERLoss", OTTERLoss, "OTTER", True, "OTTER"),
-        ("SigLIPLoss", SigLIPLoss, "SigLIP", False, "SigLIP"),
-    ]
+    n, half, otter = cell.pairs, cell.dtype != "float32", LOSSES["otter"]
+    first = [row for row in LOSSES.values() if row.name in FLOORS]
     if n >= LARGEST:
-        return [
-            _library(f"{name} [triton]", build, family, teacher, floor, backend="triton")
-            for name, build, family, teacher, floor in kinds
-        ]
-    found = list(EAGER)
+        return [_library(row, "triton") for row in first]
+    found, backends = list(EAGER), ("triton", "torch") if half or n < SHOWCASE else ("triton",)
+    found += [_library(row, backend) for row in first for backend in backends]
     if n < SHOWCASE:
-        kinds += [
-            ("OTTERLoss, own teacher", OTTERLoss, "OTTER, own teacher", False, ""),
-            ("LabelSmoothingLoss", LabelSmoothingLoss, "label smoothing", False, ""),
-            ("DistillationLoss", DistillationLoss, "distillation", True, ""),
-        ]
-    for name, build, family, teacher, floor in kinds:
-        for backend in ("triton", "torch") if half or n < SHOWCASE else ("triton",):
-            found.append(_library(f"{name} [{backend}]", build, family, teacher, floor, backend=backend))
+        found += [_library(otter, backend, own_teacher=True) for backend in backends]
+        found += [_library(row, backend) for row in LOSSES.values() if row not in first for backend in backends]
     if n <= MOST_CUDA:
-        found.append(_library("OTTERLoss [cuda]", OTTERLoss, "OTTER", True, "OTTER", backend="cuda"))
+        found.append(_library(otter, "cuda"))
     if n >= 32768:
-        options = {"backend": "triton", "max_memory": 0}
-        found.append(_library("OTTERLoss [triton], max_memory=0", OTTERLoss, "OTTER", True, "OTTER", **options))
+        found.append(_library(otter, "triton", max_memory=0))
     return [*found, *RIVALS] if half or n in RIVALS_SINGLE else found
 
 
@@ -179,7 +169,7 @@ def compiled(cell: Cell) -> list[Contender]:
         return lambda batch: of_eager(batch, _compile(loss), teacher)
 
     return [
-        Contender("eager ClipLoss, torch.compile", make(eager_info_nce, False), "InfoNCE", 8),
+        Contender("eager ClipLoss, torch.compile", make(eager_info_nce, False), "info_nce", 8),
         Contender("released OTTER, torch.compile", make(released_otter, True), "released", 14),
     ]
 
@@ -187,43 +177,24 @@ def compiled(cell: Cell) -> list[Contender]:
 def targets(cell: Cell) -> list[Contender]:
     """Both targets of a batch, by whoever can make them, and the one product that is under all of them."""
 
-    def make(function: Callable[..., Any]) -> Callable[[Batch], Callable[[], Any]]:
-        return lambda batch: lambda: function(batch.v, batch.t)
-
-    def pot(batch: Batch) -> Callable[[], Any]:
-        rivals.load("ot")
-        return lambda: pot_targets(batch.v, batch.t)
-
     def through_compiler(batch: Batch) -> Callable[[], Any]:
-        function = _compile(reference.released_targets)
-        return lambda: function(batch.v, batch.t)
+        return partial(_compile(reference.released_targets), batch.v, batch.t)
 
     return [
-        Contender("released targets", make(reference.released_targets)),
-        Contender("otter_targets", make(otter_targets)),
-        Contender("POT targets", pot),
-        Contender("flash-sinkhorn, potentials", _flash(tuned=False)),
-        Contender("one N x N x 2D product", make(lambda v, t: torch.cat((v, t), 1) @ torch.cat((v + t, t), 1).T)),
+        *(Contender(name, _of_teacher(function)) for name, function in BOTH_TARGETS.items()),
+        Contender("flash-sinkhorn, potentials", _of_teacher(partial(rivals.flash_sinkhorn, tuned=False))),
         Contender("released targets, torch.compile", through_compiler),
     ]
 
 
-def _flash(tuned: bool) -> Callable[[Batch], Callable[[], Any]]:
-    def make(batch: Batch) -> Callable[[], Any]:
-        rivals.load("flash_sinkhorn")
-        return lambda: rivals.flash_sinkhorn(batch.v, batch.t, tuned=tuned)
-
-    return make
+def _of_teacher(function: Callable[..., Any]) -> Callable[[Batch], Callable[[], Any]]:
+    return lambda batch: partial(function, batch.v, batch.t)
 
 
 def tuned(cell: Cell) -> list[Contender]:
     """What tries dozens of configurations first, and so comes last."""
-    return [Contender("flash-sinkhorn, potentials, tuned", _flash(tuned=True))]
+    return [Contender("flash-sinkhorn, potentials, tuned", _of_teacher(partial(rivals.flash_sinkhorn, tuned=True)))]
 
 
 def profiled(cell: Cell) -> list[Contender]:
-    return [
-        contender
-        for contender in losses(cell)
-        if contender.name in {f"{name} [triton]" for name in ("OTTERLoss", "InfoNCELoss", "SigLIPLoss")}
-    ]
+    return [found for found in losses(cell) if found.floor and found.name.endswith("[triton]")]

@@ -7,12 +7,14 @@ far as the package can; what differs is said in its docstring and in the table.
 """
 
 import importlib
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import Batch, Value
+from benchmarks.batch import Batch, Value
+from otter_losses.ops import reference
 
 PACKAGES = {
     "siglip_kernel": "siglip-kernel==0.1.2",
@@ -96,3 +98,18 @@ def flash_sinkhorn(v: Tensor, t: Tensor, epsilon: float = 0.15, iterations: int 
     weights = torch.full((len(v),), 1 / len(v), device=v.device)
     options = {"eps": epsilon, "n_iters": iterations, "cost_scale": 0.5, "autotune": tuned}
     return (*solver(rows, columns, weights, weights, **options), *solver(columns, rows, weights, weights, **options))
+
+
+def pot_targets(v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Both targets by POT's `ot.sinkhorn`, five iterations of each problem on the torch backend."""
+    ot = load("ot")
+    n = len(v)
+    weights = torch.full((n,), 1 / n, dtype=v.dtype, device=v.device)
+    scores = reference.similarity(v, t).fill_diagonal_(-math.inf)
+    plans = (
+        ot.sinkhorn(weights, weights, -cost, 0.15, numItermax=5, stopThr=0, warn=False, method="sinkhorn")
+        for cost in (scores.T, scores)
+    )
+    # POT matches columns first and rows last; transposing both the problem and the plan gives rows first.
+    image_to_text, text_to_image = (plan.T for plan in plans)
+    return image_to_text / image_to_text.sum(1, keepdim=True), text_to_image / text_to_image.sum(1, keepdim=True)

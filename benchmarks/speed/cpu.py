@@ -10,21 +10,22 @@ float32 matrices; on the CPU each is measured in a process of its own.
 
 import argparse
 import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import contenders
+from benchmarks import markdown
+from benchmarks.batch import Batch
 from benchmarks.measure import RESULTS, machine, peak_in_fresh_process, time_all
-from benchmarks.memory import peak_beyond
+from benchmarks.speed import contenders
+from benchmarks.speed.memory import peak_beyond
 
 
 def rows_for(pairs: int, width: int, device: str, repetitions: int, memory: bool, with_pot: bool) -> list[dict[str, Any]]:
     """One row a contender at this size; the losses are one comparison, the targets another."""
-    batch = contenders.Batch(pairs, width, device)
+    batch = Batch(pairs, width, device)
     rows: list[dict[str, Any]] = []
     for group, runs, base in (
         ("loss", contenders.losses(batch), "released OTTER"),
@@ -49,17 +50,15 @@ def _peak(name: str, run: Callable[[], object], pairs: int, width: int, device: 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown, with each ratio beside its medians."""
     medians = {(row["pairs"], row["name"]): row["median_ms"] for row in rows}
-    lines = [
-        "| N | what | median ms | IQR | released / this | this / eager InfoNCE | peak, N x N fp32 |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for row in rows:
         n, median = row["pairs"], row["median_ms"]
         against = f"{median / medians[n, 'eager InfoNCE']:.2f}" if row["group"] == "loss" else ""
         peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / (4 * n * n):.1f}"
         gain = f"{medians[n, row['base']] / median:.2f}"
-        lines.append(f"| {n:,} | {row['name']} | {median:,.1f} | {row['spread']:.0%} | {gain} | {against} | {peak} |")
-    return "\n".join(lines)
+        lines.append([f"{n:,}", row["name"], f"{median:,.1f}", f"{row['spread']:.0%}", gain, against, peak])
+    heads = ["N", "what", "median ms", "IQR", "released / this", "this / eager InfoNCE", "peak, N x N fp32"]
+    return markdown.table(heads, lines)
 
 
 def main() -> None:
@@ -82,14 +81,5 @@ def main() -> None:
         repetitions = options.repetitions or max(3, min(21, 40_000 // pairs))
         rows += rows_for(pairs, options.width, options.device, repetitions, not options.no_memory, with_pot)
         print(f"N = {pairs:,} done", flush=True)
-    heading = ", ".join(f"{key} {value}" for key, value in about.items() if value)
-    text = f"{heading}; D = {options.width}, float32, forward + backward\n\n{table(rows)}\n"
-    print(text)
-    output = options.output or RESULTS / f"speed-{options.device}"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
-    output.with_suffix(".md").write_text(text)
-
-
-if __name__ == "__main__":
-    main()
+    text = f"{markdown.heading(about)}; D = {options.width}, float32, forward + backward\n\n{table(rows)}\n"
+    markdown.write(options.output or RESULTS / f"speed-{options.device}", text, {"machine": about, "rows": rows})

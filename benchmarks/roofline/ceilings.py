@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.floors import Chip
 from benchmarks.measure import once
+from benchmarks.roofline.chips import Chip
 
 PRODUCT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 

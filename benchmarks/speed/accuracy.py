@@ -1,38 +1,19 @@
 """How far a loss's gradient is from float64's on the same features, so that speed is not bought unseen."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import Batch, Value, eager_info_nce, eager_siglip, gradients, released_otter
+from benchmarks.batch import Batch, Value
+from benchmarks.speed.contenders import gradients, released_otter
+from otter_losses.losses.registry import LOSSES, Oracle
 from otter_losses.ops import reference
 
-Oracle = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-def _label_smoothing(x: Tensor, y: Tensor, s: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    share = 0.1 / (len(x) - 1)
-    targets = torch.full((len(x), len(x)), share, dtype=x.dtype, device=x.device).fill_diagonal_(0.9)
-    return reference.soft_target_loss(x, y, s, targets, targets)
-
-
-def _distillation(x: Tensor, y: Tensor, s: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    given = torch.eye(len(x), dtype=x.dtype, device=x.device)
-    p, q = ((given + plan) / 2 for plan in reference.distillation_targets(v, t, float(s.detach())))
-    return reference.soft_target_loss(x, y, s, p, q)
-
-
 ORACLES: dict[str, Oracle] = {
-    "InfoNCE": lambda x, y, s, v, t: eager_info_nce(x, y, s),
-    "SigLIP": lambda x, y, s, v, t: eager_siglip(x, y, s),
-    "OTTER": reference.otter_loss,
-    "OTTER, own teacher": lambda x, y, s, v, t: reference.otter_loss(x, y, s, x.detach(), y.detach()),
+    **{row.name: row.oracle for row in LOSSES.values()},
+    "otter, own teacher": lambda x, y, s, v, t: reference.otter_loss(x, y, s, x.detach(), y.detach()),
     "released": released_otter,
-    "label smoothing": _label_smoothing,
-    "distillation": _distillation,
 }
-"""Losses by family, with the options that the contenders have."""
+"""Every loss by its name in the registry, and what else the contenders compute."""
 
 
 def exact(batch: Batch, family: str) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,54 @@
+"""What Triton's compiler makes of the launches."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+from benchmarks.kernels.cubin import resources, row
+from benchmarks.kernels.launches import Launch
+
+ARCHITECTURES = (70, 80, 90, 100)
+
+
+def _listed() -> list[Launch]:
+    """`recorded`, in a process that interprets."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.kernels", "--list"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return [Launch.of(**row) for row in json.loads(done.stdout)]
+
+
+def build(launch: Launch, architecture: int) -> dict[str, Any]:
+    """Compile and read the resources from the cubin."""
+    warnings.filterwarnings("ignore", message=".*FP_FUSION.*")
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(importlib.import_module(launch.module), launch.kernel)
+    constants = dict(launch.constants)
+    positions = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    attributes = {(position,): [["tt.divisibility", 16]] for position in launch.aligned}
+    source = ASTSource(fn=kernel, signature=dict(launch.signature), constexprs=positions, attrs=attributes)
+    target = GPUTarget("cuda", architecture, 32)
+    compiled = triton.compile(source, target=target, options={"num_warps": launch.warps})
+    (used,) = resources(compiled.asm["cubin"]).values()
+    switches, size = launch.switches, len(compiled.asm["cubin"])
+    return row(launch.kernel, switches, architecture, used, size, compiled.metadata.shared)
+
+
+def _build(job: tuple[Launch, int]) -> dict[str, Any]:
+    return build(*job)
+
+
+def builds() -> list[dict[str, Any]]:
+    """All launches for all architectures."""
+    launches = dict.fromkeys(choice for launch in _listed() for choice in launch.choices())
+    jobs = [(launch, each) for launch in launches for each in (ARCHITECTURES if launch.usual else (90,))]
+    with ProcessPoolExecutor() as pool:
+        return list(pool.map(_build, jobs, chunksize=4))

@@ -1,0 +1,107 @@
+"""The least time a step could take on a chip, by counting: operations over their rate, bytes over the bandwidth. No GPU is used.
+
+    python -m benchmarks.floors
+
+For one forward + backward of InfoNCE, OTTER (with a teacher as wide as the student) and SigLIP by this library, and of eager
+ClipLoss, step by step: a step takes the longer of its two times, and the steps add up. All of it is derived, nothing measured,
+but for the H200's two rates. What is counted:
+
+- Products cost 2 m n k operations. Half-precision features: at the tensor rate, summed in float32. Float32 features: at the
+  float32 rate (no TF32).
+- A product's N x N float32 block is written and read again; it may stay in the cache, so the floor stands with and without it.
+- Half precision: the teacher's kernel K is kept as 16-bit codes; the student's cosines are computed again for the backward; the
+  gradient of the logits, G, is float16. Float32: K, cosines and G are float32, kept where both fit
+  `max_memory` (the library keeps K alone where only that fits).
+- Beyond `max_memory` K is computed again in each of eight sweeps: to open, five rounds, the statistics and the gradient.
+- N x N traffic and features only; vectors, launches and the host are left out.
+
+Writes ``benchmarks/results/floors.{json,md}``.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from benchmarks import markdown
+from benchmarks.markdown import short, span
+from benchmarks.measure import RESULTS
+from benchmarks.roofline.chips import CHIPS
+from benchmarks.roofline.work import LOSSES, Work
+
+TIMES = [f"{chip.name}, ms" for chip in CHIPS]
+
+
+def rows(pairs: list[int], width: int) -> list[dict[str, Any]]:
+    """One row for each N, dtype and loss; SigLIP is counted as InfoNCE is."""
+    found = []
+    for half in (True, False):
+        for n in pairs:
+            work = Work(n, width, half)
+            for loss in LOSSES:
+                steps = work.steps(loss)
+                found.append(
+                    {
+                        "pairs": n,
+                        "width": width,
+                        "dtype": "half" if half else "float32",
+                        "loss": loss,
+                        "kernel": "" if loss != "OTTER" else "kept" if work.stores_kernel() else "recomputed",
+                        "operations": sum(step.operations for step in steps),
+                        "bytes": sum(step.bytes for step in steps),
+                        "block_bytes": sum(step.block for step in steps),
+                        "milliseconds": {
+                            chip.name: [work.milliseconds(loss, chip, cached) for cached in (True, False)] for chip in CHIPS
+                        },
+                    }
+                )
+    return found
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """The floors as Markdown: blocks in the cache - blocks in memory, and against eager ClipLoss."""
+    lines = []
+    for row in found:
+        eager = next(
+            other
+            for other in found
+            if other["loss"] == "eager ClipLoss" and (other["pairs"], other["dtype"]) == (row["pairs"], row["dtype"])
+        )
+        name = f"{row['loss']}, K {row['kernel']}" if row["kernel"] else row["loss"]
+        work = short(row["operations"] / 1e12), span(row["bytes"] / 1e9, (row["bytes"] + row["block_bytes"]) / 1e9)
+        times = [span(*row["milliseconds"][chip.name]) for chip in CHIPS]
+        gain = eager["milliseconds"]["H200"][1] / row["milliseconds"]["H200"][1]
+        lines.append([row["dtype"], f"{row['pairs']:,}", name, *work, *times, f"{gain:.2f}"])
+    return markdown.table(["dtype", "N", "loss", "TFLOP", "GB", *TIMES, "eager ClipLoss / this, H200"], lines)
+
+
+def steps_table(pairs: int, width: int, loss: str = "OTTER", half: bool = True) -> str:
+    """Every step of one loss, as Markdown: operations, bytes, and the floor on each chip, blocks in the cache - in memory."""
+    lines = []
+    for step in Work(pairs, width, half).steps(loss):
+        times = [span(*(1e3 * step.seconds(chip, half, cached) for cached in (True, False))) for chip in CHIPS]
+        moved = span(step.bytes / 1e9, (step.bytes + step.block) / 1e9)
+        lines.append([step.name, short(step.operations / 1e12), moved, *times])
+    return markdown.table(["step", "TFLOP", "GB", *TIMES], lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, nargs="+", default=[512, 1024, 4096, 16384, 32768, 65536, 262144])
+    parser.add_argument("--steps", type=int, default=32768, help="N of which OTTER's steps are listed one by one")
+    parser.add_argument("--width", type=int, default=512, help="D, also the teacher's")
+    parser.add_argument("--output", type=Path, default=RESULTS / "floors", help="where to write, without ending")
+    options = parser.parse_args()
+    found = rows(options.pairs, options.width)
+    sources = "; ".join(
+        f"{chip.name} {chip.bandwidth / 1e12:g} TB/s, {chip.half / 1e12:g} and {chip.single / 1e12:g} TFLOP/s ({chip.source})"
+        for chip in CHIPS
+    )
+    text = (
+        f"Derived, not measured: `python -m benchmarks.floors`. One forward + backward, D = {options.width}, `max_memory` "
+        "17 GiB, an H200's default; "
+        "milliseconds where the products' blocks stay in the cache - where they do not. The last column is for blocks that do "
+        "not. Time only: eager ClipLoss at 262,144 fits no memory, and V100 has no bfloat16.\n\n"
+        f"Rates: {sources}.\n\n{table(found)}\n\n"
+        f"OTTER in half precision at N = {options.steps:,}, step by step:\n\n{steps_table(options.steps, options.width)}\n"
+    )
+    markdown.write(options.output, text, {"chips": [vars(chip) for chip in CHIPS], "rows": found})

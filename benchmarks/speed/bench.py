@@ -1,0 +1,152 @@
+"""Time, memory, accuracy and profile of contenders on one device."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from benchmarks.batch import Batch
+from benchmarks.measure import Timing, once, time_graph
+from benchmarks.roofline import ceilings
+from benchmarks.speed import accuracy, lineup, profiles
+from benchmarks.speed.attempts import Attempts, Found
+from benchmarks.speed.contenders import gradients
+from benchmarks.speed.ledger import Key
+from benchmarks.speed.lineup import Cell, Contender
+from benchmarks.speed.memory import peak_beyond
+from otter_losses.losses.registry import LOSSES
+
+AIM_S = {"step": 0.4, "forward": 0.15}
+"""What all repetitions of a contender should take."""
+MOST_REPETITIONS = 21
+TAKE_TURNS_BELOW = 32768
+
+
+@dataclass
+class Warm:
+    """A contender that ran once: what is timed of it, how often, and what was seen."""
+
+    runs: dict[str, Callable[[], object]]
+    repetitions: dict[str, int]
+    found: Found
+    times: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Bench(Attempts):
+    """Runs cells of the plan until the deadline, and writes a row for every contender."""
+
+    def run(self, cell: Cell) -> None:
+        {
+            "losses": lambda: self.timed(cell, lineup.losses(cell), cell.pairs < TAKE_TURNS_BELOW),
+            "compiled": lambda: self.timed(cell, lineup.compiled(cell), False),
+            "targets": lambda: self.timed(cell, lineup.targets(cell), True),
+            "tuned": lambda: self.timed(cell, lineup.tuned(cell), False),
+            "graph": lambda: self.each(cell, [found for found in lineup.losses(cell) if found.graph], self._graph),
+            "accuracy": lambda: self.each(cell, lineup.losses(cell), self._accuracy),
+            "profile": lambda: self.each(cell, lineup.profiled(cell), self._profile),
+        }[cell.stage]()
+
+    # ---- times and memory ----
+
+    def timed(self, cell: Cell, contenders: list[Contender], take_turns: bool) -> None:
+        """A row of times for each contender; in turns, so that a disturbance meets them alike, or one after the other."""
+        pending = self.wanted(cell, contenders)
+        if not pending:
+            return
+        batch = cell.batch(self.device)
+        waiting: dict[Key, Warm] = {}
+        for key, contender in pending:
+            self.tidy()
+            found = self.attempt(key, lambda contender=contender: {"warm": self._warm(contender, batch)})  # type: ignore[misc]
+            if found is None:
+                continue
+            waiting[key] = found["warm"]
+            del found
+            if not take_turns:
+                self.finish(waiting, take_turns)
+        self.finish(waiting, take_turns)
+
+    def _warm(self, contender: Contender, batch: Batch) -> Warm:
+        self.fits(contender, len(batch.x))
+        value = contender.make(batch)
+        runs: dict[str, Callable[[], object]] = {"forward": value}
+        if contender.family:
+            runs = {"step": lambda: gradients(batch, value), "forward": value}
+        whole = next(iter(runs.values()))
+        found: Found = {}
+        begun = time.perf_counter()
+        seconds = self._first(whole, found)
+        found["first_run_s"] = time.perf_counter() - begun
+        if found["first_run_s"] < 4 or seconds < 2:  # compiled by now: a second look at time and memory
+            seconds = self._first(whole, found)
+        most = {name: 1 if seconds > 2 else max(3, min(MOST_REPETITIONS, int(aim / seconds))) for name, aim in AIM_S.items()}
+        if seconds > 0.3:
+            most["forward"] = 1
+        return Warm(runs, {name: self.repetitions or most[name] for name in runs}, found)
+
+    def _first(self, run: Callable[[], object], found: Found) -> float:
+        """Seconds of a run, its peak noted."""
+        spent = [0.0]
+
+        def timed() -> None:
+            spent[0] = once(run, self.device) / 1e3
+
+        if self.device == "cpu":
+            timed()
+        else:
+            once(lambda: None, self.device)  # so that the timer's own buffer is held before
+            found["peak_bytes"] = peak_beyond(timed, self.device)
+        return spent[0]
+
+    def finish(self, waiting: dict[Key, Warm], take_turns: bool) -> None:
+        """Repeat what is warm, write its rows, and empty it."""
+        begin = -1 if take_turns and self.device != "cpu" else 0
+        # Others' warm-ups emptied the allocator's cache: an untimed round fills it.
+        for count in range(begin, max((n for warm in waiting.values() for n in warm.repetitions.values()), default=0)):
+            for key, warm in list(waiting.items()):
+                for name, run in warm.runs.items():
+                    if key not in waiting or count >= warm.repetitions[name]:
+                        continue
+                    found = self.attempt(key, lambda run=run: {"ms": once(run, self.device)}, late=True)  # type: ignore[misc]
+                    if found is None:
+                        del waiting[key]
+                    elif count >= 0:
+                        warm.times.setdefault(name, []).append(found["ms"])
+        for key, warm in waiting.items():
+            for name, times in warm.times.items():
+                warm.found[name] = Timing(tuple(round(ms, 5) for ms in times)).row()
+            self.ledger.add(key, **warm.found, in_turns=take_turns)
+        waiting.clear()
+
+    # ---- one number each ----
+
+    def each(self, cell: Cell, contenders: list[Contender], look: Callable[[Cell, Contender, Batch], Found]) -> None:
+        """A row of what `look` finds for each contender."""
+        pending = self.wanted(cell, contenders)
+        if not pending:
+            return
+        batch = cell.batch(self.device)
+        for key, contender in pending:
+            self.tidy()
+            found = self.attempt(key, lambda contender=contender: look(cell, contender, batch))  # type: ignore[misc]
+            if found is not None:
+                self.ledger.add(key, **found)
+
+    def _graph(self, cell: Cell, contender: Contender, batch: Batch) -> Found:
+        value = contender.make(batch)
+        return {"replay": time_graph(lambda: gradients(batch, value), self.repetitions or 10, self.device).row()}
+
+    def _accuracy(self, cell: Cell, contender: Contender, batch: Batch) -> Found:
+        return accuracy.error(batch, contender.make(batch), contender.family)
+
+    def _profile(self, cell: Cell, contender: Contender, batch: Batch) -> Found:
+        value = contender.make(batch)
+        teacher = contender.family in LOSSES and LOSSES[contender.family].uses_teacher
+        return profiles.profiled(lambda: gradients(batch, value), self.device, cell.pairs, batch.x.element_size(), teacher)
+
+    def ceilings(self, **sizes: int) -> None:
+        """Into the ledger, once."""
+        key = Key("ceilings", 0, 0, "", "this device")
+        if key not in self.ledger.rows:
+            found = self.attempt(key, lambda: ceilings.measure(self.device, **sizes))
+            if found is not None:
+                self.ledger.add(key, **found)
