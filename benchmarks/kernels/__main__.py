@@ -9,7 +9,6 @@ from typing import Any
 from benchmarks import kernels, markdown
 from benchmarks.kernels import builds, nvrtc
 from benchmarks.kernels.builds import ARCHITECTURES
-from benchmarks.kernels.declared import traffic
 from benchmarks.kernels.launches import recorded
 from benchmarks.measure import RESULTS
 
@@ -25,7 +24,7 @@ def table(found: list[dict[str, Any]]) -> str:
         ]
         shared = str(max(row["shared_bytes"] for row in rows))
         spilled = str(max(row["local_bytes"] + row["stack_bytes"] for row in rows))
-        lines.append([f"`{name}`", switches or "none", traffic(name), *registers, shared, spilled])
+        lines.append([f"`{name}`", switches or "none", rows[0]["traffic"], *registers, shared, spilled])
     first, *others = (f"sm_{architecture}" for architecture in ARCHITECTURES)
     heads = ["kernel", "switches", "N x N traffic", f"registers: {first}", *others, "shared bytes", "spilled bytes"]
     return markdown.table(heads, lines)

@@ -9,10 +9,14 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+from benchmarks.kernels import declared
 from benchmarks.kernels.cubin import resources, row
 from benchmarks.kernels.launches import Launch
 
 ARCHITECTURES = (70, 80, 90, 100)
+
+FIRST_TO_COMPUTE = 80
+"""Architecture from which on kernels compute their tiles of half-precision products; see `gemm.computes_tiles`."""
 
 
 def _listed() -> list[Launch]:
@@ -20,7 +24,7 @@ def _listed() -> list[Launch]:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.kernels", "--list"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    return [Launch.of(**row) for row in json.loads(done.stdout)]
+    return [Launch.of(row) for row in json.loads(done.stdout)]
 
 
 def build(launch: Launch, architecture: int) -> dict[str, Any]:
@@ -31,24 +35,31 @@ def build(launch: Launch, architecture: int) -> dict[str, Any]:
     from triton.compiler import ASTSource
 
     kernel = getattr(importlib.import_module(launch.module), launch.kernel)
-    constants = dict(launch.constants)
+    constants = launch.constexprs(kernel.arg_names)
     positions = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     attributes = {(position,): [["tt.divisibility", 16]] for position in launch.aligned}
     source = ASTSource(fn=kernel, signature=dict(launch.signature), constexprs=positions, attrs=attributes)
     target = GPUTarget("cuda", architecture, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": launch.warps})
+    compiled = triton.compile(source, target=target, options=launch.options)
     (used,) = resources(compiled.asm["cubin"]).values()
     switches, size = launch.switches, len(compiled.asm["cubin"])
-    return row(launch.kernel, switches, architecture, used, size, compiled.metadata.shared)
+    traffic = declared.traffic(launch.kernel, launch.teacher, launch.computed)
+    return row(launch.kernel, switches, architecture, used, size, compiled.metadata.shared, traffic)
 
 
 def _build(job: tuple[Launch, int]) -> dict[str, Any]:
     return build(*job)
 
 
+def architectures(launch: Launch) -> tuple[int, ...]:
+    """Those that a launch is for; of an odd batch one is proof enough."""
+    found = ARCHITECTURES if launch.usual else (90,)
+    return tuple(each for each in found if each >= FIRST_TO_COMPUTE or not launch.computed)
+
+
 def builds() -> list[dict[str, Any]]:
     """All launches for all architectures."""
     launches = dict.fromkeys(choice for launch in _listed() for choice in launch.choices())
-    jobs = [(launch, each) for launch in launches for each in (ARCHITECTURES if launch.usual else (90,))]
+    jobs = [(launch, architecture) for launch in launches for architecture in architectures(launch)]
     with ProcessPoolExecutor() as pool:
         return list(pool.map(_build, jobs, chunksize=4))

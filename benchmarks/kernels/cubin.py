@@ -20,11 +20,14 @@ def resources(cubin: bytes) -> dict[str, dict[str, int]]:
     return {name: {key: int(value) for key, value in re.findall(r"([A-Z]+):(\d+)", line)} for name, line in kernels}
 
 
-def row(kernel: str, switches: str, architecture: int, used: dict[str, int], size: int, shared: int = 0) -> dict[str, Any]:
+def row(
+    kernel: str, switches: str, architecture: int, used: dict[str, int], size: int, shared: int = 0, traffic: str = ""
+) -> dict[str, Any]:
     """A kernel's resources for the table's JSON; `shared` is what its launch asks for beyond them, in bytes."""
     return {
         "kernel": kernel,
         "switches": switches,
+        "traffic": traffic,
         "architecture": architecture,
         "registers": used["REG"],
         "stack_bytes": used["STACK"],

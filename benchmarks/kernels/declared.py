@@ -1,71 +1,62 @@
-"""What this library says of its own kernels: the one place of the benchmarks that reaches into `otter_losses.ops` for it."""
+"""What this library's kernels declare of themselves: the one place of the benchmarks that reads it."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 
-from otter_losses.ops import dispatch, similarity
-from otter_losses.ops.similarity import row_chunks
+from otter_losses.ops import memory
 
-TRAFFIC = {
-    "encode": "read block, write K",
-    "row_scalings": "read K",
-    "column_totals": "read K",
-    "statistics": "read cosines and K",
-    "logits_gradient": "read cosines and K, write G",
-    "sigmoid_losses": "read cosines",
-    "sigmoid_gradient": "read cosines, write G",
-}
+MODULES = ("cross_entropy", "half", "sigmoid", "similarity", "sinkhorn")
 
 
-def traffic(name: str) -> str:
-    """N x N matrices that the kernel of this name walks over, in words; all else is vectors.
+@cache
+def _declared() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
+    """The N x N matrices that each kernel reads and writes, by its name; nothing where Triton is not installed."""
+    if find_spec("triton") is None:
+        return {}
+    from importlib import import_module
 
-    K is 4 bytes an entry, in codes 2; G as wide as x. A profile's longer names are known by the kernel's in them.
+    from otter_losses.ops.triton.launch import Kernel
+
+    found: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
+    for module in MODULES:
+        for kernel in vars(import_module(f"otter_losses.ops.triton.kernels.{module}")).values():
+            if isinstance(kernel, Kernel):
+                reads, writes = found.get(kernel.name, (frozenset(), frozenset()))
+                found[kernel.name] = reads | set(kernel.reads), writes | set(kernel.writes)
+    return found
+
+
+def matrices(name: str, teacher: bool = True, computed: bool = False) -> tuple[list[str], list[str]]:
+    """N x N matrices that the kernel of this name reads and writes, of a loss with a teacher or without one.
+
+    A profile's longer names are known by the kernel's in them. What a kernel computes tile by tile it does not read.
     """
-    return next((TRAFFIC[kernel] for kernel in sorted(TRAFFIC, key=len, reverse=True) if kernel in name), "")
+    known = next((kernel for kernel in sorted(_declared(), key=len, reverse=True) if kernel in name), None)
+    if known is None:
+        return [], []
+    absent = {*(() if teacher else ("K",)), *(("cosines",) if computed else ())}
+    reads, writes = _declared()[known]
+    return sorted(reads - absent), sorted(writes)
 
 
-def tiles(kernel: str) -> Sequence[dict[str, int]]:
-    """Every tile that the kernel may be launched with, BM, BN and num_warps; none where there is no choice."""
-    from otter_losses.ops.triton import soft_target, transport
-
-    choices = {
-        "row_scalings": transport.ROWS,
-        "sigmoid_losses": transport.ROWS,
-        "column_totals": transport.COLUMNS,
-        "statistics": soft_target.TILES,
-        "logits_gradient": soft_target.TILES,
-        "sigmoid_gradient": soft_target.TILES,
-    }
-    return choices.get(kernel, ())
+def traffic(name: str, teacher: bool = True, computed: bool = False) -> str:
+    """`matrices` in words: all that a kernel walks over; all else is vectors and features."""
+    reads, writes = matrices(name, teacher, computed)
+    words = [("read " + " and ".join(reads)) if reads else "", ("write " + " and ".join(writes)) if writes else ""]
+    return ", ".join(each for each in words if each)
 
 
 def row_blocks(pairs: int) -> int:
     """Launches of a sweep over an N x N matrix on a GPU."""
-    return len(row_chunks(pairs, pairs, torch.device("cuda")))
+    return len(memory.row_blocks(pairs, pairs, torch.device("cuda")))
 
 
-@contextmanager
-def small_blocks() -> Iterator[None]:
-    """A few dozen pairs take the ways of many thousands: several row blocks, none of which stays in a cache."""
-    before = similarity.CHUNK_ELEMENTS, similarity.LEAST_ROWS, dispatch.STAYS_IN_CACHE
-    similarity.CHUNK_ELEMENTS, similarity.LEAST_ROWS, dispatch.STAYS_IN_CACHE = {"cpu": 1}, {"cpu": 32}, 0
-    try:
-        yield
-    finally:
-        similarity.CHUNK_ELEMENTS, similarity.LEAST_ROWS, dispatch.STAYS_IN_CACHE = before
+def computes_tiles(features: torch.Tensor) -> bool:
+    """Whether kernels compute the tiles of these features' products."""
+    if find_spec("triton") is None:
+        return False
+    from otter_losses.ops.triton import gemm
 
-
-@contextmanager
-def told(note: Callable[[Any, tuple[Any, ...], dict[str, Any]], None]) -> Iterator[None]:
-    """Of every launch: kernel, arguments, and switches with the tile."""
-    from otter_losses.ops.triton import launch
-
-    launch.on_launch = note
-    try:
-        yield
-    finally:
-        launch.on_launch = None
+    return gemm.computes_tiles(features.device, features.dtype)

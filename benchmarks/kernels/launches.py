@@ -1,48 +1,69 @@
 """Everything that the losses launch, found by running them in Triton's interpreter."""
 
+import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.kernels.declared import small_blocks, tiles, told
 from otter_losses import OTTERLoss
 from otter_losses.losses.registry import LOSSES
+from otter_losses.ops import memory
+
+if TYPE_CHECKING:
+    from otter_losses.ops.triton.launch import Kernel
 
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int16: "*i16"}
 
 
+Constants = tuple[tuple[str, int | bool], ...]
+
+
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with the types of its arguments and its constants, as a launch specialises them."""
+    """A kernel with the types of its arguments and its constants, as a launch specialises them.
+
+    `tiles` are all that it may be launched with, as sorted items; a launch's own stands in `tile`.
+    """
 
     module: str
     kernel: str
     signature: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, int | bool], ...]
+    constants: Constants
     aligned: tuple[int, ...]
-    warps: int
+    tile: Constants
+    tiles: tuple[Constants, ...]
 
     @classmethod
-    def of(cls, signature: list[Any], constants: list[Any], aligned: list[int], **others: Any) -> "Launch":
+    def of(cls, row: Mapping[str, Any]) -> "Launch":
         """From JSON."""
-        pairs = (tuple((name, value) for name, value in each) for each in (signature, constants))
-        return cls(signature=next(pairs), constants=next(pairs), aligned=tuple(aligned), **others)
+        return cls(**{name: _tuples(value) for name, value in row.items()})
 
     def choices(self) -> "list[Launch]":
         """The same with every tile that the kernel may be launched with; in an odd batch the first is proof enough."""
-        choices = tiles(self.kernel)
-        if not choices or not self.usual:
-            return [self]
-        others = tuple((name, value) for name, value in self.constants if name not in ("BM", "BN"))
-        return [
-            replace(self, constants=(*others, ("BM", tile["BM"]), ("BN", tile["BN"])), warps=tile["num_warps"])
-            for tile in choices
-        ]
+        return [replace(self, tile=tile) for tile in self.tiles] if self.usual else [self]
+
+    @property
+    def computed(self) -> bool:
+        """Whether it computes its tile of cosines instead of loading it."""
+        return dict(self.constants).get("COMPUTED", False) is True
+
+    @property
+    def teacher(self) -> bool:
+        return dict(self.constants).get("TEACHER", True) is True
+
+    def constexprs(self, names: list[str]) -> dict[str, int | bool]:
+        """All constants among the kernel's arguments of these names."""
+        return {name: value for name, value in (*self.constants, *self.tile) if name in names}
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """What the compiler is told beside: warps and pipeline stages."""
+        return {name: value for name, value in self.tile if name.startswith("num_")}
 
     @property
     def usual(self) -> bool:
@@ -65,7 +86,9 @@ class Launch:
         kinds = {0: "plain", 1: "logarithmic", 2: "codes"}
         words += [kinds[value] for name, value in self.constants if name == "KIND"]
         words += ["odd"] if self.odd else []
-        types = sorted({kind for name, kind in self.signature if name in ("k", "g", "out", "values") and kind != "*fp32"})
+        types = sorted(
+            {kind for name, kind in self.signature if name in ("gibbs", "g", "out", "values", "left") and kind != "*fp32"}
+        )
         return " ".join([*words, *(kind.strip("*") for kind in types)])
 
 
@@ -78,45 +101,66 @@ VARIANTS: list[Callable[..., Any]] = [
 """Every loss, and what else leads to other kernels."""
 
 
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples."""
+    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
+
+
 def recorded() -> list[Launch]:
     """All launches of all `VARIANTS`, dtypes and ways to spend memory: needs TRITON_INTERPRET=1."""
+    from otter_losses.ops.triton.launch import observed
+
     found: dict[Launch, None] = {}
 
-    def note(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        names = list(kernel.arg_names)
-        given = dict(zip(names, arguments, strict=False))
+    def note(kernel: "Kernel", arguments: Mapping[str, object]) -> None:
         # A launch takes a 1 as a constant; here a small batch makes some that are not 1 in a large one.
-        ones = [name for name, value in given.items() if isinstance(value, int) and value == 1]
-        add(kernel, given, options, ones)
-        add(kernel, given, options, [name for name in ones if name.endswith("stride")])
-
-    def add(kernel: Any, given: dict[str, Any], options: dict[str, Any], ones: list[str]) -> None:
-        names = list(kernel.arg_names)
-        constants = {**dict.fromkeys(ones, 1), **{name: value for name, value in options.items() if name in names}}
-        signature, aligned = [], []
-        for position, name in enumerate(names):
-            value = given.get(name)
-            if name in constants:
-                signature.append((name, "constexpr"))
-            elif isinstance(value, torch.Tensor):
-                signature.append((name, POINTERS[value.dtype]))
-                if value.data_ptr() % 16 == 0:
-                    aligned.append(position)
-            else:
-                signature.append((name, "fp32" if isinstance(value, float) else "i32"))
-                if isinstance(value, int) and value % 16 == 0:
-                    aligned.append(position)
-        place = kernel.fn.__module__, kernel.fn.__name__
-        sorted_constants = tuple(sorted(constants.items()))
-        found.setdefault(Launch(*place, tuple(signature), sorted_constants, tuple(aligned), options["num_warps"]))
+        ones = [name for name, value in arguments.items() if type(value) is int and value == 1]
+        found.setdefault(_launch(kernel, arguments, ones))
+        found.setdefault(_launch(kernel, arguments, [name for name in ones if name.endswith("stride")]))
 
     generator = torch.Generator().manual_seed(0)
     dtypes = [dtype for dtype in POINTERS if dtype.is_floating_point]
-    with small_blocks(), told(note):
-        for dtype, pairs, build in itertools.product(dtypes, (48, 41), VARIANTS):
-            features = F.normalize(torch.randn(4, pairs, 16, generator=generator), dim=-1).to(dtype)
+    # 48 pairs and a width of 64 fill whole tiles, as large batches do; 41 and 24 do not.
+    sizes = ((48, 64), (41, 24))
+    with memory.limits(cpu_block_elements=1, cpu_block_rows=32, codes_from=0), observed(note):
+        for dtype, (pairs, width), build in itertools.product(dtypes, sizes, VARIANTS):
+            features = F.normalize(torch.randn(4, pairs, width, generator=generator), dim=-1).to(dtype)
             for max_memory in (2 << 30, 0):
                 x, y, v, t = (each.clone().requires_grad_() for each in features)
                 value = build(backend="triton", max_memory=max_memory)(x, y, 14.3, dist_image_features=v, dist_text_features=t)
                 value.backward()
     return list(found)
+
+
+def _launch(kernel: "Kernel", arguments: Mapping[str, object], ones: list[str]) -> Launch:
+    """With these arguments taken as a constant 1."""
+    parameters = inspect.signature(kernel.function.fn).parameters
+    constexprs = {name for name, parameter in parameters.items() if "constexpr" in str(parameter.annotation)}
+    computed = arguments.get("COMPUTED") is True
+    tiles = [tuple(sorted(tile.items())) for tile in (kernel.computing_tiles if computed else kernel.tiles)]
+    tile = next(each for each in tiles if all(arguments[name] == value for name, value in each))
+    names = dict(tile)
+    constants = {name: arguments[name] for name in constexprs if name in arguments and name not in names}
+    constants |= dict.fromkeys(ones, 1)
+    signature, aligned = [], []
+    for position, name in enumerate(parameters):
+        value = arguments[name]
+        if name in constants or name in constexprs:
+            signature.append((name, "constexpr"))
+        elif isinstance(value, torch.Tensor):
+            signature.append((name, POINTERS[value.dtype]))
+            if value.data_ptr() % 16 == 0:
+                aligned.append(position)
+        else:
+            signature.append((name, "fp32" if isinstance(value, float) else "i32"))
+            if isinstance(value, int) and value % 16 == 0:
+                aligned.append(position)
+    return Launch(
+        kernel.function.fn.__module__,
+        kernel.name,
+        tuple(signature),
+        tuple(sorted(constants.items())),  # type: ignore[arg-type]
+        tuple(aligned),
+        tile,
+        tuple(tiles),
+    )

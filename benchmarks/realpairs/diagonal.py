@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from otter_losses.ops.world import World
 from torch import Tensor, nn
 
 from benchmarks.demo.__main__ import positive
@@ -28,7 +29,6 @@ from benchmarks.demo.report import table
 from benchmarks.demo.train import BATCH, EMA_DECAY, MAX_SCALE, TwoHeads
 from benchmarks.measure import machine
 from otter_losses import EMATeacher, OTTERLoss, released
-from otter_losses.ops.world import World
 
 from .__main__ import add_common, check_packages
 from .features import load_collection

@@ -141,7 +141,7 @@ class Bench(Attempts):
     def _profile(self, cell: Cell, contender: Contender, batch: Batch) -> Found:
         value = contender.make(batch)
         teacher = contender.family in LOSSES and LOSSES[contender.family].uses_teacher
-        return profiles.profiled(lambda: gradients(batch, value), self.device, cell.pairs, batch.x.element_size(), teacher)
+        return profiles.profiled(lambda: gradients(batch, value), self.device, batch.x, teacher)
 
     def ceilings(self, **sizes: int) -> None:
         """Into the ledger, once."""

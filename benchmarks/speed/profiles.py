@@ -5,7 +5,6 @@ move for each entry of the N x N matrix (`benchmarks.kernels.declared`), times t
 """
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,16 +13,16 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.kernels.declared import row_blocks, traffic
+from benchmarks.kernels.declared import computes_tiles, matrices, row_blocks
 
 PRODUCTS = {"aten::mm": 0, "aten::bmm": 0, "aten::_scaled_mm": 0, "aten::addmm": 1, "aten::addmm_": 1}
 """Operators, and which of their arguments is the first factor."""
 
 
 def profiled(
-    run: Callable[[], object], device: str, pairs: int, itemsize: int, teacher: bool = True, top: int = 8
+    run: Callable[[], object], device: str, features: torch.Tensor, teacher: bool = True, top: int = 8
 ) -> dict[str, Any]:
-    """Kernels and products of one run after a warm-up, the slowest first, in milliseconds."""
+    """Kernels and products of one run after a warm-up, the slowest first, in milliseconds; of a loss of these features."""
     run()
     activities = [ProfilerActivity.CPU] if device == "cpu" else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
     with profile(activities=activities, record_shapes=True) as recorded:
@@ -42,7 +41,7 @@ def profiled(
                 "ms": ms,
                 "calls": calls,
                 "share": ms / total if total else 0.0,
-                **_moved(name, calls, ms, pairs, itemsize, teacher),
+                **_moved(name, calls, ms, features, teacher),
             }
             for name, (ms, calls) in ranked
         ],
@@ -88,11 +87,13 @@ def _text(shape: list[int]) -> str:
     return " x ".join(f"{length:,}" for length in shape)
 
 
-def _moved(kernel: str, calls: int, ms: float, pairs: int, itemsize: int, teacher: bool) -> dict[str, float]:
+def _moved(kernel: str, calls: int, ms: float, features: torch.Tensor, teacher: bool) -> dict[str, float]:
     """Bytes that the kernel must move, and the bandwidth that makes, where it is one of this library's."""
-    each = bytes_per_entry(traffic(kernel), itemsize, teacher)
+    reads, writes = matrices(kernel, teacher, computes_tiles(features))
+    each = bytes_per_entry((*reads, *writes), features.element_size())
     if not each or not ms:
         return {}
+    pairs = len(features)
     moved = each * float(pairs) ** 2 * sweeps(calls, pairs)
     return {"bytes": moved, "bytes_per_s": moved / ms * 1e3}
 
@@ -103,11 +104,7 @@ def sweeps(calls: int, pairs: int) -> float:
     return calls / blocks if calls >= blocks else float(calls)
 
 
-def bytes_per_entry(traffic: object, itemsize: int, teacher: bool = True) -> float | None:
-    """Of a line of `traffic`: a number, or words such as "read cosines and K, write G"; no K without a teacher."""
-    if isinstance(traffic, (int, float)):
-        return float(traffic)
-    if not isinstance(traffic, str):
-        return None
-    sizes = {"k": itemsize if teacher else 0, "codes": 2 if teacher else 0, "g": itemsize, "cosines": 4, "logits": 4, "block": 4}
-    return float(sum(sizes.get(word, 0) for word in re.findall(r"\w+", traffic.lower()))) or None
+def bytes_per_entry(matrices: Iterable[str], itemsize: int) -> int:
+    """Of N x N matrices by their names: cosines are float32, K and G as wide as the features."""
+    sizes = {"cosines": 4, "K": itemsize, "G": itemsize}
+    return sum(sizes[name] for name in matrices)

@@ -19,7 +19,7 @@ from benchmarks.measure import Timing
 from benchmarks.roofline.scaling.derived import WIDTH, collectives
 from benchmarks.roofline.scaling.network import Collective
 from otter_losses import OTTERLoss
-from otter_losses.ops.world import World
+from otter_losses.distributed.shard import BatchShard
 
 KINDS = ("sum", "gather", "scatter")
 
@@ -62,10 +62,10 @@ def _wait() -> None:
 def _collective(name: str, group: Any, ranks: int) -> Callable[[], object]:
     kind, size = name.split()
     rows = int(size) // 4 // ranks
-    world = World.of(group, (rows,) * ranks)
+    shard = BatchShard.of(group, (rows,) * ranks)
     if kind == "gather":
-        return partial(world.gather, torch.ones(rows))
-    return partial(world.add if kind == "sum" else world.scatter, torch.ones(ranks * rows))
+        return partial(shard.all_gather, torch.ones(rows))
+    return partial(shard.all_reduce_sum_ if kind == "sum" else shard.reduce_scatter, torch.ones(ranks * rows))
 
 
 def _together(run: Callable[[], object], group: Any) -> Callable[[], object]:
