@@ -5,16 +5,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from families import make_batch
 from torch import Tensor
 
-import otter_losses
 from otter_losses import (
     DistillationLoss,
     EMATeacher,
@@ -27,6 +24,8 @@ from otter_losses import (
 )
 from otter_losses.functional import otter_targets
 from otter_losses.losses.base import PairLoss
+from tests.helpers.batches import make_batch
+from tests.helpers.paths import ROOT
 
 LOSSES: tuple[type[PairLoss], ...] = (DistillationLoss, InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss)
 TRANSPORTED: tuple[type[PairLoss], ...] = (DistillationLoss, OTTERLoss)
@@ -134,11 +133,10 @@ def test_unnormalised_teacher_in_debug_mode() -> None:
 
 def test_environment_turns_debug_mode_on() -> None:
     script = "import torch, otter_losses; x = 10 * torch.eye(4); otter_losses.InfoNCELoss()(x, x, 1.0)"
-    root = Path(otter_losses.__file__).parent.parent
     codes = {}
     for flag in ("0", "1"):
         environment = {**os.environ, "OTTER_LOSSES_DEBUG": flag}
-        process = subprocess.run([sys.executable, "-c", script], cwd=root, env=environment, capture_output=True, text=True)
+        process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
         codes[flag] = process.returncode, "need 1. Use torch.nn.functional.normalize" in process.stderr
     assert codes == {"0": (0, False), "1": (1, True)}
 

@@ -20,6 +20,7 @@ from benchmarks.contenders import Batch, eager_info_nce, of_eager
 from benchmarks.gpu import Bench
 from benchmarks.ledger import Key, Ledger
 from benchmarks.lineup import Cell, Contender
+from tests.helpers.paths import ROOT
 
 
 def bench(tmp_path: Path, seconds: float = 60, only: str = "") -> Bench:
@@ -296,7 +297,7 @@ def test_a_failing_test_run_does_not_stop_the_benchmark(tmp_path: Path) -> None:
     fake = tmp_path / "python"
     fake.write_text(f'#!/usr/bin/env bash\necho "$*" >>{tmp_path}/calls\n[ "$2" != pytest ] || exit 4\n')
     fake.chmod(0o755)
-    script = Path(__file__).parent.parent / "benchmarks" / "gpu.sh"
+    script = ROOT / "benchmarks" / "gpu.sh"
     environment: dict[str, Any] = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", str(script), str(tmp_path / "out")], env=environment, check=False)
     assert done.returncode == 4

@@ -1,7 +1,6 @@
 """The scaling model: what it counts, how it adds up, and that the page shows what the script wrote."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -9,13 +8,14 @@ from benchmarks import scaling
 from benchmarks.floors import CHIPS, Work
 from benchmarks.measure import RESULTS
 from benchmarks.scaling import Collective
+from tests.helpers.paths import ROOT
 
 NDR, ETHERNET = scaling.NETWORKS
 H200 = next(chip for chip in CHIPS if chip.name == "H200")
 
 
 def test_collectives_are_those_of_the_page() -> None:
-    """The numbers of docs/distributed.md, which tests/test_sharding.py counts in the running loss."""
+    """The numbers of docs/distributed.md, which tests/distributed/test_sharding.py counts in the running loss."""
     crossing = scaling.collectives("global", 32768, itemsize=4)
     assert sum(each.bytes for each in crossing if each.name == "features") == pytest.approx(201e6, rel=2e-3)
     assert sum(each.bytes for each in crossing if each.name == "column sums") == pytest.approx(1.44e6, rel=1e-2)
@@ -93,7 +93,7 @@ def test_the_results_are_those_of_the_model_as_it_is() -> None:
 
 def test_the_page_shows_rows_of_the_results() -> None:
     results = (RESULTS / "scaling-cpu.md").read_text(encoding="utf-8").splitlines()
-    page = (Path(__file__).parent.parent / "docs" / "scaling.md").read_text(encoding="utf-8").splitlines()
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8").splitlines()
     rows = [line for line in page if line.startswith("| ")]
     assert len(rows) > 12
     assert set(rows) <= set(results)

@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from examples import ROOT, check_falls, load, theirs
-from families import relative
-from loops import Batch, train
-from test_distributed import TwoTowers, part_of
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from otter_losses import InfoNCELoss, OTTERLoss
+from tests.helpers.checks import relative
+from tests.helpers.examples import check_falls, load, theirs
+from tests.helpers.loops import Batch, train
+from tests.helpers.paths import ROOT
+from tests.helpers.towers import TwoTowers, part_of
 
 WORLD = 2
 STEPS = 3

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from families import make_features, relative
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from otter_losses import DistillationLoss, InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss
 from otter_losses.losses.base import PairLoss
+from tests.helpers.batches import make_features
+from tests.helpers.checks import relative
+from tests.helpers.towers import TwoTowers, part_of, whole_batch
 
 LOCAL = 5
 WORLDS = (2, 3, 4)
@@ -55,37 +56,11 @@ SWITCHES = ("gather_with_grad", "cache_labels")
 TEACHERS = ("own", "given", "alpha per pair")
 
 
-class TwoTowers(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.image = nn.Linear(6, 8, dtype=torch.float64)
-        self.text = nn.Linear(7, 8, dtype=torch.float64)
-        self.log_scale = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
-        self.bias = nn.Parameter(torch.tensor([-1.0], dtype=torch.float64))
-
-    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x, y = F.normalize(self.image(images), dim=1), F.normalize(self.text(texts), dim=1)
-        return x, y, self.log_scale.exp(), 1.0 * self.bias
-
-
 def counts_of(world: int, sharing: str) -> list[int]:
     """The pairs of every rank."""
     if sharing == UNEVEN:
         return [LOCAL + 2 - rank if rank < 3 else 1 for rank in range(world)]
     return [LOCAL] * (world - 1 if sharing == GROUP else world)
-
-
-def whole_batch(pairs: int) -> dict[str, Tensor]:
-    images, _ = make_features("random", pairs, 6, seed=1)
-    _, texts = make_features("random", pairs, 7, seed=2)
-    v, t = make_features("duplicated", pairs, 9, seed=3)
-    return {"images": images, "texts": texts, "v": v, "t": t, "alpha": torch.linspace(0, 1, pairs, dtype=torch.float64)}
-
-
-def part_of(counts: list[int], rank: int) -> dict[str, Tensor]:
-    start = sum(counts[:rank])
-    return {name: tensor[start : start + counts[rank]] for name, tensor in whole_batch(sum(counts)).items()}
 
 
 def cases(sharing: str = EVEN) -> list[tuple[str, str, str | None]]:

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from families import LOSSES, relative
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -17,6 +16,8 @@ from torch.multiprocessing.spawn import spawn
 
 from otter_losses import EMATeacher, InfoNCELoss, OTTERLoss, SigLIPLoss, grad_cache
 from otter_losses.losses.base import PairLoss
+from tests.helpers.checks import relative
+from tests.helpers.losses import MODULES
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this torch has no fully_shard on a CPU")
 
@@ -125,14 +126,14 @@ def work(rank: int, world: int, folder: str) -> None:
     for dtype in (torch.float64, torch.float32):
         batch = part_of(make_batch(world, dtype), rank)
         for kind, mesh in meshes.items():
-            for name, build in LOSSES.items():
+            for name, build in MODULES.items():
                 results[kind, name, dtype] = measure(TwoTowers().to(dtype), mesh, build(**contract), batch)
 
     # A mesh in whose first dimension there are two runs that have nothing to do with one another.
     runs = init_device_mesh("cpu", (2, 2), mesh_dim_names=("runs", "data"))
     run, place, group = runs.get_local_rank("runs"), runs.get_local_rank("data"), runs.get_group("data")
     batch = part_of(make_batch(2, torch.float64, seed=run), place)
-    for name, build in LOSSES.items():
+    for name, build in MODULES.items():
         loss = build(rank=place, world_size=2, group=group)
         results[GROUP, name] = measure(TwoTowers().double(), runs["data"], loss, batch)
 
@@ -155,7 +156,7 @@ def work(rank: int, world: int, folder: str) -> None:
     mesh = meshes["one dimension"]
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.bfloat16)
     batch = part_of(make_batch(world, torch.float32), rank)
-    for name, build in LOSSES.items():
+    for name, build in MODULES.items():
         model = TwoTowers()
         shard(model, mesh, mp_policy=policy)
         outputs = model(batch["images"], batch["texts"])
@@ -186,7 +187,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
-every_loss = pytest.mark.parametrize("name", LOSSES)
+every_loss = pytest.mark.parametrize("name", MODULES)
 every_mesh = pytest.mark.parametrize("kind", MESHES)
 
 
@@ -212,14 +213,14 @@ def check_same(actual: dict[str, Tensor], expected: dict[str, Tensor], bound: fl
 @every_mesh
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_gradients_are_those_of_the_whole_batch(ranks: list[dict[Any, Any]], kind: str, name: str, dtype: torch.dtype) -> None:
-    expected = alone(LOSSES[name](), make_batch(WORLD, dtype), dtype)
+    expected = alone(MODULES[name](), make_batch(WORLD, dtype), dtype)
     for results in ranks:
         check_same(results[kind, name, dtype], expected, BOUNDS[dtype])
 
 
 @every_loss
 def test_in_bfloat16_as_well(ranks: list[dict[Any, Any]], name: str) -> None:
-    expected = alone(LOSSES[name](), make_batch(WORLD, torch.float32), torch.bfloat16)
+    expected = alone(MODULES[name](), make_batch(WORLD, torch.float32), torch.bfloat16)
     for results in ranks:
         check_same(results[name, torch.bfloat16], expected, BOUNDS[torch.bfloat16])
 
@@ -227,7 +228,7 @@ def test_in_bfloat16_as_well(ranks: list[dict[Any, Any]], name: str) -> None:
 @every_loss
 def test_one_dimension_of_a_mesh_shares_its_own_batch(ranks: list[dict[Any, Any]], name: str) -> None:
     for rank, results in enumerate(ranks):
-        expected = alone(LOSSES[name](), make_batch(2, torch.float64, seed=rank // 2), torch.float64)
+        expected = alone(MODULES[name](), make_batch(2, torch.float64, seed=rank // 2), torch.float64)
         check_same(results[GROUP, name], expected, BOUNDS[torch.float64])
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from families import make_features
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from otter_losses import OTTERLoss, SigLIPLoss, distributed
+from tests.helpers.batches import make_features
 
 RANKS, LAST = 3, 2
 TIMEOUT_S, PATIENCE_S = 1.5, 1.0

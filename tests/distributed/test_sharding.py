@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from families import make_features
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,6 +16,7 @@ from otter_losses.ops import contract
 from otter_losses.ops.plain import soft_target as plain
 from otter_losses.ops.similarity import Similarity
 from otter_losses.ops.world import World
+from tests.helpers.batches import make_features
 
 RANKS, LOCAL, WIDTH, TEACHER = 3, 24, 6, 9
 PAIRS = RANKS * LOCAL

@@ -13,11 +13,13 @@ from signal import SIGKILL
 import pytest
 import torch
 import torch.distributed as dist
-from families import relative
-from test_distributed import BUILDERS, EVEN, UNEVEN, TwoTowers, counts_of, part_of, run_case, whole_batch
 from torch.nn.parallel import DistributedDataParallel
 
 from otter_losses import OTTERLoss, distributed
+from tests.distributed.test_distributed import BUILDERS, EVEN, UNEVEN, counts_of, run_case
+from tests.helpers.checks import relative
+from tests.helpers.paths import ROOT
+from tests.helpers.towers import TwoTowers, part_of, whole_batch
 
 HOSTS, RANKS_A_HOST = 2, 2
 RANKS = HOSTS * RANKS_A_HOST
@@ -96,11 +98,11 @@ def wait_for(paths: list[Path], seconds: float, launched: list[subprocess.Popen[
 @pytest.fixture(scope="module")
 def ranks(hosts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
     """What every rank measured, and what it was told once the second host's link was down."""
-    folder, here = tmp_path_factory.mktemp("hosts"), Path(__file__)
+    folder = tmp_path_factory.mktemp("hosts")
     command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={HOSTS}", f"--nproc-per-node={RANKS_A_HOST}"]
     command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:29400"]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": INTERFACE, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(here.parent), str(here.parent.parent), os.environ.get("PYTHONPATH", "")])
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     launched = []
     log = folder / "log"
     try:
@@ -108,7 +110,7 @@ def ranks(hosts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterato
             for name, address in zip(hosts, ADDRESSES, strict=True):
                 # Both namespaces have this machine's name, by which torchrun would otherwise know where it is.
                 place = [f"--local-addr={address}", f"--rdzv-conf=is_host={int(address == ADDRESSES[0])}"]
-                inside = ["ip", "netns", "exec", name, *command, *place, str(here), str(folder)]
+                inside = ["ip", "netns", "exec", name, *command, *place, "-m", __name__, str(folder)]
                 launched.append(subprocess.Popen(inside, env=environment, stdout=file, stderr=file, start_new_session=True))
         wait_for([folder / f"{rank}.pt" for rank in range(RANKS)], 90, launched, log)
         results = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]

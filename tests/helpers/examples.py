@@ -4,7 +4,8 @@ import re
 import types
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers.paths import ROOT
+
 DIFF = re.compile(r"^```diff\n--- theirs\n\+\+\+ (docs/examples/\w+\.py)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_sentence_transformers as sentences
-import test_transformers as clips
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -16,6 +14,8 @@ from docs.examples.sentence_transformers import load_names
 from otter_losses import EMATeacher, OTTERLoss, SigLIPLoss
 from otter_losses.integrations.sentence_transformers import CachedPairRankingLoss, PairRankingLoss
 from otter_losses.losses.base import PairLoss
+from tests.integrations import test_sentence_transformers as sentences
+from tests.integrations import test_transformers as clips
 
 pytestmark = clips.pytestmark
 

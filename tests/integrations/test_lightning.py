@@ -4,21 +4,20 @@ import os
 from pathlib import Path
 from typing import Any
 
-import declare_torchvision  # noqa: F401  before torchmetrics, which lightning imports, imports torchvision
 import lightning
 import pytest
 import torch
 import torch.distributed as dist
-from examples import check_falls, load, theirs
-from families import relative
 from lightning.pytorch.callbacks import Callback
-from loops import Batch, numbers, train
-from test_distributed import TwoTowers, whole_batch
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from otter_losses import EMATeacher, OTTERLoss
+from tests.helpers.checks import relative
+from tests.helpers.examples import check_falls, load, theirs
+from tests.helpers.loops import Batch, numbers, train
+from tests.helpers.towers import TwoTowers, whole_batch
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # lightning's use of torch's pytree

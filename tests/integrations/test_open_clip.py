@@ -12,13 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import declare_torchvision  # noqa: F401  in launched processes too, which read no conftest
 import open_clip
 import pytest
 import torch
 import torch.distributed as dist
-from examples import check_falls, load, theirs
-from families import relative
 from open_clip_train.params import parse_args
 from open_clip_train.train import evaluate, train_one_epoch
 from PIL import Image
@@ -27,6 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from otter_losses import EMATeacher, OTTERLoss, SigLIPLoss
 from otter_losses.integrations.open_clip import add_teacher, create_loss, main
+from tests.helpers.checks import relative
+from tests.helpers.examples import check_falls, load, theirs
+from tests.helpers.paths import ROOT
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -35,7 +35,6 @@ pytestmark = [
 ]
 
 
-ROOT = Path(__file__).parent.parent
 PAIRS, RATE = 8, 0.1
 WORDS = ["umbrella", "tiger", "bicycle", "banana", "castle", "rocket", "violin", "snowflake"]
 VISION = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1}
@@ -332,7 +331,8 @@ def train_on_this_rank(folder: str) -> None:
 
 LAUNCHED = """
 import runpy, sys
-import declare_torchvision, open_clip, torch
+from tests.helpers import declare_torchvision
+import open_clip, torch
 from torch.nn import parallel
 
 class OnCPU(parallel.DistributedDataParallel):
@@ -343,7 +343,7 @@ parallel.DistributedDataParallel = OnCPU
 folder = sys.argv.pop(1)
 open_clip.add_model_config(f"{folder}/tiny_otter.json")
 runpy.run_module("otter_losses.integrations.open_clip", run_name="__main__", alter_sys=True)
-import test_open_clip
+from tests.integrations import test_open_clip
 test_open_clip.train_on_this_rank(folder)
 """
 OTTER = ["--otter", "alpha=0.3", "epsilon=0.1"]
@@ -377,8 +377,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Without the --, torchrun takes open_clip's --logs for an abbreviation of its own --logs-specs.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
     command += [f"{folder}/launched.py", str(folder), *command_in(folder, "two", PAIRS // 2), *COMMANDS["local"], *OTTER, *EMA]
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     return folder

@@ -4,12 +4,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import declare_torchvision  # noqa: F401  for the processes that are spawned
 import pytest
 import torch
 from datasets import Dataset
-from examples import check_falls, load, theirs
-from families import relative
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import TranslationEvaluator
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
@@ -21,6 +18,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from docs.examples.sentence_transformers import load_names, train_tokenizer
 from otter_losses import EMATeacher, InfoNCELoss, OTTERLoss
 from otter_losses.integrations.sentence_transformers import CachedPairRankingLoss, PairRankingLoss
+from tests.helpers.checks import relative
+from tests.helpers.examples import check_falls, load, theirs
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

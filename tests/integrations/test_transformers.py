@@ -6,17 +6,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import declare_torchvision  # noqa: F401  for the processes that are spawned
 import pytest
 import torch
-from examples import ROOT, check_falls, load, theirs
-from families import relative
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel, TrainingArguments
 
 from otter_losses import DistillationLoss, EMATeacher, InfoNCELoss, OTTERLoss, SigLIPLoss
 from otter_losses.integrations.transformers import PairLossTrainer
 from otter_losses.losses.base import PairLoss
+from tests.helpers.checks import relative
+from tests.helpers.examples import check_falls, load, theirs
+from tests.helpers.paths import ROOT
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

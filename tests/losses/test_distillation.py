@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Batch, check_autocast, check_half, make_batch, relative, worst_error
 from torch import Tensor
 
 from otter_losses import DistillationLoss, InfoNCELoss
 from otter_losses.functional import distillation_loss
 from otter_losses.ops import reference
+from tests.helpers.batches import FAMILIES, Batch, make_batch
+from tests.helpers.checks import check_autocast, check_half, relative, worst_error
 
 memories = pytest.mark.parametrize("max_memory", [2 << 30, 0], ids=["dense", "blocks"])
 

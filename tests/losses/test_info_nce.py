@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, Batch, check_autocast, make_batch, relative, worst_error
 from torch import Tensor
 
 from otter_losses import InfoNCELoss
 from otter_losses.functional import info_nce_loss
+from tests.helpers.batches import FAMILIES, Batch, make_batch
+from tests.helpers.checks import check_autocast, relative, worst_error
 
 memories = pytest.mark.parametrize("max_memory", [2 << 30, 0], ids=["dense", "blocks"])
 

@@ -5,12 +5,13 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, Batch, check_autocast, check_half, make_batch, relative, worst_error
 from torch import Tensor
 
 from otter_losses import InfoNCELoss, LabelSmoothingLoss
 from otter_losses.functional import label_smoothing_loss
 from otter_losses.ops import reference
+from tests.helpers.batches import FAMILIES, Batch, make_batch
+from tests.helpers.checks import check_autocast, check_half, relative, worst_error
 
 Convention = Literal["paper", "torch"]
 

@@ -5,14 +5,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, Batch, make_batch, relative, worst_error
 from hypothesis import given
 from hypothesis import strategies as st
-from otter_cases import BLOCKS, BOTH, DENSE, bound, check, memories, reference_of, value_of
 from torch import Tensor
 
 from otter_losses import InfoNCELoss, LabelSmoothingLoss, OTTERLoss
 from otter_losses.ops import reference
+from tests.helpers.batches import FAMILIES, Batch, make_batch
+from tests.helpers.checks import relative, worst_error
+from tests.helpers.otter import BLOCKS, BOTH, DENSE, bound, check, memories, reference_of, value_of
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 41, 127, 257])

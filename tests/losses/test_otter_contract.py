@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from families import Batch, check_autocast, make_batch, make_features, relative
-from otter_cases import BLOCKS, DENSE, bound, memories, reference_of, value_of
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from otter_losses import OTTERLoss
 from otter_losses.functional import otter_loss, otter_targets
 from otter_losses.ops import reference
+from tests.helpers.batches import Batch, make_batch, make_features
+from tests.helpers.checks import check_autocast, relative
+from tests.helpers.otter import BLOCKS, DENSE, bound, memories, reference_of, value_of
 
 # ---- precision of the inputs ----
 

@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from families import Batch, make_batch, relative, worst_error
-from otter_cases import BLOCKS, BOTH, DENSE, bound, memories, value_of
 from torch import Tensor
 
 from otter_losses import OTTERLoss
 from otter_losses.ops import reference
+from tests.helpers.batches import Batch, make_batch
+from tests.helpers.checks import relative, worst_error
+from tests.helpers.otter import BLOCKS, BOTH, DENSE, bound, memories, value_of
 
 
 def check_official(batch: Batch, second: Tensor | None, **options: Any) -> None:

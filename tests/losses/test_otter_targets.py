@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, decimal_targets, make_features, relative
-from otter_cases import bound
 
 from otter_losses.functional import otter_targets
 from otter_losses.ops import reference
+from tests.helpers.batches import FAMILIES, make_features
+from tests.helpers.checks import relative
+from tests.helpers.decimals import decimal_targets
+from tests.helpers.otter import bound
 
 
 @pytest.mark.parametrize("family", FAMILIES)

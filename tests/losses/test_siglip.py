@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, Batch, check_autocast, check_half, make_batch, relative
 from torch import Tensor
 
 from otter_losses import SigLIPLoss
 from otter_losses.functional import siglip_loss
+from tests.helpers.batches import FAMILIES, Batch, make_batch
+from tests.helpers.checks import check_autocast, check_half, relative
 
 memories = pytest.mark.parametrize("max_memory", [2 << 30, 0], ids=["dense", "blocks"])
 

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from families import Batch, make_batch, make_scores, relative, worst_error
 from torch import Tensor
 
 from otter_losses import DistillationLoss, InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss, sinkhorn_knopp
 from otter_losses.losses.base import PairLoss
+from tests.helpers.batches import Batch, make_batch
+from tests.helpers.checks import relative, worst_error
+from tests.helpers.sinkhorn import make_scores
 
 BUILDERS: dict[str, Callable[..., PairLoss]] = {
     "otter": OTTERLoss,

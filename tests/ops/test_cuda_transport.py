@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import relative
 from torch import Tensor
 
 from otter_losses.ops import cache
 from otter_losses.ops.cuda import compiler, transport
 from otter_losses.ops.cuda.transport import CLUSTER, SOURCE, THREADS, Layout
+from tests.helpers.checks import relative
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 EMULATED_THREADS = 64
 EMULATION = f"""
 #include "{SOURCE}"
@@ -40,7 +40,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     if compiler_path is None or sys.platform != "linux":
         pytest.skip("g++ is missing: it compiles the kernel's source for the CPU")
     library = tmp_path_factory.mktemp("emulated") / "transport.so"
-    emulator = ["-DEMULATED", f"-DTHREADS={EMULATED_THREADS}", "-include", str(Path(__file__).parent / "cuda_emulator.h")]
+    emulator = ["-DEMULATED", f"-DTHREADS={EMULATED_THREADS}", "-include", str(ROOT / "tests/helpers/cuda_emulator.h")]
     flags = ["-std=c++20", "-O1", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-fPIC", "-shared", "-x", "c++", "-"]
     command = [compiler_path, *emulator, *flags, "-o", str(library)]
     built = subprocess.run(command, input=EMULATION, capture_output=True, text=True)

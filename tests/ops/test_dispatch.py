@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import make_batch
 from torch import Tensor
 
 from otter_losses import InfoNCELoss, OTTERLoss, SigLIPLoss
@@ -16,6 +15,7 @@ from otter_losses.ops.plain import sigmoid as plain_sigmoid
 from otter_losses.ops.plain import soft_target as plain
 from otter_losses.ops.similarity import Similarity
 from otter_losses.ops.world import ALONE
+from tests.helpers.batches import make_batch
 
 GPU = torch.device("cuda", 0)
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from families import Batch, make_batch, worst_error
 from torch import Tensor
 
 from otter_losses import InfoNCELoss, OTTERLoss, SigLIPLoss
 from otter_losses.losses.base import PairLoss
 from otter_losses.ops import dispatch
+from tests.helpers.batches import Batch, make_batch
+from tests.helpers.checks import worst_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

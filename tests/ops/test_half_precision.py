@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from families import Batch, make_batch, make_features, relative
-from test_triton import BUILDERS, DEVICE, on_device
 from torch import Tensor
 
 from otter_losses import InfoNCELoss, OTTERLoss
 from otter_losses.ops import dispatch
 from otter_losses.ops.contract import Storage, storage_of
+from tests.helpers.batches import Batch, make_batch, make_features
+from tests.helpers.checks import relative
+from tests.ops.test_triton import BUILDERS, DEVICE, on_device
 
 pytest.importorskip("triton", reason="triton is there on Linux only")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")

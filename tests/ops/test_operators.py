@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from families import make_batch
 from torch import Tensor
 
 from otter_losses.ops.sigmoid import sigmoid
 from otter_losses.ops.soft_target import soft_target
+from tests.helpers.batches import make_batch
 
 memories = pytest.mark.parametrize("max_memory", [2 << 30, 0], ids=["dense", "blocks"])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from families import FAMILIES, Batch, make_batch, worst_error
 from torch import Tensor
 
 from otter_losses import DistillationLoss, InfoNCELoss, OTTERLoss
 from otter_losses.losses.base import PairLoss
 from otter_losses.ops import similarity, transport
 from otter_losses.ops.plain import soft_target
+from tests.helpers.batches import FAMILIES, Batch, make_batch
+from tests.helpers.checks import worst_error
 
 BUILDERS: dict[str, Callable[..., PairLoss]] = {
     "otter": OTTERLoss,

@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
-from families import FAMILIES, Problem, decimal_sinkhorn, decimal_targets, make_batch, make_features, problems
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from otter_losses.ops import reference
+from tests.helpers.batches import FAMILIES, make_batch, make_features
+from tests.helpers.decimals import decimal_sinkhorn, decimal_targets
+from tests.helpers.sinkhorn import Problem, problems
 
 
 def worst(actual: Tensor, expected: Tensor) -> float:

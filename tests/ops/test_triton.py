@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from families import Batch, make_batch, relative, worst_error
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from otter_losses import DistillationLoss, InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss, checks, sinkhorn_knopp
 from otter_losses.losses.base import PairLoss
 from otter_losses.ops import dispatch, similarity
+from tests.helpers.batches import Batch, make_batch
+from tests.helpers.checks import relative, worst_error
+from tests.helpers.paths import ROOT
 
 pytest.importorskip("triton", reason="triton is there on Linux only")
 # The interpreter computes lanes beyond the matrix's edge too, and numpy tells of it.
@@ -244,10 +246,10 @@ def test_every_kernel_compiles_for_every_gpu_without_spills(tmp_path: Path) -> N
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
     command = [sys.executable, "-m", "benchmarks.kernels", "--output", str(tmp_path / "kernels")]
-    subprocess.run(command, check=True, capture_output=True, env=environment, cwd=Path(__file__).parent.parent)
+    subprocess.run(command, check=True, capture_output=True, env=environment, cwd=ROOT)
     builds = json.loads((tmp_path / "kernels.json").read_text())["builds"]
     triton = [build for build in builds if build["kernel"] != "transport"]
-    kernels = Path(__file__).parent.parent / "otter_losses/ops/triton/kernels"
+    kernels = ROOT / "otter_losses/ops/triton/kernels"
     written = set(re.findall(r"^def (\w+)\(", "".join(path.read_text() for path in kernels.glob("*.py")), re.MULTILINE))
     helpers = {"apart", "code_of", "decoded", "held", "log_sum", "logits", "merged", "nearest", "_plan", "_unlikely"}
     assert {build["kernel"] for build in triton} == written - helpers

@@ -4,15 +4,16 @@ import math
 
 import pytest
 import torch
-from families import FAMILIES, Problem, decimal_sinkhorn, make_scores, problems
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
-from sinkhorn_cases import dtypes, l1, reference_plan, rounds, unit
 from torch import Tensor
 
 from otter_losses import SinkhornResult, sinkhorn_knopp
 from otter_losses.ops import reference
+from tests.helpers.batches import FAMILIES
+from tests.helpers.decimals import decimal_sinkhorn
+from tests.helpers.sinkhorn import Problem, dtypes, l1, make_scores, problems, reference_plan, rounds, unit
 
 # ---- 1 to 6: marginals, values ----
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from families import make_scores, relative
 from torch import Tensor
 
 from otter_losses import sinkhorn_knopp
+from tests.helpers.checks import relative
+from tests.helpers.sinkhorn import make_scores
 
 
 def gradient_problem(seed: int, zeros: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from families import FAMILIES, make_features, make_scores
-from sinkhorn_cases import l1
 from torch import Tensor
 
 from otter_losses import sinkhorn_knopp
 from otter_losses.ops import reference
+from tests.helpers.batches import FAMILIES, make_features
+from tests.helpers.sinkhorn import l1, make_scores
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

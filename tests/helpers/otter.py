@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from families import Batch, worst_error
 from torch import Tensor
 
 from otter_losses import OTTERLoss
 from otter_losses.ops import reference
+from tests.helpers.batches import Batch
+from tests.helpers.checks import worst_error
 
 DENSE, BLOCKS = 2 << 30, 0
 memories = pytest.mark.parametrize("max_memory", [DENSE, BLOCKS], ids=["dense", "blocks"])
