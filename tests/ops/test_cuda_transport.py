@@ -401,6 +401,7 @@ def test_out_of_memory_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- on a GPU ----
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("clusters", [False, True])
 @pytest.mark.parametrize("n", [1, 2, 41, 130, 512, 520, 1000])
@@ -425,6 +426,7 @@ def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch, n: int, clusters: bool) -> No
         assert all(torch.equal(one, same) for one, same in zip(first, again, strict=True))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_in_a_cuda_graph() -> None:
     device = torch.device("cuda", torch.cuda.current_device())

@@ -13,7 +13,7 @@ from otter_losses.ops import dispatch
 from tests.helpers.batches import Batch, make_batch
 from tests.helpers.checks import worst_error
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 BUILDERS: dict[str, Callable[..., PairLoss]] = {
     "otter": OTTERLoss,

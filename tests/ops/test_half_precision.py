@@ -16,7 +16,7 @@ from tests.helpers.checks import relative
 from tests.ops.test_triton import BUILDERS, DEVICE, on_device
 
 pytest.importorskip("triton", reason="triton is there on Linux only")
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")]
 
 WAYS = {"codes": (2 << 30, 0), "float32": (2 << 30, 1 << 20), "recomputed": (0, 0)}
 """max_memory, and the pairs up to which the kernel stays float32."""

@@ -13,7 +13,7 @@ from tests.helpers.batches import make_batch
 
 memories = pytest.mark.parametrize("max_memory", [2 << 30, 0], ids=["dense", "blocks"])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-kernels = pytest.mark.parametrize("backend", ["torch", "triton"])
+kernels = pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=pytest.mark.gpu)])
 # Lanes beyond the matrix's edge, as numpy sees them in the interpreter; a deprecation inside opcheck's own tracing.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*"),

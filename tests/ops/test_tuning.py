@@ -107,6 +107,7 @@ def test_on_a_cpu_there_is_nothing_to_time(trials: list[int]) -> None:
     assert trials == []
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from otter_losses import OTTERLoss
