@@ -18,20 +18,17 @@ from otter_losses import (
     InfoNCELoss,
     LabelSmoothingLoss,
     OTTERLoss,
-    SigLIPLoss,
     set_debug,
     sinkhorn_knopp,
 )
 from otter_losses.functional import otter_targets
 from otter_losses.losses.base import PairLoss
+from otter_losses.losses.registry import LOSSES
 from tests.helpers.batches import make_batch
 from tests.helpers.paths import ROOT
 
-LOSSES: tuple[type[PairLoss], ...] = (DistillationLoss, InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss)
-TRANSPORTED: tuple[type[PairLoss], ...] = (DistillationLoss, OTTERLoss)
-
-every_loss = pytest.mark.parametrize("build", LOSSES)
-every_transported_loss = pytest.mark.parametrize("build", TRANSPORTED)
+every_loss = pytest.mark.parametrize("build", [row.module for row in LOSSES.values()])
+every_taught_loss = pytest.mark.parametrize("build", [row.module for row in LOSSES.values() if row.uses_teacher])
 
 
 def rows(n: int = 4, d: int = 3) -> Tensor:
@@ -181,7 +178,7 @@ def test_second_scales_that_cannot_be_used(bad: Any) -> None:
 # ---- alpha ----
 
 
-@every_transported_loss
+@every_taught_loss
 @pytest.mark.parametrize(
     ("alpha", "error", "message"),
     [
@@ -199,7 +196,7 @@ def test_alphas_that_cannot_be_used(build: type[PairLoss], alpha: Any, error: ty
         make()(rows(), rows(), 14.3, alpha=alpha)
 
 
-@every_transported_loss
+@every_taught_loss
 @pytest.mark.parametrize(
     ("alpha", "error", "message"),
     [
@@ -221,7 +218,7 @@ def test_alphas_per_pair_that_cannot_be_used(build: type[PairLoss], alpha: Tenso
 # ---- the teacher ----
 
 
-@every_transported_loss
+@every_taught_loss
 @pytest.mark.parametrize(
     ("image", "text", "message"),
     [
@@ -265,7 +262,7 @@ def test_solver_options_that_cannot_be_used(options: dict[str, Any], error: type
         sinkhorn_knopp(torch.zeros(2, 2), **options)
 
 
-@every_transported_loss
+@every_taught_loss
 @pytest.mark.parametrize("name", ["gamma_image", "gamma_text"])
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
 def test_gammas_that_cannot_be_used(build: type[PairLoss], name: str, value: float) -> None:

@@ -3,7 +3,7 @@
 import os
 import re
 import warnings
-from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from otter_losses import DistillationLoss, InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss
+from otter_losses import InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss
 from otter_losses.losses.base import PairLoss
 from tests.helpers.batches import make_features
 from tests.helpers.checks import relative
+from tests.helpers.losses import MODULES, VARIANTS, Build
 from tests.helpers.towers import TwoTowers, part_of, whole_batch
 
 LOCAL = 5
@@ -26,28 +27,22 @@ WORLDS = (2, 3, 4)
 EVEN, UNEVEN, GROUP = "even", "uneven", "in a group"
 """How a batch is shared out: alike; in other numbers to each rank; among all ranks but the first."""
 
-BUILDERS: dict[str, Callable[..., PairLoss]] = {
-    "otter": OTTERLoss,
-    "otter, no gammas": lambda **contract: OTTERLoss(gamma_image=0.0, gamma_text=0.0, **contract),
-    "otter, sharp": lambda **contract: OTTERLoss(epsilon=0.005, **contract),
-    "otter, blocks": lambda **contract: OTTERLoss(max_memory=0, **contract),
-    "info_nce": InfoNCELoss,
-    "label_smoothing": LabelSmoothingLoss,
-    "distillation": DistillationLoss,
-    "distillation, off the diagonal": lambda **contract: DistillationLoss(remove_diagonal=True, epsilon=0.15, **contract),
-    "siglip": SigLIPLoss,
-    "otter, triton": lambda **contract: OTTERLoss(backend="triton", **contract),
-    "otter, triton, blocks": lambda **contract: OTTERLoss(backend="triton", max_memory=0, **contract),
-    "otter, triton, logarithms": lambda **contract: OTTERLoss(backend="triton", epsilon=0.02, **contract),
-    "label_smoothing, triton": lambda **contract: LabelSmoothingLoss(backend="triton", **contract),
-    "siglip, triton": lambda **contract: SigLIPLoss(backend="triton", **contract),
-    "otter, triton, bfloat16": lambda **contract: OTTERLoss(backend="triton", **contract),
-    "otter, stored by some": lambda **contract: OTTERLoss(epsilon=0.05, max_memory=1300, **contract),
-    "otter, local": lambda **contract: OTTERLoss(scope="local", **contract),
-    "otter, local, triton": lambda **contract: OTTERLoss(scope="local", backend="triton", **contract),
-    "otter, local, triton, bfloat16": lambda **contract: OTTERLoss(scope="local", backend="triton", **contract),
-    "otter, official": OTTERLoss.official,
-    "siglip, triton, bfloat16": lambda **contract: SigLIPLoss(backend="triton", **contract),
+BUILDERS: dict[str, Build] = {
+    **{name: VARIANTS[name] for name in (*MODULES, "otter, official", "distillation, off the diagonal")},
+    "otter, no gammas": partial(OTTERLoss, gamma_image=0.0, gamma_text=0.0),
+    "otter, sharp": partial(OTTERLoss, epsilon=0.005),
+    "otter, blocks": partial(OTTERLoss, max_memory=0),
+    "otter, stored by some": partial(OTTERLoss, epsilon=0.05, max_memory=1300),
+    "otter, local": partial(OTTERLoss, scope="local"),
+    "otter, triton": partial(OTTERLoss, backend="triton"),
+    "otter, triton, blocks": partial(OTTERLoss, backend="triton", max_memory=0),
+    "otter, triton, logarithms": partial(OTTERLoss, backend="triton", epsilon=0.02),
+    "otter, triton, bfloat16": partial(OTTERLoss, backend="triton"),
+    "otter, local, triton": partial(OTTERLoss, scope="local", backend="triton"),
+    "otter, local, triton, bfloat16": partial(OTTERLoss, scope="local", backend="triton"),
+    "label_smoothing, triton": partial(LabelSmoothingLoss, backend="triton"),
+    "siglip, triton": partial(SigLIPLoss, backend="triton"),
+    "siglip, triton, bfloat16": partial(SigLIPLoss, backend="triton"),
 }
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-2}
 """In bfloat16 both sides are rounded, locally twice, and the towers amplify it."""

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FAMILIES = ("random", "clustered", "duplicated", "outlier", "equal", "permutation")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where Triton's kernels run: on a GPU where there is one, else in the interpreter."""
 
 
 def make_features(family: str, n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -69,3 +71,8 @@ def make_batch(
     x, y = (each.float() for each in make_features(family, n, d, seed))
     v, t = (each.float() for each in make_features(family, n, d + 3, seed + 1))
     return Batch(x, y, torch.tensor(scale), v, t).to(dtype)
+
+
+def on_device(batch: Batch, dtype: torch.dtype = torch.float32) -> Batch:
+    tensors = (batch.x, batch.y, batch.scale, batch.v, batch.t)
+    return Batch(*(tensor.detach().to(DEVICE, dtype).requires_grad_(tensor.requires_grad) for tensor in tensors))

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -10,9 +9,7 @@ from otter_losses import OTTERLoss
 from otter_losses.ops import reference
 from tests.helpers.batches import Batch
 from tests.helpers.checks import worst_error
-
-DENSE, BLOCKS = 2 << 30, 0
-memories = pytest.mark.parametrize("max_memory", [DENSE, BLOCKS], ids=["dense", "blocks"])
+from tests.helpers.losses import BLOCKS, DENSE
 
 Expected = tuple[Tensor, tuple[Tensor, Tensor, Tensor]]
 

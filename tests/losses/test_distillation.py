@@ -12,8 +12,7 @@ from otter_losses.functional import distillation_loss
 from otter_losses.ops import reference
 from tests.helpers.batches import FAMILIES, Batch, make_batch
 from tests.helpers.checks import check_autocast, check_half, relative, worst_error
-
-memories = pytest.mark.parametrize("max_memory", [2 << 30, 0], ids=["dense", "blocks"])
+from tests.helpers.losses import memories
 
 
 def expected_value(

@@ -11,8 +11,7 @@ from otter_losses import InfoNCELoss
 from otter_losses.functional import info_nce_loss
 from tests.helpers.batches import FAMILIES, Batch, make_batch
 from tests.helpers.checks import check_autocast, relative, worst_error
-
-memories = pytest.mark.parametrize("max_memory", [2 << 30, 0], ids=["dense", "blocks"])
+from tests.helpers.losses import memories
 
 
 def clip_loss(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:

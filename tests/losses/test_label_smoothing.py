@@ -12,10 +12,9 @@ from otter_losses.functional import label_smoothing_loss
 from otter_losses.ops import reference
 from tests.helpers.batches import FAMILIES, Batch, make_batch
 from tests.helpers.checks import check_autocast, check_half, relative, worst_error
+from tests.helpers.losses import memories
 
 Convention = Literal["paper", "torch"]
-
-memories = pytest.mark.parametrize("max_memory", [2 << 30, 0], ids=["dense", "blocks"])
 conventions = pytest.mark.parametrize("convention", ["paper", "torch"])
 
 

@@ -13,7 +13,8 @@ from otter_losses import InfoNCELoss, LabelSmoothingLoss, OTTERLoss
 from otter_losses.ops import reference
 from tests.helpers.batches import FAMILIES, Batch, make_batch
 from tests.helpers.checks import relative, worst_error
-from tests.helpers.otter import BLOCKS, BOTH, DENSE, bound, check, memories, reference_of, value_of
+from tests.helpers.losses import BLOCKS, DENSE, memories
+from tests.helpers.otter import BOTH, bound, check, reference_of, value_of
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 41, 127, 257])

@@ -14,7 +14,8 @@ from otter_losses.functional import otter_loss, otter_targets
 from otter_losses.ops import reference
 from tests.helpers.batches import Batch, make_batch, make_features
 from tests.helpers.checks import check_autocast, relative
-from tests.helpers.otter import BLOCKS, DENSE, bound, memories, reference_of, value_of
+from tests.helpers.losses import BLOCKS, DENSE, memories
+from tests.helpers.otter import bound, reference_of, value_of
 
 # ---- precision of the inputs ----
 

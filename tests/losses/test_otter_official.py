@@ -10,7 +10,8 @@ from otter_losses import OTTERLoss
 from otter_losses.ops import reference
 from tests.helpers.batches import Batch, make_batch
 from tests.helpers.checks import relative, worst_error
-from tests.helpers.otter import BLOCKS, BOTH, DENSE, bound, memories, value_of
+from tests.helpers.losses import BLOCKS, DENSE, memories
+from tests.helpers.otter import BOTH, bound, value_of
 
 
 def check_official(batch: Batch, second: Tensor | None, **options: Any) -> None:

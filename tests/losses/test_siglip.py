@@ -9,8 +9,7 @@ from otter_losses import SigLIPLoss
 from otter_losses.functional import siglip_loss
 from tests.helpers.batches import FAMILIES, Batch, make_batch
 from tests.helpers.checks import check_autocast, check_half, relative
-
-memories = pytest.mark.parametrize("max_memory", [2 << 30, 0], ids=["dense", "blocks"])
+from tests.helpers.losses import memories
 
 
 def open_clip_loss(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | float) -> Tensor:

@@ -1,47 +1,34 @@
 """Row blocks, panels and the choice between storing and recomputing change no number."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from otter_losses import functional
+from otter_losses.losses.registry import LOSSES
 from otter_losses.ops import reference, similarity
 
-Loss = Callable[..., Tensor]
-
-LOSSES: dict[str, Callable[..., object]] = {
-    "otter": functional.otter_loss,
-    "otter, own teacher": functional.otter_loss,
-    "otter, epsilon 0.005": functional.otter_loss,
-    "otter, official": functional.otter_loss,
-    "info_nce": functional.info_nce_loss,
-    "label_smoothing": functional.label_smoothing_loss,
-    "distillation": functional.distillation_loss,
-    "siglip": functional.siglip_loss,
+CASES: dict[str, tuple[str, dict[str, object]]] = {
+    **{name: (name, {}) for name in LOSSES},
+    "otter, own teacher": ("otter", {"gamma_image": 0.3, "gamma_text": 0.7}),
+    "otter, epsilon 0.005": ("otter", {"epsilon": 0.005}),
+    "otter, official": ("otter", {"official": True}),
 }
+"""A loss and its options."""
 
 
 def evaluate(name: str, features: list[Tensor], max_memory: int) -> list[Tensor]:
     x, y = (each.clone().requires_grad_() for each in features[:2])
     scale = torch.tensor(14.3, dtype=x.dtype, requires_grad=True)
-    options: dict[str, object] = {"max_memory": max_memory}
-    if "own" not in name:
-        options |= {"dist_image_features": features[2], "dist_text_features": features[3]}
-    else:
-        options |= {"gamma_image": 0.3, "gamma_text": 0.7}
-    if "epsilon" in name:
-        options["epsilon"] = 0.005
-    if "official" in name:
-        options["official"] = True
-    value = LOSSES[name](x, y, scale, **options)
+    loss, options = CASES[name]
+    teacher = {} if "own teacher" in name else {"dist_image_features": features[2], "dist_text_features": features[3]}
+    value = LOSSES[loss].function(x, y, scale, **teacher, **options, max_memory=max_memory)
     assert isinstance(value, Tensor)
     return [value.detach(), *torch.autograd.grad(value, (x, y, scale))]
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", CASES)
 def test_blocks_and_panels_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(3)
     features = [F.normalize(torch.randn(600, 8, generator=generator, dtype=torch.float64), dim=-1) for _ in range(4)]

@@ -7,20 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from otter_losses import DistillationLoss, InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss, sinkhorn_knopp
+from otter_losses import OTTERLoss, sinkhorn_knopp
 from otter_losses.losses.base import PairLoss
 from tests.helpers.batches import Batch, make_batch
 from tests.helpers.checks import relative, worst_error
+from tests.helpers.losses import MODULES, VARIANTS, memories
 from tests.helpers.sinkhorn import make_scores
-
-BUILDERS: dict[str, Callable[..., PairLoss]] = {
-    "otter": OTTERLoss,
-    "official": OTTERLoss.official,
-    "info_nce": InfoNCELoss,
-    "label_smoothing": LabelSmoothingLoss,
-    "distillation": DistillationLoss,
-    "siglip": SigLIPLoss,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -54,10 +46,10 @@ def both(loss: PairLoss, batch: Batch, **call: Any) -> list[tuple[Tensor, Featur
     return [(value, batch.gradients(value)) for value in values]
 
 
-@pytest.mark.parametrize("name", sorted(BUILDERS))
-@pytest.mark.parametrize("max_memory", [2 << 30, 0], ids=["dense", "blocks"])
+@pytest.mark.parametrize("name", [*MODULES, "otter, official"])
+@memories
 def test_losses_compile_whole(name: str, max_memory: int) -> None:
-    compiled, eager = both(BUILDERS[name](max_memory=max_memory), make_batch(41, 16, dtype=torch.float32))
+    compiled, eager = both(VARIANTS[name](max_memory=max_memory), make_batch(41, 16, dtype=torch.float32))
     assert worst_error(*compiled, *eager) <= 1e-5
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from otter_losses import InfoNCELoss, OTTERLoss
 from otter_losses.ops import dispatch
 from otter_losses.ops.contract import Storage, storage_of
-from tests.helpers.batches import Batch, make_batch, make_features
+from tests.helpers.batches import DEVICE, Batch, make_batch, make_features, on_device
 from tests.helpers.checks import relative
-from tests.ops.test_triton import BUILDERS, DEVICE, on_device
+from tests.helpers.losses import VARIANTS
 
 pytest.importorskip("triton", reason="triton is there on Linux only")
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")]
@@ -54,7 +54,7 @@ def both(name: str, half: Batch, **options: Any) -> tuple[Tensor, tuple[Tensor, 
     results: list[Any] = []
     for given, backend in ((half, "triton"), (exact, "torch")):
         scale = given.scale.detach().to(torch.float64 if given is exact else torch.float32).requires_grad_()
-        value = BUILDERS[name](backend=backend, **options)(given.x, given.y, scale, -3.0, **given.teacher())
+        value = VARIANTS[name](backend=backend, **options)(given.x, given.y, scale, -3.0, **given.teacher())
         results += [value.detach(), torch.autograd.grad(value, (given.x, given.y, scale))]
     return results[0], results[1], results[2], results[3]
 
@@ -64,7 +64,7 @@ def both(name: str, half: Batch, **options: Any) -> tuple[Tensor, tuple[Tensor, 
     [(family, "codes") for family in ("random", "clustered", "duplicated", "outlier")]
     + [("random", "float32"), ("random", "recomputed")],
 )
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_gradients_before_and_after_rounding(monkeypatch: pytest.MonkeyPatch, name: str, family: str, way: str) -> None:
     """Of bfloat16; against float64 on the same numbers. Rounding alone costs 1.7e-3."""
     max_memory, cached = WAYS[way]

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from otter_losses.ops.sigmoid import sigmoid
 from otter_losses.ops.soft_target import soft_target
-from tests.helpers.batches import make_batch
+from tests.helpers.batches import DEVICE, make_batch
+from tests.helpers.losses import memories
 
-memories = pytest.mark.parametrize("max_memory", [2 << 30, 0], ids=["dense", "blocks"])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 kernels = pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=pytest.mark.gpu)])
 # Lanes beyond the matrix's edge, as numpy sees them in the interpreter; a deprecation inside opcheck's own tracing.
@@ -19,9 +19,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*"),
 ]
-
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check(operator: Any, arguments: tuple[object, ...], backend: str) -> None:

@@ -1,6 +1,5 @@
 """The Triton kernels give what plain torch gives: on a GPU where there is one, else in Triton's interpreter."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,36 +7,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from otter_losses import DistillationLoss, InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss, checks, sinkhorn_knopp
-from otter_losses.losses.base import PairLoss
+from otter_losses import InfoNCELoss, OTTERLoss, SigLIPLoss, checks, sinkhorn_knopp
 from otter_losses.ops import dispatch, similarity
-from tests.helpers.batches import Batch, make_batch
+from tests.helpers.batches import DEVICE, Batch, make_batch, on_device
 from tests.helpers.checks import relative, worst_error
+from tests.helpers.losses import BLOCKS, DENSE, VARIANTS, memories
 
 pytest.importorskip("triton", reason="triton is there on Linux only")
 # The interpreter computes lanes beyond the matrix's edge too, and numpy tells of it.
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")]
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DENSE, BLOCKS = 2 << 30, 0
-memories = pytest.mark.parametrize("max_memory", [DENSE, BLOCKS], ids=["dense", "blocks"])
-
-BUILDERS: dict[str, Callable[..., PairLoss]] = {
-    "otter": OTTERLoss,
-    "otter, logarithms": lambda **options: OTTERLoss(epsilon=0.01, **options),
-    "official": OTTERLoss.official,
-    "official, logarithms": lambda **options: OTTERLoss.official(epsilon=0.01, **options),
-    "info_nce": InfoNCELoss,
-    "label_smoothing": LabelSmoothingLoss,
-    "distillation": DistillationLoss,
-    "distillation, off the diagonal": lambda **options: DistillationLoss(remove_diagonal=True, epsilon=0.15, **options),
-    "siglip": SigLIPLoss,
-}
-
-
-def on_device(batch: Batch, dtype: torch.dtype = torch.float32) -> Batch:
-    tensors = (batch.x, batch.y, batch.scale, batch.v, batch.t)
-    return Batch(*(tensor.detach().to(DEVICE, dtype).requires_grad_(tensor.requires_grad) for tensor in tensors))
 
 
 def error(name: str, batch: Batch, own_teacher: bool = False, **options: Any) -> float:
@@ -47,7 +25,7 @@ def error(name: str, batch: Batch, own_teacher: bool = False, **options: Any) ->
     for given, backend in ((single, "triton"), (single.to(torch.float64), "torch")):
         bias = torch.tensor(-3.0, dtype=given.x.dtype, device=DEVICE, requires_grad=True)
         teacher = {} if own_teacher else given.teacher()
-        value = BUILDERS[name](backend=backend, **options)(given.x, given.y, given.scale, bias, **teacher)
+        value = VARIANTS[name](backend=backend, **options)(given.x, given.y, given.scale, bias, **teacher)
         assert isinstance(value, Tensor)
         results.append((value, torch.autograd.grad(value, (given.x, given.y, given.scale, bias))))
     (value, (dx, dy, dscale, dbias)), (expected, (*wanted, wanted_dbias)) = results
@@ -56,7 +34,7 @@ def error(name: str, batch: Batch, own_teacher: bool = False, **options: Any) ->
 
 
 @memories
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("n", [1, 2, 41])
 def test_every_loss_equals_float64(name: str, n: int, max_memory: int) -> None:
     assert error(name, make_batch(n, 24), max_memory=max_memory) <= (1e-5 if "logarithms" in name else 4e-6)
@@ -100,7 +78,7 @@ def test_a_prior_for_each_pair_parts_and_a_second_temperature() -> None:
 @pytest.mark.parametrize("name", ["otter", "siglip"])
 def test_results_repeat_to_the_bit(name: str) -> None:
     batch = on_device(make_batch(41, 24))
-    runs = [BUILDERS[name](backend="triton")(batch.x, batch.y, batch.scale, **batch.teacher()) for _ in range(2)]
+    runs = [VARIANTS[name](backend="triton")(batch.x, batch.y, batch.scale, **batch.teacher()) for _ in range(2)]
     first, second = ([value, *batch.gradients(value)] for value in runs)
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
@@ -108,7 +86,7 @@ def test_results_repeat_to_the_bit(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["otter", "siglip"])
 def test_losses_compile_whole(name: str, dtype: torch.dtype) -> None:
-    batch, loss = on_device(make_batch(41, 24), dtype), BUILDERS[name](backend="triton")
+    batch, loss = on_device(make_batch(41, 24), dtype), VARIANTS[name](backend="triton")
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     value, expected = (run(batch.x, batch.y, batch.scale, **batch.teacher()) for run in (compiled, loss))
     assert worst_error(value, batch.gradients(value), expected, batch.gradients(expected)) <= 1e-6
@@ -129,7 +107,7 @@ def test_every_tile_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch, name
 @pytest.mark.parametrize("name", ["otter", "siglip"])
 def test_features_of_any_strides(name: str) -> None:
     batch = on_device(make_batch(41, 24))
-    loss = BUILDERS[name](backend="triton")
+    loss = VARIANTS[name](backend="triton")
     expected = loss(batch.x, batch.y, batch.scale, **batch.teacher())
     wanted = batch.gradients(expected)
     x, y = (each.detach().T.contiguous().T.requires_grad_() for each in (batch.x, batch.y))
@@ -143,7 +121,7 @@ def test_features_of_any_strides(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["otter", "info_nce", "siglip"])
 def test_deterministic_mode_and_checkpointing_change_nothing(name: str) -> None:
-    batch, loss = on_device(make_batch(41, 24)), BUILDERS[name](backend="triton")
+    batch, loss = on_device(make_batch(41, 24)), VARIANTS[name](backend="triton")
     value = loss(batch.x, batch.y, batch.scale, **batch.teacher())
     wanted = batch.gradients(value)
     torch.use_deterministic_algorithms(True)
@@ -160,7 +138,7 @@ def test_deterministic_mode_and_checkpointing_change_nothing(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["otter", "info_nce", "siglip"])
 def test_autocast_changes_nothing(name: str, dtype: torch.dtype) -> None:
-    batch, loss = on_device(make_batch(41, 24), dtype), BUILDERS[name](backend="triton")
+    batch, loss = on_device(make_batch(41, 24), dtype), VARIANTS[name](backend="triton")
     value = loss(batch.x, batch.y, batch.scale, **batch.teacher())
     wanted = batch.gradients(value)
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
@@ -176,7 +154,7 @@ def test_autocast_changes_nothing(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ["otter", "siglip"])
 def test_a_frozen_tower_leaves_the_other_gradients_as_they_are(name: str, side: str, dtype: torch.dtype, max_memory: int) -> None:
     batch = make_batch(41, 24).to(dtype)
-    loss = BUILDERS[name](backend="triton", max_memory=max_memory)
+    loss = VARIANTS[name](backend="triton", max_memory=max_memory)
     both = on_device(batch, dtype)
     dx, dy, dscale = both.gradients(loss(both.x, both.y, both.scale, **both.teacher()))
     x, y = (both.x, both.y.detach()) if side == "x" else (both.x.detach(), both.y)
@@ -198,7 +176,7 @@ def test_a_nan_that_comes_in_comes_out(monkeypatch: pytest.MonkeyPatch, name: st
     batch = on_device(make_batch(41, 24), torch.bfloat16 if way == "codes" else torch.float32)
     with torch.no_grad():
         getattr(batch, where)[7, 3] = torch.nan
-        loss = BUILDERS[name](backend="triton", max_memory=BLOCKS if way == "blocks" else DENSE)
+        loss = VARIANTS[name](backend="triton", max_memory=BLOCKS if way == "blocks" else DENSE)
         parts = loss(batch.x, batch.y, batch.scale, **batch.teacher(), output_dict=True)
     assert isinstance(parts, dict)
     assert all(bool(part.isnan()) for key, part in parts.items() if where in "xy" or key == "distill_loss")
