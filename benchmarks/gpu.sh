@@ -8,8 +8,12 @@ cd "$(dirname "$0")/.."
 output=${1:-benchmarks/results}
 python -c 'import torch; assert torch.cuda.is_available(), "this needs a CUDA GPU; torch sees none"'
 status=0
-python -m pytest -q -p no:cacheprovider tests/test_triton.py tests/test_half_precision.py tests/test_tuning.py \
-    tests/test_cuda_transport.py tests/test_gpu.py -k "not compiles_for_every_gpu" || status=$?
+# Inductor, imported, and a graph's capture make torch warn; pytest-benchmark, where it is installed, refuses to run beside xdist.
+tests=(-q -p no:cacheprovider -p no:benchmark -o filterwarnings=default -m gpu tests/ops)
+if python -c 'import xdist' 2>/dev/null; then
+    tests+=(-n 8)
+fi
+python -m pytest "${tests[@]}" || status=$?
 python -m benchmarks.gpu --budget-seconds 270 --output "$output" || status=$?
 python -m benchmarks.kernels --output "$output/kernels" || status=$?
 exit "$status"

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 
-import declare_torchvision  # noqa: F401  before any client imports torchvision
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

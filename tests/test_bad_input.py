@@ -5,34 +5,30 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from families import make_batch
 from torch import Tensor
 
-import otter_losses
 from otter_losses import (
     DistillationLoss,
     EMATeacher,
     InfoNCELoss,
     LabelSmoothingLoss,
     OTTERLoss,
-    SigLIPLoss,
     set_debug,
     sinkhorn_knopp,
 )
 from otter_losses.functional import otter_targets
 from otter_losses.losses.base import PairLoss
+from otter_losses.losses.registry import LOSSES
+from tests.helpers.batches import make_batch
+from tests.helpers.paths import ROOT
 
-LOSSES: tuple[type[PairLoss], ...] = (DistillationLoss, InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss)
-TRANSPORTED: tuple[type[PairLoss], ...] = (DistillationLoss, OTTERLoss)
-
-every_loss = pytest.mark.parametrize("build", LOSSES)
-every_transported_loss = pytest.mark.parametrize("build", TRANSPORTED)
+every_loss = pytest.mark.parametrize("build", [row.module for row in LOSSES.values()])
+every_taught_loss = pytest.mark.parametrize("build", [row.module for row in LOSSES.values() if row.uses_teacher])
 
 
 def rows(n: int = 4, d: int = 3) -> Tensor:
@@ -134,11 +130,10 @@ def test_unnormalised_teacher_in_debug_mode() -> None:
 
 def test_environment_turns_debug_mode_on() -> None:
     script = "import torch, otter_losses; x = 10 * torch.eye(4); otter_losses.InfoNCELoss()(x, x, 1.0)"
-    root = Path(otter_losses.__file__).parent.parent
     codes = {}
     for flag in ("0", "1"):
         environment = {**os.environ, "OTTER_LOSSES_DEBUG": flag}
-        process = subprocess.run([sys.executable, "-c", script], cwd=root, env=environment, capture_output=True, text=True)
+        process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
         codes[flag] = process.returncode, "need 1. Use torch.nn.functional.normalize" in process.stderr
     assert codes == {"0": (0, False), "1": (1, True)}
 
@@ -183,7 +178,7 @@ def test_second_scales_that_cannot_be_used(bad: Any) -> None:
 # ---- alpha ----
 
 
-@every_transported_loss
+@every_taught_loss
 @pytest.mark.parametrize(
     ("alpha", "error", "message"),
     [
@@ -201,7 +196,7 @@ def test_alphas_that_cannot_be_used(build: type[PairLoss], alpha: Any, error: ty
         make()(rows(), rows(), 14.3, alpha=alpha)
 
 
-@every_transported_loss
+@every_taught_loss
 @pytest.mark.parametrize(
     ("alpha", "error", "message"),
     [
@@ -223,7 +218,7 @@ def test_alphas_per_pair_that_cannot_be_used(build: type[PairLoss], alpha: Tenso
 # ---- the teacher ----
 
 
-@every_transported_loss
+@every_taught_loss
 @pytest.mark.parametrize(
     ("image", "text", "message"),
     [
@@ -267,7 +262,7 @@ def test_solver_options_that_cannot_be_used(options: dict[str, Any], error: type
         sinkhorn_knopp(torch.zeros(2, 2), **options)
 
 
-@every_transported_loss
+@every_taught_loss
 @pytest.mark.parametrize("name", ["gamma_image", "gamma_text"])
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
 def test_gammas_that_cannot_be_used(build: type[PairLoss], name: str, value: float) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from families import LOSSES, relative
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
@@ -17,10 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 from otter_losses import InfoNCELoss, OTTERLoss, grad_cache
 from otter_losses.losses.base import PairLoss
+from tests.helpers.checks import relative
+from tests.helpers.losses import MODULES
 
 SIZES = {"even": [4, 4, 4], "uneven": [5, 1, 6], "one chunk": [12]}
 EXACT = 1e-10
-every_loss = pytest.mark.parametrize("name", LOSSES)
+every_loss = pytest.mark.parametrize("name", MODULES)
 
 
 class TwoTowers(nn.Module):
@@ -88,9 +89,9 @@ def check_same(actual: dict[str, Tensor], expected: dict[str, Tensor], bound: fl
 def test_gradients_are_those_of_the_batch_at_once(name: str, sizes: list[int], taught: bool) -> None:
     batch = make_batch()
     call = teacher_of(batch) if taught else {}
-    value, expected = at_once(LOSSES[name](), batch, call)
+    value, expected = at_once(MODULES[name](), batch, call)
     model = TwoTowers()
-    found = grad_cache(model, iter(cut(batch, sizes)), LOSSES[name](), **call)
+    found = grad_cache(model, iter(cut(batch, sizes)), MODULES[name](), **call)
     assert isinstance(found, Tensor)
     assert not found.requires_grad
     assert relative(found, value) <= EXACT
@@ -327,9 +328,9 @@ def check_accumulated(actual: dict[str, Tensor], expected: dict[str, Tensor], ti
 def test_cached_features_accumulate_to_the_gradient_of_the_batch(name: str, taught: bool) -> None:
     batch = make_batch()
     call = teacher_of(batch) if taught else {}
-    value, expected = at_once(LOSSES[name](), batch, call)
+    value, expected = at_once(MODULES[name](), batch, call)
     model = TwoTowers()
-    values = accumulate(model, cut(batch, SIZES["uneven"]), LOSSES[name](), call)
+    values = accumulate(model, cut(batch, SIZES["uneven"]), MODULES[name](), call)
     assert all(relative(each, value) <= EXACT for each in values)
     check_accumulated(gradients_of(model), expected, 3)
 
@@ -355,7 +356,7 @@ def work(rank: int, world: int, folder: str) -> None:
     for sharing, counts in COUNTS.items():
         parts = {name: torch.split(each, [sum(sizes) for sizes in counts])[rank] for name, each in make_batch().items()}
         chunks = cut(parts, counts[rank])
-        for name, build in LOSSES.items():
+        for name, build in MODULES.items():
             for mode in MODES:
                 model = DistributedDataParallel(TwoTowers())
                 loss = build(rank=rank, world_size=world)
@@ -386,7 +387,7 @@ def test_two_processes_give_the_gradient_of_the_whole_batch(
     ranks: list[dict[Any, Any]], name: str, sharing: str, mode: str
 ) -> None:
     batch = make_batch()
-    value, expected = at_once(LOSSES[name](), batch, teacher_of(batch))
+    value, expected = at_once(MODULES[name](), batch, teacher_of(batch))
     for results in ranks:
         actual = dict(results[sharing, name, mode])
         assert relative(actual.pop("value"), value) <= EXACT

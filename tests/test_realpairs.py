@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from families import make_features, relative
 from scipy.stats import ttest_rel
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
@@ -27,6 +26,8 @@ from benchmarks.realpairs.settings import BASELINE, OURS, PAPER, SETTINGS, SOURC
 from benchmarks.realpairs.statistics import Evaluation, collect, compare, count_wins, holm
 from benchmarks.realpairs.train import Outcome, Run, score, train
 from otter_losses import OTTERLoss
+from tests.helpers.batches import make_features
+from tests.helpers.checks import relative
 
 # ---- archives ----
 

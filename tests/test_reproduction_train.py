@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import make_features, relative
 from torch import Tensor
 
 from benchmarks.reproduction import __main__ as command
@@ -31,6 +30,8 @@ from benchmarks.reproduction.place import Place
 from benchmarks.reproduction.prepare import make_synthetic
 from benchmarks.reproduction.train import STOPPED, TrainingError, train
 from benchmarks.reproduction.trainer import Trainer
+from tests.helpers.batches import make_features
+from tests.helpers.checks import relative
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from families import relative
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from otter_losses import EMATeacher
+from tests.helpers.checks import relative
 
 
 class Tower(nn.Module):

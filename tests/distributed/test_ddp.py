@@ -1,0 +1,169 @@
+"""The plain loop under DDP: two processes train the model that one process with the whole batch trains."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from otter_losses import InfoNCELoss, OTTERLoss
+from tests.helpers.checks import relative
+from tests.helpers.examples import check_falls, load, theirs
+from tests.helpers.loops import Batch, train
+from tests.helpers.paths import ROOT
+from tests.helpers.towers import TwoTowers, part_of
+
+WORLD = 2
+STEPS = 3
+Outcome = tuple[dict[str, Tensor], list[float]]
+
+
+class Checkpointed(TwoTowers):
+    """Computes its features again in the backward pass."""
+
+    def __init__(self, use_reentrant: bool) -> None:
+        super().__init__()
+        self.use_reentrant = use_reentrant
+
+    def forward(self, images: Tensor, texts: Tensor) -> Any:
+        return checkpoint(super().forward, images.detach().requires_grad_(), texts, use_reentrant=self.use_reentrant)
+
+
+class Larger(TwoTowers):
+    """With a layer that nothing uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(2, 2, dtype=torch.float64)
+
+
+class Different(TwoTowers):
+    """Starts differently on every rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        if dist.is_initialized():
+            with torch.no_grad():
+                self.image.weight += dist.get_rank()
+
+
+def compiled(**contract: Any) -> Callable[..., Any]:
+    whole = not torch.__version__.startswith("2.6.")  # which does not trace context managers
+    return torch.compile(OTTERLoss(**contract), fullgraph=whole, backend="aot_eager")
+
+
+def compiled_uneven(**contract: Any) -> Callable[..., Any]:
+    return torch.compile(OTTERLoss(**contract, uneven=True), backend="eager")
+
+
+Case = tuple[Callable[[], nn.Module], dict[str, Any], Callable[..., Any], list[list[int]]]
+EVEN, UNEVEN = [5, 5], [7, 3]
+CASES: dict[str, Case] = {
+    "plain": (TwoTowers, {}, OTTERLoss, [EVEN]),
+    "uneven": (TwoTowers, {}, OTTERLoss, [UNEVEN]),
+    "InfoNCE": (TwoTowers, {}, InfoNCELoss, [EVEN]),
+    "accumulated": (TwoTowers, {}, OTTERLoss, [EVEN, EVEN]),
+    "accumulated, uneven": (TwoTowers, {}, OTTERLoss, [UNEVEN, EVEN, [1, 2]]),
+    "checkpointed": (lambda: Checkpointed(use_reentrant=False), {}, OTTERLoss, [EVEN]),
+    "checkpointed, reentrant": (lambda: Checkpointed(use_reentrant=True), {}, OTTERLoss, [EVEN]),
+    "checkpointed, accumulated": (lambda: Checkpointed(use_reentrant=False), {}, OTTERLoss, [EVEN, EVEN]),
+    "compiled": (TwoTowers, {}, compiled, [EVEN]),
+    "compiled, uneven": (TwoTowers, {}, compiled_uneven, [UNEVEN]),
+    "find_unused_parameters": (Larger, {"find_unused_parameters": True}, OTTERLoss, [EVEN]),
+    "static_graph": (Larger, {"static_graph": True}, OTTERLoss, [EVEN]),
+    "gradient_as_bucket_view": (TwoTowers, {"gradient_as_bucket_view": True}, OTTERLoss, [EVEN, EVEN]),
+    "other weights on every rank": (Different, {}, OTTERLoss, [EVEN]),
+}
+"""Model, options of DDP, loss, and how many pairs each rank has in each of a step's batches."""
+
+
+def together(parts: list[Batch]) -> Batch:
+    images, texts = zip(*parts, strict=True)
+    return torch.cat(images), torch.cat(texts)
+
+
+def batches(sizes: list[list[int]], rank: int | None = None) -> list[list[Batch]]:
+    """Those of one rank, or of all together, in every step."""
+    flat = [count for _ in range(STEPS) for counts in sizes for count in counts]
+    parts = [(part["images"], part["texts"]) for part in (part_of(flat, index) for index in range(len(flat)))]
+    shares = [parts[index : index + WORLD] for index in range(0, len(parts), WORLD)]
+    mine = [share[rank] if rank is not None else together(share) for share in shares]
+    return [mine[index : index + len(sizes)] for index in range(0, len(mine), len(sizes))]
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    results: dict[str, Outcome] = {}
+    for name, (build, options, loss, sizes) in CASES.items():
+        model = DistributedDataParallel(build(), **options)
+        results[name] = train(model, loss(rank=rank, world_size=WORLD), batches(sizes, rank))
+    results["ranks unknown"] = train(DistributedDataParallel(TwoTowers()), OTTERLoss(), batches([EVEN], rank))
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Outcome]]:
+    """What each rank came to."""
+    folder = tmp_path_factory.mktemp("ddp")
+    spawn(work, args=(str(folder),), nprocs=WORLD)  # type: ignore[no-untyped-call]
+    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+
+
+def difference(actual: Outcome, expected: Outcome) -> float:
+    """The largest relative error of weights, teacher and losses."""
+    assert actual[0].keys() == expected[0].keys()
+    errors = [relative(actual[0][name], wanted) for name, wanted in expected[0].items()]
+    return max(*errors, relative(torch.tensor(actual[1]), torch.tensor(expected[1])))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_rank_trains_as_one_process_with_the_whole_batch(ranks: list[dict[str, Outcome]], name: str) -> None:
+    build, _, loss, sizes = CASES[name]
+    alone = InfoNCELoss() if loss is InfoNCELoss else OTTERLoss()
+    expected = train(build(), alone, batches(sizes))
+    assert expected[0]["teacher average.n_averaged"] == 1 + STEPS
+    for results in ranks:
+        assert difference(results[name], expected) <= 1e-10
+
+
+def test_a_loss_that_does_not_know_the_ranks_trains_another_model(ranks: list[dict[str, Outcome]]) -> None:
+    """So the bound above tells right from wrong."""
+    expected = train(TwoTowers(), OTTERLoss(), batches([EVEN]))
+    assert difference(ranks[0]["ranks unknown"], expected) > 1e-2
+
+
+# ---- the example ----
+
+
+@pytest.fixture(scope="module")
+def losses() -> list[float]:
+    """The example's, in one process."""
+    alone: list[float] = load("ddp").main()
+    return alone
+
+
+def test_the_example_trains_with_our_loss_and_with_theirs(losses: list[float]) -> None:
+    check_falls(losses)
+    check_falls(load("ddp", theirs("ddp")).main())
+
+
+def test_under_torchrun_every_process_prints_what_one_alone_prints(losses: list[float]) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={WORLD}"]
+    run = subprocess.run([*torchrun, "-m", "docs.examples.ddp"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    printed = re.findall(r"step (\d+): (\d+\.\d{4})", run.stdout)
+    assert sorted(int(step) for step, _ in printed) == sorted([*range(1, len(losses) + 1)] * WORLD)
+    for step, value in printed:
+        assert float(value) == pytest.approx(losses[int(step) - 1], abs=2e-4)

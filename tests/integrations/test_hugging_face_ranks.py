@@ -1,0 +1,100 @@
+"""Two gloo processes under accelerate train as one process with the whole batch, in both of Hugging Face's trainers."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.multiprocessing.spawn import spawn
+
+from docs.examples.sentence_transformers import load_names
+from otter_losses import EMATeacher, OTTERLoss, SigLIPLoss
+from otter_losses.integrations.sentence_transformers import CachedPairRankingLoss, PairRankingLoss
+from otter_losses.losses.base import PairLoss
+from tests.integrations import test_sentence_transformers as sentences
+from tests.integrations import test_transformers as clips
+
+pytestmark = clips.pytestmark
+
+WORLD, STEPS, PAIRS = 2, 2, 32
+CASES: dict[str, dict[str, Any]] = {
+    "clip, otter": {},
+    "clip, otter, accumulated": {"gradient_accumulation_steps": 2},
+    "clip, otter, taught": {},
+    "siglip, otter, some unused": {"ddp_find_unused_parameters": True},
+    "siglip, otter, all used": {"ddp_find_unused_parameters": False},
+    "siglip, siglip": {},
+    "sentences": {},
+    "sentences, accumulated": {"gradient_accumulation_steps": 2},
+    "sentences, cached": {},
+    "sentences, cached, accumulated": {"gradient_accumulation_steps": 2},
+}
+"""A model, and what its trainer is told beyond the common."""
+
+
+def start(case: str, bert: Path) -> nn.Module:
+    model: nn.Module = sentences.make_model(bert) if "sentences" in case else clips.make_model(case.split(",")[0])
+    return model
+
+
+def train(case: str, bert: Path, folder: str, batch: int) -> dict[str, Any]:
+    """A few steps and an evaluation."""
+    model = start(case, bert)
+    loss: PairLoss = SigLIPLoss() if case == "siglip, siglip" else OTTERLoss()
+    options: dict[str, Any] = {
+        "per_device_train_batch_size": batch,
+        "per_device_eval_batch_size": batch,
+        "max_steps": STEPS,
+        **({"ddp_backend": "gloo"} if dist.is_initialized() else {}),
+        **CASES[case],
+    }
+    if "sentences" in case:
+        wrapped = CachedPairRankingLoss(model, loss, mini_batch_size=3) if "cached" in case else PairRankingLoss(model, loss)
+        trainer = sentences.make_trainer(model, load_names(PAIRS), folder, wrapped, **options)
+    else:
+        teacher = EMATeacher(model, decay=0.5) if "taught" in case else None
+        pairs = clips.make_pairs(PAIRS)
+        trainer = clips.make_trainer(model, folder, loss=loss, teacher=teacher, pairs=pairs, **options)
+    trainer.train()
+    return {"moved": moved(case, bert, model), "eval_loss": trainer.evaluate()["eval_loss"], "world_size": loss.world_size}
+
+
+def moved(case: str, bert: Path, model: nn.Module) -> dict[str, torch.Tensor]:
+    before, after = clips.parameters_of(start(case, bert)), clips.parameters_of(model)
+    return {name: before[name] - after[name] for name in before}
+
+
+def work(rank: int, bert: Path, folder: str) -> None:
+    torch.set_num_threads(1)
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "LOCAL_WORLD_SIZE": WORLD, "OMP_NUM_THREADS": 1}
+    os.environ.update({name: str(value) for name, value in ranks.items()})
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    torch.save({case: train(case, bert, folder, clips.BATCH) for case in CASES}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sentences.save_model(load_names(PAIRS), tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def ranks(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes got."""
+    folder = tmp_path_factory.mktemp("ranks")
+    spawn(work, args=(bert, str(folder)), nprocs=WORLD)  # type: ignore[no-untyped-call]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_train_as_one_with_the_whole_batch(
+    case: str, ranks: list[dict[str, Any]], bert: Path, tmp_path: Path
+) -> None:
+    alone = train(case, bert, str(tmp_path), WORLD * clips.BATCH)
+    for results in ranks:
+        assert results[case]["world_size"] == WORLD
+        clips.check_same(results[case]["moved"], alone["moved"], 1e-7)
+        assert results[case]["eval_loss"] == pytest.approx(alone["eval_loss"], rel=1e-6)

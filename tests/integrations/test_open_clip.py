@@ -1,0 +1,443 @@
+"""open_clip's own loop, arguments and training program with our losses, on a tiny model of its own."""
+
+import copy
+import csv
+import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import torch.distributed as dist
+from open_clip_train.params import parse_args
+from open_clip_train.train import evaluate, train_one_epoch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from otter_losses import EMATeacher, OTTERLoss, SigLIPLoss
+from otter_losses.integrations.open_clip import add_teacher, create_loss, main
+from tests.helpers.checks import relative
+from tests.helpers.examples import check_falls, load, theirs
+from tests.helpers.paths import ROOT
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar:UserWarning"),
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning"),
+]
+
+
+PAIRS, RATE = 8, 0.1
+WORDS = ["umbrella", "tiger", "bicycle", "banana", "castle", "rocket", "violin", "snowflake"]
+VISION = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1}
+TEXT = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
+Step = dict[str, Tensor]
+
+
+class Writer:
+    """open_clip's writer of logs, kept."""
+
+    def __init__(self) -> None:
+        self.logs: dict[str, list[float]] = {}
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.logs.setdefault(name, []).append(value)
+
+
+def make_model(seed: int = 0, **options: Any) -> nn.Module:
+    torch.manual_seed(seed)
+    model: nn.Module = open_clip.CLIP(16, VISION, TEXT, output_dict=True, **options)
+    return model
+
+
+def make_pairs() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(PAIRS, 3, 32, 32, generator=generator)
+    return images, torch.randint(1, 64, (PAIRS, 8), generator=generator)
+
+
+def make_args(*command: str, **changes: Any) -> Namespace:
+    """As open_clip's main has them: parsed, and with what it adds."""
+    line = ["--model", "tiny", "--device", "cpu", "--precision", "fp32", "--skip-scheduler", "--log-every-n-steps", "1"]
+    args: Namespace = parse_args([*line, *command])
+    vars(args).update({"rank": 0, "world_size": 1, "distributed": False, "distill": False, "wandb": False, **changes})
+    return args
+
+
+def make_data(batches: int, rank: int = 0, world: int = 1) -> dict[str, Any]:
+    """This rank's share of the pairs, in so many batches."""
+    images, texts = (tensor.chunk(world)[rank] for tensor in make_pairs())
+    loader: Any = list(zip(images.chunk(batches), texts.chunk(batches), strict=True))
+    loader = type("Loader", (list,), {"num_batches": batches, "num_samples": PAIRS})(loader)
+    return {"train": SimpleNamespace(dataloader=loader, set_epoch=lambda epoch: None)}
+
+
+def train(
+    model: nn.Module,
+    loss: nn.Module,
+    args: Namespace,
+    *,
+    epochs: int = 1,
+    batches: int = 1,
+    teacher: nn.Module | None = None,
+    ema: bool = False,
+    scaler: Any = None,
+) -> tuple[Step, dict[str, list[float]]]:
+    """What their loop changes in the model, and what it logs."""
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    if ema:
+        assert isinstance(teacher, EMATeacher)
+        teacher.follow(model, optimizer)
+    data, writer = make_data(batches, args.rank, args.world_size), Writer()
+    for epoch in range(epochs):
+        train_one_epoch(model, data, loss, epoch, optimizer, scaler, None, teacher if args.distill else None, args, writer)
+    changes = {name: parameter.detach() - before[name] for name, parameter in model.named_parameters()}
+    return {name.removeprefix("module."): change for name, change in changes.items()}, writer.logs
+
+
+def by_hand(model: nn.Module, loss: nn.Module, *, teacher: nn.Module | None = None) -> Step:
+    """The change of one step of SGD on all pairs, without their loop."""
+    output = model(*make_pairs())
+    taught = {} if teacher is None else {f"dist_{name}": value.detach() for name, value in teacher(*make_pairs()).items()}
+    loss(**output, **taught).backward()
+    return descent(model)
+
+
+def descent(model: nn.Module) -> Step:
+    """A step of SGD."""
+    return {name: -RATE * parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def check_same(actual: Step, expected: Step, bound: float = 1e-4) -> None:
+    assert actual.keys() == expected.keys()
+    most = max(float(change.norm()) for change in expected.values())
+    assert most > 1e-3
+    for name, change in expected.items():
+        assert relative(actual[name], change, floor=1e-3 * most) <= bound, name
+
+
+def differ(one: Step, other: Step) -> bool:
+    """Far beyond the bound of `check_same`."""
+    return any(relative(one[name], other[name], floor=1e-3) > 5e-3 for name in one)
+
+
+def test_their_loop_takes_the_step_of_the_loss() -> None:
+    loss = create_loss(make_args(), alpha=0.3)
+    change, logs = train(make_model(), loss, make_args())
+    check_same(change, by_hand(make_model(), OTTERLoss(alpha=0.3)))
+    assert logs["train/contrastive_loss"][0] + logs["train/distill_loss"][0] == pytest.approx(logs["train/loss"][0], rel=1e-6)
+    assert {name for name in logs if "loss" in name} == {"train/contrastive_loss", "train/distill_loss", "train/loss"}
+
+
+def test_every_part_is_a_scalar_that_tasks_sum_too() -> None:
+    parts = OTTERLoss()(**make_model()(*make_pairs()), output_dict=True)
+    assert isinstance(parts, dict)
+    assert all(name.endswith("_loss") and part.shape == () for name, part in parts.items())
+
+
+def test_without_doubt_it_is_their_loss() -> None:
+    args = make_args()
+    ours, logs = train(make_model(), create_loss(args, alpha=1.0), args, epochs=3)
+    clip, clip_logs = train(make_model(), open_clip.create_loss(args), args, epochs=3)
+    check_same(ours, clip)
+    assert logs["train/loss"] == pytest.approx(clip_logs["train/loss"], rel=1e-5)
+
+
+def test_sigmoid_loss_is_theirs() -> None:
+    args = make_args("--siglip")
+    bias: dict[str, Any] = {"init_logit_scale": 2.3, "init_logit_bias": -10.0}
+    loss = create_loss(args)
+    assert isinstance(loss, SigLIPLoss)
+    ours, _ = train(make_model(**bias), loss, args)
+    siglip, _ = train(make_model(**bias), open_clip.create_loss(args), args)
+    assert float(siglip["logit_bias"].abs()) > 1e-3
+    check_same(ours, siglip)
+
+
+@pytest.mark.parametrize("bias", [None, -10.0])
+def test_distillation(bias: float | None) -> None:
+    """DistillClipLoss raises on a logit_bias, in the student's output or the teacher's."""
+    args = make_args(distill=True)
+    model, teacher = make_model(init_logit_bias=bias), make_model(seed=1, init_logit_bias=bias)
+    if bias is not None:
+        with pytest.raises(TypeError, match="logit_bias"):
+            train(copy.deepcopy(model), open_clip.create_loss(args), args, teacher=teacher)
+    expected = by_hand(copy.deepcopy(model), OTTERLoss(), teacher=teacher)
+    assert differ(expected, by_hand(copy.deepcopy(model), OTTERLoss()))
+    change, logs = train(model, create_loss(args), args, teacher=teacher)
+    check_same(change, expected)
+    assert logs["train/distill_loss"][0] > 0
+
+
+def train_with_ema(steps: int) -> tuple[Step, EMATeacher]:
+    """Without their loop."""
+    model = make_model()
+    before = copy.deepcopy(model.state_dict())
+    teacher = EMATeacher(model, decay=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        by_hand(model, OTTERLoss(), teacher=teacher)
+        optimizer.step()
+        teacher.update(model)
+    return {name: parameter.detach() - before[name] for name, parameter in model.named_parameters()}, teacher
+
+
+@pytest.mark.parametrize("as_their_teacher", [True, False])
+def test_ema_teacher(as_their_teacher: bool) -> None:
+    args = make_args(distill=as_their_teacher)
+    model = make_model()
+    teacher = EMATeacher(model, decay=0.9)
+    if not as_their_teacher:
+        add_teacher(model, teacher)
+    change, _ = train(model, create_loss(args), args, epochs=4, teacher=teacher, ema=True)
+    expected, expected_teacher = train_with_ema(4)
+    check_same(change, expected)
+    assert teacher.updates == 4
+    for name, value in expected_teacher.module.named_parameters():
+        assert relative(teacher.module.get_parameter(name), value, floor=1e-3) <= 1e-4
+    own, _ = train(make_model(), OTTERLoss(), make_args(), epochs=4)
+    assert differ(change, own)
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_accumulation(taught: bool) -> None:
+    """Two batches are one, but for the scale, whose gradient their loop counts once per batch, whatever the loss."""
+    model, frozen = make_model(), make_model(seed=1)
+    if taught:
+        add_teacher(model, frozen)
+    args = make_args("--accum-freq", "2")
+    change, _ = train(model, create_loss(args), args, batches=2)
+    expected = by_hand(make_model(), OTTERLoss(), teacher=frozen if taught else None)
+    expected["logit_scale"] *= 2
+    check_same(change, expected)
+
+
+def test_accumulation_updates_the_teacher_once_a_step() -> None:
+    model, args = make_model(), make_args("--accum-freq", "2")
+    teacher = EMATeacher(model)
+    add_teacher(model, teacher)
+    train(model, create_loss(args), args, batches=4, teacher=teacher, ema=True)
+    assert teacher.updates == 2
+
+
+def test_a_teacher_that_their_loop_would_forget_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"accum_freq 2; open_clip's loop then never calls its teacher.*add_teacher"):
+        create_loss(make_args("--accum-freq", "2", distill=True))
+
+
+def test_an_added_teacher_speaks_in_training_only() -> None:
+    model = make_model()
+    handle = add_teacher(model, EMATeacher(model))
+    assert "dist_image_features" in model(*make_pairs())
+    data = make_data(2)
+    args = make_args("--val-frequency", "1", save_logs=False, zeroshot_frequency=0)
+    metrics = evaluate(model, {"val": data["train"]}, 1, args)
+    assert metrics["num_samples"] == PAIRS
+    assert "dist_image_features" not in model(*make_pairs())
+    handle.remove()
+    assert "dist_image_features" not in model.train()(*make_pairs())
+
+
+def test_an_added_teacher_needs_a_dict() -> None:
+    model: Any = make_model()
+    model.output_dict = False
+    add_teacher(model, EMATeacher(model))
+    with pytest.raises(TypeError, match=r"output is a tuple; need a dict\. Build it with output_dict=True"):
+        model(*make_pairs())
+
+
+@pytest.mark.parametrize(
+    ("precision", "bound"), [("amp_bf16", 0.05), ("amp", 0.02), ("pure_bf16", 0.1)], ids=lambda value: str(value)
+)
+def test_precisions(precision: str, bound: float) -> None:
+    model = make_model()
+    if precision.startswith("pure"):
+        model = model.to(torch.bfloat16)
+    scaler = torch.amp.GradScaler("cpu", init_scale=128.0) if precision == "amp" else None
+    args = make_args("--precision", precision)
+    change, logs = train(model, create_loss(args), args, scaler=scaler)
+    expected = by_hand(make_model(), OTTERLoss())
+    actual, wanted = (torch.cat([step[name].float().flatten() for name in expected]) for step in (change, expected))
+    assert relative(actual, wanted) <= bound
+    assert logs["train/loss"][0] == pytest.approx(float(OTTERLoss()(**make_model()(*make_pairs()))), rel=0.02)
+
+
+def test_compiled_model() -> None:
+    model = make_model()
+    teacher = EMATeacher(model, decay=0.9)
+    compiled: Any = torch.compile(model, backend="eager")
+    add_teacher(compiled, teacher)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    teacher.follow(compiled, optimizer)
+    before = copy.deepcopy(model.state_dict())
+    for epoch in range(3):
+        train_one_epoch(compiled, make_data(1), create_loss(make_args()), epoch, optimizer, None, None, None, make_args())
+    check_same({name: parameter.detach() - before[name] for name, parameter in model.named_parameters()}, train_with_ema(3)[0])
+
+
+def test_what_the_command_line_says_reaches_the_loss() -> None:
+    args = make_args("--local-loss", "--gather-with-grad", rank=1, world_size=2)
+    loss = create_loss(args, alpha=0.7, epsilon=0.1)
+    assert isinstance(loss, OTTERLoss)
+    assert (loss.rank, loss.world_size, loss.alpha, loss.epsilon) == (1, 2, 0.7, 0.1)
+    with pytest.raises(ValueError, match=r"use_horovod is True.*Launch with torchrun"):
+        create_loss(make_args("--horovod"))
+
+
+def test_coca_keeps_its_loss() -> None:
+    args = make_args("--model", "coca_ViT-B-32", "--coca-caption-loss-weight", "3")
+    loss = create_loss(args)
+    assert type(loss) is open_clip.CoCaLoss
+    assert loss.caption_loss_weight == 3
+    with pytest.raises(ValueError, match="alpha given, but model is 'coca_ViT-B-32', which OTTERLoss does not train"):
+        create_loss(args, alpha=0.5)
+    with pytest.raises(ValueError, match="alpha, epsilon given, but siglip is True"):
+        create_loss(make_args("--siglip"), alpha=0.5, epsilon=0.1)
+
+
+COMMANDS = {
+    "plain": (),
+    "local": ("--local-loss", "--gather-with-grad"),
+    "accumulated": ("--local-loss", "--gather-with-grad", "--accum-freq", "2"),
+}
+
+
+def train_with_all(args: Namespace) -> Step:
+    """Three steps of a model with a bias and an EMA teacher."""
+    model = make_model(init_logit_bias=-10.0)
+    wrapped = DistributedDataParallel(model) if args.distributed else model
+    teacher = EMATeacher(wrapped, decay=0.9)
+    add_teacher(wrapped, teacher)
+    return train(wrapped, create_loss(args), args, epochs=3, batches=args.accum_freq, teacher=teacher, ema=True)[0]
+
+
+def train_on_this_rank(folder: str) -> None:
+    """For `LAUNCHED`."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    ranked = {"rank": rank, "world_size": world, "distributed": True}
+    changes = {name: train_with_all(make_args(*command, **ranked)) for name, command in COMMANDS.items()}
+    torch.save(changes, f"{folder}/{rank}.pt")
+
+
+LAUNCHED = """
+import runpy, sys
+from tests.helpers import declare_torchvision
+import open_clip, torch
+from torch.nn import parallel
+
+class OnCPU(parallel.DistributedDataParallel):
+    def __init__(self, module, device_ids=None):  # open_clip's program gives a device, which DDP refuses on a CPU
+        super().__init__(module)
+
+parallel.DistributedDataParallel = OnCPU
+folder = sys.argv.pop(1)
+open_clip.add_model_config(f"{folder}/tiny_otter.json")
+runpy.run_module("otter_losses.integrations.open_clip", run_name="__main__", alter_sys=True)
+from tests.integrations import test_open_clip
+test_open_clip.train_on_this_rank(folder)
+"""
+OTTER = ["--otter", "alpha=0.3", "epsilon=0.1"]
+EMA = ["--ema-decay", "0.5"]
+
+
+def command_in(folder: Path, name: str, batch: int) -> list[str]:
+    """For open_clip's training program, with all pairs in each step."""
+    return (
+        f"--train-data {folder}/pairs.csv --dataset-type csv --csv-separator , --batch-size {batch} --workers 0 --epochs 10 "
+        "--model tiny_otter --aug-cfg scale=(1.0,1.0) --device cpu --precision fp32 --opt timm/momentum --momentum 0.5 "
+        f"--lr 0.001 --wd 0 --warmup 0 --lr-scheduler const --logs {folder} --name {name} --save-frequency 10"
+    ).split()
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder where two processes of torchrun have run open_clip's program, and `train_on_this_rank` after it."""
+    folder = tmp_path_factory.mktemp("launched")
+    generator = torch.Generator().manual_seed(0)
+    rows = [["filepath", "title"]]
+    for index in range(PAIRS):
+        picture = torch.randint(0, 256, (32, 32, 3), generator=generator, dtype=torch.uint8)
+        rows.append([f"{folder}/{index}.png", WORDS[index]])
+        Image.fromarray(picture.numpy()).save(rows[-1][0])
+    with open(folder / "pairs.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    config = {"embed_dim": 16, "vision_cfg": VISION, "text_cfg": {**TEXT, "vocab_size": 49408}}
+    (folder / "tiny_otter.json").write_text(json.dumps(config))
+    (folder / "launched.py").write_text(LAUNCHED)
+    # Without the --, torchrun takes open_clip's --logs for an abbreviation of its own --logs-specs.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
+    command += [f"{folder}/launched.py", str(folder), *command_in(folder, "two", PAIRS // 2), *COMMANDS["local"], *OTTER, *EMA]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_two_processes_take_the_steps_of_one(launched: Path, name: str) -> None:
+    expected = train_with_all(make_args(*COMMANDS[name]))
+    for rank in range(2):
+        check_same(torch.load(launched / f"{rank}.pt", weights_only=True)[name], expected)
+
+
+def test_their_program(launched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two processes as in one; with a teacher as the command line says."""
+    monkeypatch.setattr("open_clip_train.main.setup_logging", lambda *_: None)  # it would stay set up
+    open_clip.add_model_config(launched / "tiny_otter.json")
+    main([*command_in(launched, "one", PAIRS), *OTTER, *EMA])
+    main([*command_in(launched, "own", PAIRS), *OTTER])
+    torch.manual_seed(0)
+    before = open_clip.create_model("tiny_otter").state_dict()
+    changes = {}
+    for name in ("one", "two", "own"):
+        after = torch.load(launched / name / "checkpoints" / "epoch_10.pt", weights_only=False)["state_dict"]
+        changes[name] = {key: after.get(key, after.get(f"module.{key}")) - value for key, value in before.items()}
+    check_same(changes["two"], changes["one"])
+    assert differ(changes["one"], changes["own"])
+    assert "Loss: OTTERLoss(alpha=0.3, epsilon=0.1" in (launched / "two" / "out.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--otter", "alhpa=0.3"], "unexpected keyword argument 'alhpa'"),
+        (["--model", "tiny_otter", "--siglip", *EMA], "--ema-decay given, but SigLIPLoss takes no teacher"),
+    ],
+)
+def test_mistakes_on_the_command_line(launched: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], error: str) -> None:
+    monkeypatch.setattr("open_clip_train.main.setup_logging", lambda *_: None)
+    open_clip.add_model_config(launched / "tiny_otter.json")
+    with pytest.raises((TypeError, ValueError), match=error):
+        main([*command_in(launched, arguments[-1], PAIRS), *arguments])
+
+
+@pytest.mark.parametrize("name", ["their loss", "ours"])
+def test_example_falls(name: str) -> None:
+    example = load("open_clip", theirs("open_clip") if name == "their loss" else None)
+    check_falls(example.main())
+
+
+@pytest.mark.skipif(find_spec("open_clip.task") is None, reason="this open_clip has no tasks")
+@pytest.mark.parametrize("taught", [False, True])
+def test_tasks(taught: bool) -> None:
+    """The training API of open_clip's development head."""
+    from open_clip.task import CLIPTask, DistillCLIPTask
+
+    images, texts = make_pairs()
+    model, frozen = make_model(), make_model(seed=1)
+    task = DistillCLIPTask(model, frozen, loss=OTTERLoss()) if taught else CLIPTask(model, loss=OTTERLoss())
+    losses = task.train()(images, texts)
+    losses = losses[0] if isinstance(losses, tuple) else losses
+    losses["loss"].backward()
+    expected = by_hand(make_model(), OTTERLoss(), teacher=frozen if taught else None)
+    check_same(descent(model), expected)

@@ -1,0 +1,62 @@
+"""otter_targets: the transported matches themselves."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from otter_losses.functional import otter_targets
+from otter_losses.ops import reference
+from tests.helpers.batches import FAMILIES, make_features
+from tests.helpers.checks import relative
+from tests.helpers.decimals import decimal_targets
+from tests.helpers.otter import bound
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("epsilon", [0.15, 0.01])
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.5])
+def test_targets_equal_the_equations_in_sixty_digits(family: str, epsilon: float, gamma: float) -> None:
+    v, t = make_features(family, 6, 4, seed=2)
+    image_to_text, text_to_image = otter_targets(v, t, epsilon=epsilon, gamma_image=gamma, gamma_text=1.0)
+    assert relative(image_to_text, decimal_targets(v, t, epsilon, 5, gamma, 1.0)) <= 1e-10
+    assert relative(text_to_image, decimal_targets(t, v, epsilon, 5, 1.0, gamma)) <= 1e-10
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [2, 3, 127])
+@pytest.mark.parametrize("epsilon", [0.15, 0.001])
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+def test_targets_are_distributions_over_the_other_pairs(dtype: torch.dtype, n: int, epsilon: float, gamma: float) -> None:
+    v, t = make_features("clustered", n, 8, dtype=dtype)
+    options: dict[str, Any] = {"epsilon": epsilon, "gamma_image": gamma, "gamma_text": gamma}
+    exact = reference.otter_targets(v.double(), t.double(), **options)
+    rounding = torch.float64 if dtype == torch.float64 else torch.float32
+    for plan, expected in zip(otter_targets(v, t, **options), exact, strict=True):
+        assert plan.dtype == rounding
+        assert bool((plan.diagonal() == 0).all())
+        assert bool((plan >= 0).all())
+        row_sums = torch.ones(n, dtype=rounding)
+        torch.testing.assert_close(plan.sum(1), row_sums, rtol=bound(rounding, epsilon), atol=0)
+        assert relative(plan, expected) <= 2 * bound(rounding, epsilon)
+
+
+def test_targets_of_swapped_modalities_are_swapped() -> None:
+    v, t = make_features("random", 9, 8)
+    image_to_text, text_to_image = otter_targets(v, t, gamma_image=0.4, gamma_text=1.3)
+    back, forth = otter_targets(t, v, gamma_image=1.3, gamma_text=0.4)
+    assert relative(forth, image_to_text) <= 1e-12
+    assert relative(back, text_to_image) <= 1e-12
+
+
+def test_targets_of_one_pair_and_of_two_are_known() -> None:
+    v, t = make_features("random", 2, 8)
+    for plan in otter_targets(v, t, gamma_image=0.0, gamma_text=0.0):
+        torch.testing.assert_close(plan, torch.tensor([[0.0, 1.0], [1.0, 0.0]]).double(), rtol=1e-12, atol=0)
+    for plan in otter_targets(v[:1], t[:1]):
+        assert plan.tolist() == [[1.0]]
+
+
+def test_targets_need_no_gradient() -> None:
+    v, t = make_features("random", 9, 8)
+    assert not any(plan.requires_grad for plan in otter_targets(v.requires_grad_(), t))

@@ -1,0 +1,105 @@
+"""Peak memory of the fused arithmetic, counted without a GPU: tensors without data, whose bytes are added up while they live."""
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from otter_losses.ops.world import ALONE
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from otter_losses.ops import contract
+from otter_losses.ops.similarity import Similarity
+
+pytest.importorskip("triton", reason="triton is there on Linux only")
+
+GIB = 2**30
+
+
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Most bytes alive at once, of all that is made meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = self.most = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(found):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                key = storage._cdata
+                if key not in self.known and id(storage) not in given:
+                    self.known.add(key)
+                    self.bytes += storage.nbytes()
+                    self.most = max(self.most, self.bytes)
+                    weakref.finalize(storage, self.forget, key, storage.nbytes())
+        return found
+
+    def forget(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.bytes -= size
+
+
+def peak(monkeypatch: pytest.MonkeyPatch, pairs: int, width: int, dtype: torch.dtype, teacher: bool, max_memory: int) -> int:
+    """Bytes beyond the inputs of one forward and backward."""
+    from otter_losses.ops.triton import features, soft_target, transport
+
+    for module in (features, soft_target, transport):
+        monkeypatch.setattr(module, "launch", lambda *arguments, **others: None)
+    monkeypatch.setattr(features, "add_product", lambda *arguments, **others: None)
+    for each in (features, soft_target, transport):
+        monkeypatch.setattr(each, "product", lambda a, b, out: out)
+    x, y, v, t = (torch.empty(pairs, width, dtype=dtype, device="meta") for _ in range(4))
+    scale = torch.empty((), device="meta")
+    asked = None
+    if teacher:
+        asked = contract.Teacher(Similarity(v, t, torch.empty((), device="meta"), 1.0, 1.0, torch.inf), 40.0, 5)
+    storage = contract.storage_of(x, pairs, teacher, True, max_memory, fused=True)
+    given = contract.Given(1.0, 0.0)
+    with Peak() as counted:
+        saved = soft_target.forward(x, y, scale, asked, storage, "triton", ALONE)
+        losses = contract.pair_losses(saved[0], given, x, y, scale, asked)
+        soft_target.backward(contract.Weights.of(losses, given), x, y, scale, asked, saved, True, True, ALONE)
+    return int(counted.most)
+
+
+def test_the_count_counts() -> None:
+    with Peak() as counted:
+        first = torch.empty(1000, device="meta")
+        second = first * 2
+        del first
+        third = second[:10] + 1
+        assert counted.bytes == 4000 + 40
+        assert counted.most == 8000
+        del second, third
+        assert counted.bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("pairs", "width", "dtype", "teacher", "max_memory", "low", "high"),
+    [
+        (65_536, 768, torch.bfloat16, False, 2 * GIB, 0.5 * GIB, 0.6 * GIB),
+        (65_536, 512, torch.bfloat16, True, 0, 0.5 * GIB, 1.0 * GIB),
+        (32_768, 512, torch.bfloat16, True, 2 * GIB, 2.0 * GIB, 2.6 * GIB),
+        (262_144, 512, torch.bfloat16, True, 0, 2.0 * GIB, 4.0 * GIB),
+        (16_384, 512, torch.float32, True, 2 * GIB, 2.0 * GIB, 2.4 * GIB),
+        (65_536, 512, torch.float32, True, 0, 0.5 * GIB, 1.3 * GIB),
+    ],
+)
+def test_peak(
+    monkeypatch: pytest.MonkeyPatch,
+    pairs: int,
+    width: int,
+    dtype: torch.dtype,
+    teacher: bool,
+    max_memory: int,
+    low: float,
+    high: float,
+) -> None:
+    found = peak(monkeypatch, pairs, width, dtype, teacher, max_memory)
+    assert low < found <= high, f"{found / GIB:.3f} GiB"

@@ -1,0 +1,202 @@
+"""Half-precision features in the fused kernels: products at the matrix units' full rate, and still nearly the exact gradient."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from otter_losses.ops.contract import Storage, storage_of
+from torch import Tensor
+
+from otter_losses import InfoNCELoss, OTTERLoss
+from otter_losses.ops import dispatch
+from tests.helpers.batches import DEVICE, Batch, make_batch, make_features, on_device
+from tests.helpers.checks import relative
+from tests.helpers.losses import VARIANTS
+
+pytest.importorskip("triton", reason="triton is there on Linux only")
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")]
+
+WAYS = {"codes": (2 << 30, 0), "float32": (2 << 30, 1 << 20), "recomputed": (0, 0)}
+"""max_memory, and the pairs up to which the kernel stays float32."""
+
+
+@contextlib.contextmanager
+def unrounded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Tensor, ...]]]:
+    """Gradients as they are before they are rounded to the features' type, collected."""
+    from otter_losses.ops.triton import features, sigmoid, soft_target
+
+    found: list[tuple[Tensor, ...]] = []
+
+    def wide(like: Tensor, wants: bool) -> Tensor:
+        return like.new_empty(like.shape if wants else 0, dtype=torch.float32)
+
+    def noting(backward: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+        def run(*arguments: Any) -> tuple[Tensor, ...]:
+            gradients = backward(*arguments)
+            found.append(gradients)
+            dtype = arguments[1].dtype
+            return tuple(each.to(dtype) if each.dim() == 2 else each for each in gradients)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "wanted", wide)
+        for module in (soft_target, sigmoid):
+            patch.setattr(module, "backward", noting(module.backward))
+        yield found
+
+
+def both(name: str, half: Batch, **options: Any) -> tuple[Tensor, tuple[Tensor, ...], Tensor, tuple[Tensor, ...]]:
+    """Value and gradients, and those of float64 on the same numbers."""
+    exact = half.to(torch.float64)
+    results: list[Any] = []
+    for given, backend in ((half, "triton"), (exact, "torch")):
+        scale = given.scale.detach().to(torch.float64 if given is exact else torch.float32).requires_grad_()
+        value = VARIANTS[name](backend=backend, **options)(given.x, given.y, scale, -3.0, **given.teacher())
+        results += [value.detach(), torch.autograd.grad(value, (given.x, given.y, scale))]
+    return results[0], results[1], results[2], results[3]
+
+
+@pytest.mark.parametrize(
+    ("family", "way"),
+    [(family, "codes") for family in ("random", "clustered", "duplicated", "outlier")]
+    + [("random", "float32"), ("random", "recomputed")],
+)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_gradients_before_and_after_rounding(monkeypatch: pytest.MonkeyPatch, name: str, family: str, way: str) -> None:
+    """Of bfloat16; against float64 on the same numbers. Rounding alone costs 1.7e-3."""
+    max_memory, cached = WAYS[way]
+    monkeypatch.setattr(dispatch, "STAYS_IN_CACHE", cached)
+    half = on_device(make_batch(72, 32, family=family), torch.bfloat16)
+    with unrounded(monkeypatch) as found:
+        value, after, expected, wanted = both(name, half, max_memory=max_memory)
+    assert value.dtype == torch.float32
+    assert float((value - expected).abs()) <= 3e-5 * max(float(expected.abs()), 1.0)
+    (before,) = found
+    for side in range(2):
+        assert after[side].dtype == torch.bfloat16
+        assert relative(before[side], wanted[side]) <= 5e-4
+        assert relative(after[side], wanted[side]) <= 2.5e-3
+    assert relative(after[2], wanted[2], floor=0.1) <= 2e-4
+
+
+@pytest.mark.parametrize("name", ["otter", "otter, logarithms", "info_nce", "siglip"])
+def test_float16(name: str) -> None:
+    value, gradients, expected, wanted = both(name, on_device(make_batch(96, 32), torch.float16))
+    assert float((value - expected).abs()) <= 3e-5 * max(float(expected.abs()), 1.0)
+    assert relative(gradients[0], wanted[0]) <= 5e-4
+    assert relative(gradients[1], wanted[1]) <= 5e-4
+
+
+@pytest.mark.parametrize("scale", [-14.3, 100.0])
+@pytest.mark.parametrize("name", ["otter", "info_nce", "siglip"])
+def test_any_scale(name: str, scale: float) -> None:
+    _, gradients, _, wanted = both(name, on_device(make_batch(96, 32, scale=scale), torch.bfloat16))
+    assert relative(gradients[0], wanted[0]) <= 2.5e-3
+    assert relative(gradients[1], wanted[1]) <= 2.5e-3
+
+
+def test_what_rounding_loses_cancels_between_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every text is there twice, so its two columns pull against each other: little is left of the gradient."""
+    x, y = make_features("random", 48, 32)
+    doubled = torch.cat((x, x)), torch.cat((y, y))
+    leaves = [each.to(DEVICE, torch.bfloat16).requires_grad_() for each in doubled]
+    scale = torch.tensor(20.0, device=DEVICE)
+    with unrounded(monkeypatch) as found:
+        torch.autograd.grad(InfoNCELoss(backend="triton")(*leaves, scale), leaves)
+    exact = [each.detach().double().requires_grad_() for each in leaves]
+    wanted = torch.autograd.grad(InfoNCELoss()(*exact, scale.double()), exact)
+    assert float(wanted[0].norm()) < 0.05 * 20 / 96**0.5  # of a gradient that does not cancel
+    assert relative(found[0][0], wanted[0]) <= 5e-4
+    assert relative(found[0][1], wanted[1]) <= 5e-4
+
+
+@pytest.mark.parametrize("factor", [2.0**-20, 2.0**20])
+def test_features_far_from_unit_norm(factor: float) -> None:
+    half = on_device(make_batch(41, 24), torch.bfloat16)
+    leaves = [(each.detach() * factor).requires_grad_() for each in (half.x, half.y)]
+    scale = 14.3 / factor**2
+    found = torch.autograd.grad(InfoNCELoss(backend="triton")(*leaves, scale), leaves)
+    exact = [each.detach().double().requires_grad_() for each in leaves]
+    wanted = torch.autograd.grad(InfoNCELoss()(*exact, scale), exact)
+    assert relative(found[0], wanted[0]) <= 2.5e-3
+    assert relative(found[1], wanted[1]) <= 2.5e-3
+
+
+@pytest.mark.parametrize("teacher", [torch.float32, torch.float16])
+def test_a_teacher_of_another_type(teacher: torch.dtype) -> None:
+    half = on_device(make_batch(41, 24), torch.bfloat16)
+    mixed = Batch(half.x, half.y, half.scale, half.v.to(teacher), half.t.to(teacher))
+    value, gradients, expected, wanted = both("otter", mixed)
+    assert float((value - expected).abs()) <= 3e-5
+    assert relative(gradients[0], wanted[0]) <= 2.5e-3
+
+
+def test_half_precision_runs_repeat_to_the_bit() -> None:
+    half = on_device(make_batch(70, 24), torch.bfloat16)
+    runs = [OTTERLoss(backend="triton")(half.x, half.y, half.scale, **half.teacher()) for _ in range(2)]
+    first, second = ([value, *half.gradients(value)] for value in runs)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+# ---- parts ----
+
+
+def test_codes_are_off_by_half_a_step_at_most() -> None:
+    from otter_losses.ops.triton.transport import Held, solve
+    from otter_losses.ops.world import ALONE
+
+    from otter_losses.ops.similarity import Similarity
+
+    image, text = (each.to(DEVICE, torch.bfloat16) for each in make_features("random", 50, 16))
+    similarity = Similarity(image, text, torch.tensor(1 / 0.15, device=DEVICE), 0.0, 0.0, torch.inf)
+    codes = torch.empty(50, 50, dtype=torch.int16, device=DEVICE)
+    held = Held.build(similarity, 2 / 0.15, codes, ALONE)
+    solve(held, 5, torch.empty(4, 50, device=DEVICE), "triton")
+    gain, shift, step, _ = (float(number) for number in held.numbers)
+    v, t = image.double(), text.double()
+    logits = gain * (v @ t.T)
+    octaves = (codes.double().remainder(65536) + 32768).remainder(65536) - 65535
+    off = ~torch.eye(50, dtype=torch.bool, device=DEVICE)
+    assert bool((codes.diagonal() == -32768).all())
+    error = (octaves * step * torch.log(torch.tensor(2.0)).double() - (logits - shift))[off].abs().max()
+    step_of_e = 2 / 0.15 / 65534
+    assert 0.4 * step_of_e < float(error) <= 0.53 * step_of_e
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("peak", [2.0**-30, 1.0, 1.75, 2.0**40])
+def test_narrow_is_exact(dtype: torch.dtype, peak: float) -> None:
+    from otter_losses.ops.triton.features import narrow
+
+    if dtype == torch.float16 and not 2**-14 < peak < 2**15:
+        pytest.skip("not a float16")
+    values = (torch.arange(-127, 128, 6, device=DEVICE)[:42] / 128 * peak).reshape(6, 7).to(dtype)
+    found, octave = narrow(values.T.contiguous().T)
+    assert found.dtype == torch.float16
+    assert torch.equal(found.double() * octave.double(), values.double())
+
+
+@pytest.mark.parametrize(
+    ("x", "teacher", "codes", "memory", "expected"),
+    [
+        (torch.bfloat16, True, True, 2 * 4096**2, Storage(torch.int16, False)),
+        (torch.bfloat16, True, True, 2 * 4096**2 - 1, Storage(None, False)),
+        (torch.bfloat16, True, False, 4 * 4096**2, Storage(torch.float32, False)),
+        (torch.bfloat16, False, False, 1 << 40, Storage(None, False)),
+        (torch.float32, True, True, 8 * 4096**2, Storage(torch.float32, True)),
+        (torch.float32, True, True, 8 * 4096**2 - 1, Storage(torch.float32, False)),
+        (torch.float32, True, True, 4 * 4096**2 - 1, Storage(None, False)),
+        (torch.float32, False, False, 4 * 4096**2, Storage(None, True)),
+    ],
+)
+def test_what_is_stored(x: torch.dtype, teacher: bool, codes: bool, memory: int, expected: Storage) -> None:
+    features = torch.empty(4096, 8, dtype=x, device="meta")
+    assert storage_of(features, 4096, teacher, codes, memory, fused=True) == expected
+
+
+def test_a_small_kernel_stays_float32() -> None:
+    features = torch.empty(dispatch.STAYS_IN_CACHE, 8, dtype=torch.bfloat16, device="meta")
+    assert storage_of(features, len(features), True, True, 2 << 30, fused=True) == Storage(torch.float32, False)

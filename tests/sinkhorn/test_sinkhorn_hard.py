@@ -1,0 +1,92 @@
+"""sinkhorn_knopp: half precision and hard inputs."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from otter_losses import sinkhorn_knopp
+from otter_losses.ops import reference
+from tests.helpers.batches import FAMILIES, make_features
+from tests.helpers.sinkhorn import l1, make_scores
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("epsilon", [0.15, 0.01, 0.001])
+def test_half_precision_scores_are_solved_as_the_float32_of_the_same_numbers(dtype: torch.dtype, epsilon: float) -> None:
+    scores = make_scores("random", 41, 41, 0).to(dtype)
+    plan = sinkhorn_knopp(scores, epsilon)
+    assert plan.dtype == torch.float32
+    assert torch.equal(plan, sinkhorn_knopp(scores.float(), epsilon))
+    assert l1(plan, reference.sinkhorn(scores.double(), epsilon, 5)) <= 1e-6 + 2e-7 / epsilon
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_scores_get_gradients_of_their_own_dtype(dtype: torch.dtype) -> None:
+    half = make_scores("random", 9, 9, 0).to(dtype).requires_grad_()
+    full = half.detach().float().requires_grad_()
+    weights = make_scores("random", 9, 9, 1).float()
+    (gradient,) = torch.autograd.grad((weights * sinkhorn_knopp(half)).sum(), half)
+    (expected,) = torch.autograd.grad((weights * sinkhorn_knopp(full)).sum(), full)
+    assert gradient.dtype == dtype
+    assert torch.equal(gradient, expected.to(dtype))
+
+
+def test_autocast_leaves_the_plan_alone() -> None:
+    scores = make_scores("random", 64, 64, 0).float()
+    plain = sinkhorn_knopp(scores)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(sinkhorn_knopp(scores), plain)
+
+
+def hard_scores(name: str) -> Tensor:
+    """The table of hard inputs, as similarities with the diagonal removed."""
+    family = {"outlier": "outlier", "equal": "equal", "duplicated": "duplicated"}.get(name, "clustered")
+    v, t = make_features(family, 41, 16, seed=5)
+    if name == "unnormalised":
+        v, t = 10 * v, 10 * t
+    return reference.similarity(v, t).fill_diagonal_(-math.inf)
+
+
+@pytest.mark.parametrize("name", ["duplicated", "outlier", "equal", "unnormalised", "clustered"])
+@pytest.mark.parametrize("epsilon", [0.15, 0.03, 0.01, 0.005, 0.001])
+@pytest.mark.parametrize("tracked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_hard_inputs_give_the_reference_plan(name: str, epsilon: float, tracked: bool, dtype: torch.dtype) -> None:
+    scores = hard_scores(name).to(dtype)
+    result = sinkhorn_knopp(scores.clone().requires_grad_(tracked), epsilon, return_result=True)
+    size = float(scores.double().masked_fill(scores == -math.inf, 0.0).abs().max())
+    bound = 1e-10 if dtype == torch.float64 else 1e-6 + 2e-7 * max(size / 3, 1) / epsilon
+    assert bool(torch.isfinite(result.plan).all())
+    torch.testing.assert_close(result.plan.sum(0).double(), torch.full((41,), 1 / 41).double(), rtol=max(bound, 1e-6), atol=0)
+    assert l1(result.plan.detach(), reference.sinkhorn(scores.double(), epsilon, 5)) <= bound
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 1e30])
+def test_extreme_epsilon_keeps_the_mass(epsilon: float) -> None:
+    scores = make_scores("random", 9, 9, 0)
+    plan = sinkhorn_knopp(scores, epsilon)
+    assert bool(torch.isfinite(plan).all())
+    assert float(plan.sum()) == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("spread", [60.0, 79.0, 81.0, 100.0, 170.0, 200.0])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float32_is_right_on_both_sides_of_the_switch_to_logarithms(spread: float, family: str) -> None:
+    scores = make_scores(family, 33, 29, 1).float()
+    width = float(scores.max() - scores.min())
+    epsilon = width / spread if width else 0.01
+    assert l1(sinkhorn_knopp(scores, epsilon), reference.sinkhorn(scores.double(), epsilon, 5)) <= 1e-6 + 4e-7 / epsilon
+
+
+@pytest.mark.parametrize("smallest", [1e-30, 1e-20, 1e-6])
+def test_float32_survives_marginals_of_very_different_sizes(smallest: float) -> None:
+    scores = make_scores("random", 8, 8, 1).float()
+    marginal = torch.ones(8)
+    marginal[::2] = smallest
+    marginal /= marginal.sum()
+    result = sinkhorn_knopp(scores, 0.03, row_marginal=marginal, column_marginal=marginal.flip(0), return_result=True)
+    torch.testing.assert_close(result.plan.sum(0), marginal.flip(0), rtol=1e-4, atol=0)
+    expected = reference.sinkhorn(scores.double(), 0.03, 5, marginal.double(), marginal.flip(0).double())
+    assert l1(result.plan, expected) <= 2e-5
