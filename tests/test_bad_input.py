@@ -321,7 +321,7 @@ def test_several_ranks_without_a_process_group(build: type[PairLoss]) -> None:
 
 def test_unknown_arguments_are_named() -> None:
     with pytest.raises(TypeError, match="temperature"):
-        OTTERLoss(temperature=3)
+        OTTERLoss(temperature=3)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="temperature"):
         OTTERLoss()(rows(), rows(), 14.3, temperature=3)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks import markdown
 from benchmarks.batch import Batch
+from benchmarks.kernels import declared
 from benchmarks.roofline import floors
 from benchmarks.roofline.chips import Chip
 from benchmarks.roofline.work import LOSSES, Work
@@ -267,7 +268,7 @@ def test_a_profile_knows_the_rate_of_products() -> None:
         torch.mm(a, b, out=out)
         return out.addmm_(a, b).exp()
 
-    found = profiles.profiled(run, "cpu", 32, 4)
+    found = profiles.profiled(run, "cpu", torch.randn(32, 16))
     assert {item["product"] for item in found["products"]} == {"32 x 16 @ 16 x 8"}
     for item in found["products"]:
         assert item["operations_per_s"] == pytest.approx(2 * 32 * 16 * 8 / item["ms"] * 1e3)
@@ -284,15 +285,20 @@ def test_profiles_are_told_in_tables(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("traffic", "itemsize", "each"),
-    [("read K", 2, 2), ("read cosines and K, write G", 4, 12), (6, 2, 6), ("nothing known", 2, None), (None, 2, None)],
+    ("kernel", "switches", "text", "itemsize", "each"),
+    [
+        ("row_scalings", {}, "read K", 2, 2),
+        ("_logits_gradient_0d1d", {}, "read K and cosines, write G", 4, 12),
+        ("logits_gradient", {"teacher": False}, "read cosines, write G", 4, 8),
+        ("logits_gradient", {"computed": True}, "read K, write G", 2, 4),
+        ("ampere_bf16_s16816gemm", {}, "", 2, 0),
+    ],
 )
-def test_traffic_is_read_in_bytes_an_entry(traffic: object, itemsize: int, each: float | None) -> None:
-    assert profiles.bytes_per_entry(traffic, itemsize) == each
-
-
-def test_without_a_teacher_there_is_no_kernel_matrix_to_read() -> None:
-    assert profiles.bytes_per_entry("read cosines and K, write G", 4, teacher=False) == 8
+def test_kernels_say_what_they_move(kernel: str, switches: dict[str, bool], text: str, itemsize: int, each: int) -> None:
+    pytest.importorskip("triton", reason="triton is there on Linux only")
+    assert declared.traffic(kernel, **switches) == text
+    reads, writes = declared.matrices(kernel, **switches)
+    assert profiles.bytes_per_entry((*reads, *writes), itemsize) == each
 
 
 # ---- the shell command ----

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from otter_losses import OTTERLoss, SigLIPLoss, distributed
+from otter_losses import OTTERLoss, SigLIPLoss
+from otter_losses.distributed import agreement, failures
 from tests.helpers.batches import make_features
 
 RANKS, LAST = 3, 2
@@ -82,7 +83,7 @@ def gathers_something_else(rank: Rank) -> None:
     if not rank.astray:
         rank.loss()
         return
-    metrics = torch.ones(distributed.LETTER // 4)
+    metrics = torch.ones(agreement.MESSAGE_BYTES // 4)
     dist.all_gather([torch.empty_like(metrics) for _ in range(RANKS)], metrics, group=rank.group)
 
 
@@ -164,7 +165,7 @@ STORIES: list[Callable[[Rank], None]] = [
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS + 1)
-    distributed.PATIENCE = PATIENCE_S
+    failures.PATIENCE_SECONDS = PATIENCE_S
     timeout = timedelta(seconds=TIMEOUT_S)
     groups = [
         dist.new_group(None if story is died_before else list(range(RANKS)), timeout=timeout) for story in (*STORIES, never_calls)

@@ -6,17 +6,18 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from otter_losses.ops.world import World
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from otter_losses.distributed.shard import BatchShard
 from otter_losses.functional import otter_loss
-from otter_losses.ops import contract
-from otter_losses.ops.plain import soft_target as plain
-from otter_losses.ops.similarity import Similarity
+from otter_losses.ops.eager import cross_entropy as eager
+from otter_losses.ops.memory import Storage
+from otter_losses.ops.targets import HardTargets
 from tests.helpers.batches import make_features
+from tests.helpers.problems import forward_and_backward, make_problem, transported
 
 RANKS, LOCAL, WIDTH, TEACHER = 3, 24, 6, 9
 PAIRS = RANKS * LOCAL
@@ -35,15 +36,15 @@ class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found
 
 
-def step(world: World, batch: list[Tensor], **options: Any) -> None:
-    x, y, v, t = (each[world.own(LOCAL)] for each in batch)
+def step(shard: BatchShard, batch: list[Tensor], **options: Any) -> None:
+    x, y, v, t = (each[shard.local_slice(LOCAL)] for each in batch)
     student = x.requires_grad_(), y.requires_grad_()
-    value = otter_loss(*student, 10.0, dist_image_features=v, dist_text_features=t, world=world, **options)
+    value = otter_loss(*student, 10.0, dist_image_features=v, dist_text_features=t, shard=shard, **options)
     assert isinstance(value, Tensor)
     value.backward()  # type: ignore[no-untyped-call]
 
 
-def sent(world: World, batch: list[Tensor], **options: Any) -> dict[str, list[int]]:
+def sent(shard: BatchShard, batch: list[Tensor], **options: Any) -> dict[str, list[int]]:
     """The numbers in every collective of a forward and backward."""
     found: dict[str, list[int]] = {"all_gather": [], "all_reduce": [], "reduce_scatter": []}
     originals = {name: getattr(dist, name) for name in found}
@@ -59,26 +60,20 @@ def sent(world: World, batch: list[Tensor], **options: Any) -> dict[str, list[in
     for name in found:
         setattr(dist, name, noting(name))
     try:
-        step(world, batch, **options)
+        step(shard, batch, **options)
     finally:
         for name, original in originals.items():
             setattr(dist, name, original)
     return found
 
 
-def largest(world: World, batch: list[Tensor], keep: bool) -> int:
+def largest(shard: BatchShard, batch: list[Tensor], keep: bool) -> int:
     x, y, v, t = batch
-    own = world.own(LOCAL)
-    sharpness, scale = torch.tensor(6.0), torch.tensor(10.0)
-    asked = contract.Teacher(Similarity(v, t, sharpness, 1.0, 1.0, torch.inf, own), 40.0, 5)
-    storage = contract.Storage(torch.float32 if keep else None, keep)
-    given = contract.Given(1.0, 0.0)
-    mine = x[own].clone()
+    rows = shard.local_slice(LOCAL)
+    storage, soft = Storage(torch.float32 if keep else None, keep), transported(v, t, torch.tensor(6.0))
+    problem = make_problem(x[rows].clone(), y, torch.tensor(10.0), storage, soft, rows)
     with Largest() as counted:
-        saved = plain.forward(mine, y, scale, asked, storage, world)
-        losses = contract.pair_losses(saved[0], given, mine, y, scale, asked, world)
-        weights = contract.Weights.of(losses, given, world)
-        plain.backward(weights, mine, y, scale, asked, saved, True, True, world)
+        forward_and_backward(eager, problem, HardTargets(), shard)
     return int(counted.numbers)
 
 
@@ -87,11 +82,11 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
     student, teacher = make_features("random", PAIRS, WIDTH, seed=1), make_features("random", PAIRS, TEACHER, seed=2)
     batch = [each.float() for each in (*student, *teacher)]
-    world = World.of(None, (LOCAL,) * RANKS)
-    results: dict[str, Any] = {f"sent {iterations}": sent(world, batch, iterations=iterations) for iterations in (1, 5)}
-    results["sent for given pairs"] = sent(world, batch, alpha=1.0)
-    results["sent locally"] = sent(world, batch, scope="local")
-    results |= {f"largest {keep}": largest(world, batch, keep) for keep in (False, True)}
+    shard = BatchShard.of(None, (LOCAL,) * RANKS)
+    results: dict[str, Any] = {f"sent {iterations}": sent(shard, batch, iterations=iterations) for iterations in (1, 5)}
+    results["sent for given pairs"] = sent(shard, batch, alpha=1.0)
+    results["sent locally"] = sent(shard, batch, scope="local")
+    results |= {f"largest {keep}": largest(shard, batch, keep) for keep in (False, True)}
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -115,7 +110,7 @@ def test_features_cross_once_and_every_sweep_sends_sums(ranks: list[dict[str, An
     """As docs/distributed.md has it."""
     for results in ranks:
         found = results[f"sent {iterations}"]
-        assert found["all_gather"] == [LOCAL * WIDTH, LOCAL * TEACHER, LOCAL * TEACHER, 2 * LOCAL]  # the last: losses' gradients
+        assert found["all_gather"] == [LOCAL * WIDTH, LOCAL * TEACHER, LOCAL * TEACHER, 4 * LOCAL]  # the last: losses' gradients
         sums = [1, PAIRS, *[2 * PAIRS] * iterations]  # the spread, that all may decide alike
         statistics = [PAIRS, PAIRS, PAIRS]  # highest column log-sum-exp so far, their sum, expected logits
         means = [1, 1]
@@ -127,6 +122,6 @@ def test_features_cross_once_and_every_sweep_sends_sums(ranks: list[dict[str, An
 def test_nothing_of_the_teacher_crosses_that_is_not_needed(ranks: list[dict[str, Any]], name: str) -> None:
     for results in ranks:
         found = results[name]
-        assert found["all_gather"] == [LOCAL * WIDTH, 2 * LOCAL]
+        assert found["all_gather"] == [LOCAL * WIDTH, 4 * LOCAL]
         assert found["all_reduce"] == [PAIRS, PAIRS, 1, 1]  # as InfoNCE: column log-sum-exp, means
         assert found["reduce_scatter"] == [LOCAL * WIDTH]

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from otter_losses import OTTERLoss, distributed
+from otter_losses import OTTERLoss
+from otter_losses.distributed import failures
 from tests.distributed.test_distributed import BUILDERS, EVEN, UNEVEN, counts_of, run_case
 from tests.helpers.checks import relative
 from tests.helpers.paths import ROOT
@@ -43,7 +44,7 @@ def work(folder: Path) -> None:
             loss = BUILDERS[name](rank=rank, world_size=RANKS)
             results[sharing, name] = run_case(model, loss, batch, "given")
     impatient = dist.new_group(timeout=timedelta(seconds=TIMEOUT_S))
-    distributed.PATIENCE = PATIENCE_S
+    failures.PATIENCE_SECONDS = PATIENCE_S
     loss = OTTERLoss(rank=rank, world_size=RANKS, group=impatient)
     loss(batch["images"], batch["images"], 1.0)
     torch.save(results, folder / f"{rank}.new")

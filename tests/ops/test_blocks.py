@@ -7,7 +7,7 @@ from torch import Tensor
 
 from otter_losses import functional
 from otter_losses.losses.registry import LOSSES
-from otter_losses.ops import reference, similarity
+from otter_losses.ops import memory, reference, similarity
 
 CASES: dict[str, tuple[str, dict[str, object]]] = {
     **{name: (name, {}) for name in LOSSES},
@@ -33,18 +33,18 @@ def test_blocks_and_panels_change_nothing(name: str, monkeypatch: pytest.MonkeyP
     generator = torch.Generator().manual_seed(3)
     features = [F.normalize(torch.randn(600, 8, generator=generator, dtype=torch.float64), dim=-1) for _ in range(4)]
     whole = evaluate(name, features, max_memory=1 << 30)
-    monkeypatch.setattr(similarity, "CHUNK_ELEMENTS", {"cpu": 1})
     monkeypatch.setattr(similarity, "PANEL", 64)
-    assert len(similarity.row_chunks(600, 600, torch.device("cpu"))) == 3
-    for max_memory in (1 << 30, 0):
-        for found, expected in zip(evaluate(name, features, max_memory), whole, strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)
+    with memory.limits(cpu_block_elements=1):
+        assert len(memory.row_blocks(600, 600, torch.device("cpu"))) == 3
+        for max_memory in (1 << 30, 0):
+            for found, expected in zip(evaluate(name, features, max_memory), whole, strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)
 
 
 def test_the_default_blocks_at_a_size_that_needs_several_equal_the_reference() -> None:
     generator = torch.Generator().manual_seed(4)
     x, y = (F.normalize(torch.randn(1500, 8, generator=generator), dim=-1).requires_grad_() for _ in range(2))
-    assert len(similarity.row_chunks(1500, 1500, x.device)) > 1
+    assert len(memory.row_blocks(1500, 1500, x.device)) > 1
     value = functional.otter_loss(x, y, 14.3)
     assert isinstance(value, Tensor)
     expected = reference.otter_loss(x.double(), y.double(), 14.3, x.detach().double(), y.detach().double())

@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from otter_losses.ops.world import ALONE
 from torch import Tensor
 
 from otter_losses import InfoNCELoss, OTTERLoss, SigLIPLoss
-from otter_losses.ops import contract, dispatch
-from otter_losses.ops.plain import sigmoid as plain_sigmoid
-from otter_losses.ops.plain import soft_target as plain
-from otter_losses.ops.similarity import Similarity
+from otter_losses.distributed.shard import WHOLE_BATCH
+from otter_losses.ops import dispatch, memory
+from otter_losses.ops.eager import cross_entropy as eager
+from otter_losses.ops.eager import sigmoid as eager_sigmoid
+from otter_losses.ops.memory import Storage
+from otter_losses.ops.problem import SigmoidProblem, Student
+from otter_losses.ops.targets import HardTargets
 from tests.helpers.batches import make_batch
+from tests.helpers.problems import forward_and_backward, make_problem, transported
 
 GPU = torch.device("cuda", 0)
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")
@@ -43,14 +46,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: answers["capability"])
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: answers["capturing"])
-    monkeypatch.setattr(dispatch, "_failure", failure)
-    monkeypatch.setattr(dispatch, "_trouble", {})
+    monkeypatch.setattr(dispatch, "_failed_trial", failure)
+    monkeypatch.setattr(dispatch, "_reasons", {})
     return answers
 
 
 def fuses(pairs: int = 512, dtype: torch.dtype = torch.bfloat16, backend: str = "auto") -> bool:
     features: Any = OnGPU(pairs, dtype)
-    return dispatch.fuses(backend, features, pairs)
+    return dispatch.is_fused(dispatch.resolve(backend, features, pairs))
 
 
 def test_auto_takes_the_kernels_on_a_gpu(gpu: dict[str, Any]) -> None:
@@ -60,7 +63,7 @@ def test_auto_takes_the_kernels_on_a_gpu(gpu: dict[str, Any]) -> None:
     assert gpu["tried"] == 1
     assert not fuses(dispatch.FEWEST_PAIRS - 1)
     assert not fuses(dtype=torch.float64)
-    assert not dispatch.fuses("auto", torch.zeros(512, 4), 512)
+    assert dispatch.resolve("auto", torch.zeros(512, 4), 512) == "torch"
     assert not fuses(backend="torch")
 
 
@@ -84,7 +87,7 @@ def test_auto_falls_back_in_silence_without_triton(gpu: dict[str, Any], monkeypa
 
 def test_auto_warns_once_where_kernels_should_run_and_do_not(gpu: dict[str, Any]) -> None:
     pytest.importorskip("triton", reason="triton is there on Linux only")
-    gpu["failure"] = f"{dispatch.SURPRISE} (no compiler)."
+    gpu["failure"] = f"{dispatch.UNEXPECTED} (no compiler)."
     with pytest.warns(
         RuntimeWarning, match="otter_losses computes in plain torch on cuda:0: Triton could not compile or run a kernel"
     ):
@@ -107,7 +110,7 @@ def test_what_was_asked_for_by_name_says_why_it_does_not_run(gpu: dict[str, Any]
     gpu["capability"] = (6, 1)
     features: Any = OnGPU(512, torch.float32)
     with pytest.raises(RuntimeError, match=r"backend='triton' does not run on cuda:0: its compute capability is below 7\.0\."):
-        dispatch.check_usable("triton", features)
+        dispatch.resolve("triton", features, 512)
 
 
 FAILING = """
@@ -115,13 +118,13 @@ import os, sys, types
 os.environ["TRITON_INTERPRET"] = "1"
 import torch
 from otter_losses.ops import dispatch
-from otter_losses.ops.triton import features
+from otter_losses.ops.triton import half
 
 def fails(values):
     raise PermissionError(13, "Permission denied: cache")
 
 {change}
-print(dispatch._failure(torch.device("cpu")))
+print(dispatch._failed_trial(torch.device("cpu")))
 """
 
 
@@ -130,12 +133,12 @@ print(dispatch._failure(torch.device("cpu")))
     [
         ("", "None"),
         (
-            "features.narrow = fails",
+            "half.to_float16 = fails",
             "Triton could not compile or run a kernel (PermissionError: [Errno 13] Permission denied: cache). "
             "Triton needs a C compiler and a cache folder that it may write to (TRITON_CACHE_DIR).",
         ),
         (
-            "features.narrow = lambda values: (values.half() + 1, torch.ones(()))",
+            "half.to_float16 = lambda values: (values.half() + 1, torch.ones(()))",
             "Triton could not compile or run a kernel (it gave wrong numbers).",
         ),
     ],
@@ -174,7 +177,7 @@ def test_cuda_wants_plain_numbers_and_a_stored_matrix() -> None:
 def test_transport_is_solved_on_the_chip_where_it_can_be(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
     """With the kernel's contract in plain torch in place of the kernel."""
     pytest.importorskip("triton", reason="triton is there on Linux only")
-    from otter_losses.ops.cuda import transport as cuda
+    from otter_losses.ops.cuda import sinkhorn as cuda
 
     solved = []
 
@@ -189,7 +192,7 @@ def test_transport_is_solved_on_the_chip_where_it_can_be(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(cuda, "obstacle", lambda n, device: None)
     monkeypatch.setattr(cuda, "solve", solve)
-    monkeypatch.setattr(dispatch, "fuses", lambda backend, x, pairs: True)
+    monkeypatch.setattr(dispatch, "resolve", lambda backend, features, pairs: backend)
     for dtype in (torch.float32, torch.bfloat16):
         batch = make_batch(41, 24).to(dtype)
         expected = OTTERLoss(backend="triton")(batch.x, batch.y, batch.scale, **batch.teacher())
@@ -209,76 +212,71 @@ def test_out_of_memory_says_what_to_do(monkeypatch: pytest.MonkeyPatch, build: A
     def full(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB.")
 
-    for module in (plain, plain_sigmoid):
-        monkeypatch.setattr(module, "row_chunks", full)
+    for module in (eager, eager_sigmoid):
+        monkeypatch.setattr(module, "row_blocks", full)
     batch = make_batch(9, 6, dtype=torch.float32)
     with pytest.raises(torch.OutOfMemoryError, match=r"4\.00 GiB.\notter_losses may keep 2 GiB .*smaller max_memory \(0: none\)"):
         build()(batch.x, batch.y, 14.3)
 
 
-def test_default_room_is_two_gigabytes_or_an_eighth_of_a_gpu(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_budget_is_two_gigabytes_or_an_eighth_of_a_gpu(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     class Properties:
         total_memory = 0
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
     for total, expected in ((8 << 30, 2 << 30), (80 << 30, 10 << 30)):
         Properties.total_memory = total
-        dispatch._memory_of.cache_clear()
-        assert dispatch.room(dispatch.BY_DEVICE, GPU) == expected
-    dispatch._memory_of.cache_clear()
-    assert dispatch.room(dispatch.BY_DEVICE, torch.device("cpu")) == 2 << 30
-    assert dispatch.room(0, GPU) == 0
-    assert dispatch.room(5, GPU) == 5
+        memory._memory_of.cache_clear()
+        assert memory.budget(None, GPU) == expected
+    memory._memory_of.cache_clear()
+    assert memory.budget(None, torch.device("cpu")) == 2 << 30
+    assert memory.budget(0, GPU) == 0
+    assert memory.budget(5, GPU) == 5
 
 
 # ---- no look at the device's numbers: the condition for CUDA graphs ----
 
 
-@pytest.mark.parametrize("backend", ["plain", "triton"])
-@pytest.mark.parametrize("spread", [40.0, 400.0, None], ids=["plain numbers", "logarithms", "unknown"])
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("logit_range", [40.0, 400.0, None], ids=["plain numbers", "logarithms", "unknown"])
 @pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_step_reads_a_number(
-    monkeypatch: pytest.MonkeyPatch, backend: str, spread: float | None, keeps: bool, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, backend: str, logit_range: float | None, keeps: bool, dtype: torch.dtype
 ) -> None:
     """Tensors without data stand for those of a device: to look at one is an error."""
-    module: Any = plain
-    options: tuple[object, ...] = (ALONE,)
+    module: Any = eager
     if backend == "triton":
-        pytest.importorskip("triton", reason="triton is there on Linux only")
-        from otter_losses.ops.triton import features, transport
-        from otter_losses.ops.triton import soft_target as fused
-
-        module, options = fused, ("triton", ALONE)
-        for each in (features, fused, transport):
-            monkeypatch.setattr(each, "launch", lambda *arguments, **others: None)
+        module = without_launches(monkeypatch, "cross_entropy")
     x, y, v, t = (torch.empty(70, 16, dtype=dtype, device="meta") for _ in range(4))
-    scale = torch.empty((), device="meta")
-    similarity = Similarity(v, t, torch.empty((), device="meta"), 1.0, 1.0, torch.inf)
-    teacher = contract.Teacher(similarity, spread, 5, True)
-    kernel = None if not keeps else torch.int16 if backend == "triton" and dtype == torch.bfloat16 else torch.float32
-    storage = contract.Storage(kernel, keeps and dtype == torch.float32)
-    given = contract.Given(0.9, 0.1)
-    saved = module.forward(x, y, scale, teacher, storage, *options)
-    losses = contract.pair_losses(saved[0], given, x, y, scale, teacher)
-    dx, dy, dscale = module.backward(contract.Weights.of(losses, given), x, y, scale, teacher, saved, True, True, ALONE)
+    inv_epsilon, scale = (torch.empty((), device="meta") for _ in range(2))
+    soft = transported(v, t, inv_epsilon, logit_range=logit_range, divergence=True)
+    gibbs = None if not keeps else torch.int16 if backend == "triton" and dtype == torch.bfloat16 else torch.float32
+    storage = Storage(gibbs, keeps and dtype == torch.float32)
+    problem = make_problem(x, y, scale, storage, soft, backend=backend)
+    dx, dy, dscale = forward_and_backward(module, problem, HardTargets(0.9, 0.1))
     assert (dx.shape, dx.dtype, dy.shape, dscale.shape) == (x.shape, dtype, y.shape, ())
 
 
-@pytest.mark.parametrize("backend", ["plain", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_step_of_the_sigmoid_loss_reads_a_number(monkeypatch: pytest.MonkeyPatch, backend: str, dtype: torch.dtype) -> None:
-    module: Any = plain_sigmoid
+    module: Any = eager_sigmoid
     if backend == "triton":
-        pytest.importorskip("triton", reason="triton is there on Linux only")
-        from otter_losses.ops.triton import features
-        from otter_losses.ops.triton import sigmoid as fused
-
-        module = fused
-        for each in (features, fused):
-            monkeypatch.setattr(each, "launch", lambda *arguments, **others: None)
+        module = without_launches(monkeypatch, "sigmoid")
     x, y = (torch.empty(70, 16, dtype=dtype, device="meta") for _ in range(2))
     scale = bias = torch.empty((), device="meta")
-    losses, kept = module.forward(x, y, scale, bias, dtype == torch.float32, ALONE)
-    gradients = module.backward(losses, x, y, scale, bias, kept, True, True, ALONE)
+    problem = SigmoidProblem(Student(x, y, y, scale), bias, slice(0, 70), dtype == torch.float32)
+    losses, kept = module.forward(problem)
+    gradients = module.backward(problem, losses, kept, True, True, WHOLE_BATCH)
     assert [each.shape for each in gradients] == [x.shape, y.shape, (), ()]
+
+
+def without_launches(monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
+    """A module of the Triton backend, none of whose kernels runs."""
+    pytest.importorskip("triton", reason="triton is there on Linux only")
+    from otter_losses.ops.triton import cross_entropy, half, sigmoid, sinkhorn
+
+    for module in (cross_entropy, half, sigmoid, sinkhorn):
+        monkeypatch.setattr(module, "launch", lambda *arguments, **others: None)
+    return {"cross_entropy": cross_entropy, "sigmoid": sigmoid}[name]

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from otter_losses.ops.world import ALONE
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from otter_losses.ops import contract
-from otter_losses.ops.similarity import Similarity
+from otter_losses.ops import memory
+from otter_losses.ops.targets import HardTargets
+from tests.helpers.problems import forward_and_backward, make_problem, transported
 
 pytest.importorskip("triton", reason="triton is there on Linux only")
 
@@ -47,24 +47,20 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def peak(monkeypatch: pytest.MonkeyPatch, pairs: int, width: int, dtype: torch.dtype, teacher: bool, max_memory: int) -> int:
     """Bytes beyond the inputs of one forward and backward."""
-    from otter_losses.ops.triton import features, soft_target, transport
+    from otter_losses.ops.triton import cross_entropy, feature_gradients, gemm, half, sinkhorn
 
-    for module in (features, soft_target, transport):
+    for module in (cross_entropy, half, sinkhorn):
         monkeypatch.setattr(module, "launch", lambda *arguments, **others: None)
-    monkeypatch.setattr(features, "add_product", lambda *arguments, **others: None)
-    for each in (features, soft_target, transport):
+    monkeypatch.setattr(feature_gradients, "add_product", lambda *arguments, **others: None)
+    for each in (feature_gradients, gemm):
         monkeypatch.setattr(each, "product", lambda a, b, out: out)
     x, y, v, t = (torch.empty(pairs, width, dtype=dtype, device="meta") for _ in range(4))
     scale = torch.empty((), device="meta")
-    asked = None
-    if teacher:
-        asked = contract.Teacher(Similarity(v, t, torch.empty((), device="meta"), 1.0, 1.0, torch.inf), 40.0, 5)
-    storage = contract.storage_of(x, pairs, teacher, True, max_memory, fused=True)
-    given = contract.Given(1.0, 0.0)
+    soft = transported(v, t, torch.empty((), device="meta")) if teacher else None
+    storage = memory.storage(x, pairs, teacher, True, max_memory, fused=True)
+    problem = make_problem(x, y, scale, storage, soft, backend="triton")
     with Peak() as counted:
-        saved = soft_target.forward(x, y, scale, asked, storage, "triton", ALONE)
-        losses = contract.pair_losses(saved[0], given, x, y, scale, asked)
-        soft_target.backward(contract.Weights.of(losses, given), x, y, scale, asked, saved, True, True, ALONE)
+        forward_and_backward(cross_entropy, problem, HardTargets())
     return int(counted.most)
 
 

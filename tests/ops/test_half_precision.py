@@ -6,26 +6,29 @@ from typing import Any
 
 import pytest
 import torch
-from otter_losses.ops.contract import Storage, storage_of
 from torch import Tensor
 
 from otter_losses import InfoNCELoss, OTTERLoss
-from otter_losses.ops import dispatch
+from otter_losses.distributed.shard import WHOLE_BATCH
+from otter_losses.ops import memory
+from otter_losses.ops.memory import Storage
+from otter_losses.ops.problem import Saved
 from tests.helpers.batches import DEVICE, Batch, make_batch, make_features, on_device
 from tests.helpers.checks import relative
 from tests.helpers.losses import VARIANTS
+from tests.helpers.problems import make_problem, transported
 
 pytest.importorskip("triton", reason="triton is there on Linux only")
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")]
 
 WAYS = {"codes": (2 << 30, 0), "float32": (2 << 30, 1 << 20), "recomputed": (0, 0)}
-"""max_memory, and the pairs up to which the kernel stays float32."""
+"""max_memory, and the pairs up to which the Gibbs kernel stays float32."""
 
 
 @contextlib.contextmanager
 def unrounded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Tensor, ...]]]:
     """Gradients as they are before they are rounded to the features' type, collected."""
-    from otter_losses.ops.triton import features, sigmoid, soft_target
+    from otter_losses.ops.triton import cross_entropy, feature_gradients, sigmoid
 
     found: list[tuple[Tensor, ...]] = []
 
@@ -33,17 +36,17 @@ def unrounded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Tensor, ..
         return like.new_empty(like.shape if wants else 0, dtype=torch.float32)
 
     def noting(backward: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-        def run(*arguments: Any) -> tuple[Tensor, ...]:
-            gradients = backward(*arguments)
+        def run(problem: Any, *arguments: Any) -> tuple[Tensor, ...]:
+            gradients = backward(problem, *arguments)
             found.append(gradients)
-            dtype = arguments[1].dtype
+            dtype = problem.student.image_features.dtype
             return tuple(each.to(dtype) if each.dim() == 2 else each for each in gradients)
 
         return run
 
     with monkeypatch.context() as patch:
-        patch.setattr(features, "wanted", wide)
-        for module in (soft_target, sigmoid):
+        patch.setattr(feature_gradients, "wanted", wide)
+        for module in (cross_entropy, sigmoid):
             patch.setattr(module, "backward", noting(module.backward))
         yield found
 
@@ -67,10 +70,9 @@ def both(name: str, half: Batch, **options: Any) -> tuple[Tensor, tuple[Tensor, 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_gradients_before_and_after_rounding(monkeypatch: pytest.MonkeyPatch, name: str, family: str, way: str) -> None:
     """Of bfloat16; against float64 on the same numbers. Rounding alone costs 1.7e-3."""
-    max_memory, cached = WAYS[way]
-    monkeypatch.setattr(dispatch, "STAYS_IN_CACHE", cached)
+    max_memory, codes_from = WAYS[way]
     half = on_device(make_batch(72, 32, family=family), torch.bfloat16)
-    with unrounded(monkeypatch) as found:
+    with memory.limits(codes_from=codes_from), unrounded(monkeypatch) as found:
         value, after, expected, wanted = both(name, half, max_memory=max_memory)
     assert value.dtype == torch.float32
     assert float((value - expected).abs()) <= 3e-5 * max(float(expected.abs()), 1.0)
@@ -145,17 +147,15 @@ def test_half_precision_runs_repeat_to_the_bit() -> None:
 
 
 def test_codes_are_off_by_half_a_step_at_most() -> None:
-    from otter_losses.ops.triton.transport import Held, solve
-    from otter_losses.ops.world import ALONE
-
-    from otter_losses.ops.similarity import Similarity
+    from otter_losses.ops.triton.sinkhorn import GibbsKernel, solve
 
     image, text = (each.to(DEVICE, torch.bfloat16) for each in make_features("random", 50, 16))
-    similarity = Similarity(image, text, torch.tensor(1 / 0.15, device=DEVICE), 0.0, 0.0, torch.inf)
-    codes = torch.empty(50, 50, dtype=torch.int16, device=DEVICE)
-    held = Held.build(similarity, 2 / 0.15, codes, ALONE)
-    solve(held, 5, torch.empty(4, 50, device=DEVICE), "triton")
-    gain, shift, step, _ = (float(number) for number in held.numbers)
+    soft = transported(image, text, torch.tensor(1 / 0.15, device=DEVICE), gamma=0.0, logit_range=2 / 0.15)
+    problem = make_problem(image, text, torch.tensor(1.0, device=DEVICE), Storage(torch.int16, False), soft)
+    saved = Saved.empty(problem)
+    solve(GibbsKernel.build(problem, saved), 5, saved, "triton", WHOLE_BATCH)
+    codes = saved.gibbs
+    gain, shift, step, *_ = (float(number) for number in saved.scalars)
     v, t = image.double(), text.double()
     logits = gain * (v @ t.T)
     octaves = (codes.double().remainder(65536) + 32768).remainder(65536) - 65535
@@ -168,19 +168,19 @@ def test_codes_are_off_by_half_a_step_at_most() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("peak", [2.0**-30, 1.0, 1.75, 2.0**40])
-def test_narrow_is_exact(dtype: torch.dtype, peak: float) -> None:
-    from otter_losses.ops.triton.features import narrow
+def test_to_float16_is_exact(dtype: torch.dtype, peak: float) -> None:
+    from otter_losses.ops.triton.half import to_float16
 
     if dtype == torch.float16 and not 2**-14 < peak < 2**15:
         pytest.skip("not a float16")
     values = (torch.arange(-127, 128, 6, device=DEVICE)[:42] / 128 * peak).reshape(6, 7).to(dtype)
-    found, octave = narrow(values.T.contiguous().T)
+    found, power = to_float16(values.T.contiguous().T)
     assert found.dtype == torch.float16
-    assert torch.equal(found.double() * octave.double(), values.double())
+    assert torch.equal(found.double() * power.double(), values.double())
 
 
 @pytest.mark.parametrize(
-    ("x", "teacher", "codes", "memory", "expected"),
+    ("x", "teacher", "codes", "max_memory", "expected"),
     [
         (torch.bfloat16, True, True, 2 * 4096**2, Storage(torch.int16, False)),
         (torch.bfloat16, True, True, 2 * 4096**2 - 1, Storage(None, False)),
@@ -192,11 +192,11 @@ def test_narrow_is_exact(dtype: torch.dtype, peak: float) -> None:
         (torch.float32, False, False, 4 * 4096**2, Storage(None, True)),
     ],
 )
-def test_what_is_stored(x: torch.dtype, teacher: bool, codes: bool, memory: int, expected: Storage) -> None:
+def test_what_is_stored(x: torch.dtype, teacher: bool, codes: bool, max_memory: int, expected: Storage) -> None:
     features = torch.empty(4096, 8, dtype=x, device="meta")
-    assert storage_of(features, 4096, teacher, codes, memory, fused=True) == expected
+    assert memory.storage(features, 4096, teacher, codes, max_memory, fused=True) == expected
 
 
 def test_a_small_kernel_stays_float32() -> None:
-    features = torch.empty(dispatch.STAYS_IN_CACHE, 8, dtype=torch.bfloat16, device="meta")
-    assert storage_of(features, len(features), True, True, 2 << 30, fused=True) == Storage(torch.float32, False)
+    features = torch.empty(memory.Limits.codes_from, 8, dtype=torch.bfloat16, device="meta")
+    assert memory.storage(features, len(features), True, True, 2 << 30, fused=True) == Storage(torch.float32, False)

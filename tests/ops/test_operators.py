@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from otter_losses.ops.soft_target import soft_target
 from torch import Tensor
 
-from otter_losses.ops.sigmoid import sigmoid
+from otter_losses.distributed.shard import WHOLE_BATCH
+from otter_losses.ops import cross_entropy, sigmoid
+from otter_losses.ops.execution import Execution
+from otter_losses.ops.problem import Student
+from otter_losses.ops.targets import HardTargets, SoftTargets
 from tests.helpers.batches import DEVICE, make_batch
 from tests.helpers.losses import memories
 
@@ -36,12 +39,15 @@ def check(operator: Any, arguments: tuple[object, ...], backend: str) -> None:
 @memories
 @dtypes
 @pytest.mark.parametrize("teacher", ["own", "given", "none"])
-def test_soft_target(teacher: str, dtype: torch.dtype, max_memory: int, backend: str) -> None:
+def test_cross_entropy(teacher: str, dtype: torch.dtype, max_memory: int, backend: str) -> None:
     batch = make_batch(9, 6, dtype=dtype)
     v, t = (batch.v, batch.t) if teacher == "given" else (None, None)
-    sharpness: Tensor | None = None if teacher == "none" else torch.tensor(1 / 0.15)
-    options = (sharpness, 1.0, 1.0, math.inf, 40.0, 3, False, 0.8, 0.1, max_memory, backend, "", ())
-    check(soft_target, (batch.x, batch.y, None, batch.scale.detach().float().requires_grad_(), v, t, *options), backend)
+    soft = None
+    if teacher != "none":
+        soft = SoftTargets(v, t, torch.tensor(1 / 0.15), 1.0, 1.0, math.inf, 40.0, 3)
+    student = Student(batch.x, batch.y, batch.y, batch.scale.detach().float().requires_grad_())
+    execution = Execution(backend, max_memory, WHOLE_BATCH)
+    check(cross_entropy._forward, cross_entropy.Arguments.pack(student, HardTargets(0.8, 0.1), soft, execution), backend)
 
 
 @kernels
@@ -50,8 +56,5 @@ def test_soft_target(teacher: str, dtype: torch.dtype, max_memory: int, backend:
 def test_sigmoid(dtype: torch.dtype, max_memory: int, backend: str) -> None:
     batch = make_batch(9, 6, dtype=dtype)
     bias = torch.tensor(-1.0, requires_grad=True)
-    check(
-        sigmoid,
-        (batch.x, batch.y, None, batch.scale.detach().float().requires_grad_(), bias, max_memory, backend, "", ()),
-        backend,
-    )
+    student = Student(batch.x, batch.y, batch.y, batch.scale.detach().float().requires_grad_())
+    check(sigmoid._forward, sigmoid.Arguments.pack(student, bias, Execution(backend, max_memory, WHOLE_BATCH)), backend)

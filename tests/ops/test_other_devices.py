@@ -8,8 +8,8 @@ from torch import Tensor
 
 from otter_losses import OTTERLoss
 from otter_losses.losses.base import PairLoss
-from otter_losses.ops import similarity, transport
-from otter_losses.ops.plain import soft_target
+from otter_losses.ops import similarity
+from otter_losses.ops.eager import cross_entropy, sinkhorn
 from tests.helpers.batches import FAMILIES, Batch, make_batch
 from tests.helpers.checks import worst_error
 from tests.helpers.losses import VARIANTS, Build, memories
@@ -49,7 +49,7 @@ def test_decided_beforehand_the_numbers_are_the_same(
         looked.append(True)
         return False
 
-    for module in (similarity, transport, soft_target):
+    for module in (similarity, sinkhorn, cross_entropy):
         monkeypatch.setattr(module, "reads_freely", blind)
     single = batch.to(torch.float32)
     found = evaluate(BUILDERS[name](max_memory=max_memory, backend=backend), single, own_teacher)
@@ -64,7 +64,7 @@ def test_decided_beforehand_hard_data_are_survived(monkeypatch: pytest.MonkeyPat
     for epsilon in (0.15, 0.0751, 0.001):
         expected = evaluate(OTTERLoss(epsilon=epsilon), batch, False)
         with monkeypatch.context() as patch:
-            for module in (similarity, transport, soft_target):
+            for module in (similarity, sinkhorn, cross_entropy):
                 patch.setattr(module, "reads_freely", lambda tensor: False)
             found = evaluate(OTTERLoss(epsilon=epsilon, max_memory=max_memory), batch.to(torch.float32), False)
         assert worst_error(*found, *expected, 14.3) <= 4e-6 + 4e-7 / epsilon

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from otter_losses import InfoNCELoss, OTTERLoss, SigLIPLoss, checks, sinkhorn_knopp
-from otter_losses.ops import dispatch, similarity
+from otter_losses.ops import dispatch, memory
 from tests.helpers.batches import DEVICE, Batch, make_batch, on_device
 from tests.helpers.checks import relative, worst_error
 from tests.helpers.losses import BLOCKS, DENSE, VARIANTS, memories
@@ -58,12 +58,12 @@ def test_any_scale(name: str, scale: float) -> None:
 
 @memories
 @pytest.mark.parametrize("name", ["otter", "info_nce", "siglip"])
-def test_the_diagonal_of_a_later_row_block(monkeypatch: pytest.MonkeyPatch, name: str, max_memory: int) -> None:
-    monkeypatch.setattr(similarity, "CHUNK_ELEMENTS", {DEVICE: 1})
-    monkeypatch.setattr(similarity, "LEAST_ROWS", {DEVICE: 256})
+def test_the_diagonal_of_a_later_row_block(name: str, max_memory: int) -> None:
     batch = make_batch(300, 8)
-    assert len(similarity.row_chunks(300, 300, torch.device(DEVICE))) == 2
-    assert error(name, batch, max_memory=max_memory) <= 4e-6
+    few = {"cpu_block_elements": 1, "device_block_elements": 1, "device_block_rows": 256}
+    with memory.limits(**few):
+        assert len(memory.row_blocks(300, 300, torch.device(DEVICE))) == 2
+        assert error(name, batch, max_memory=max_memory) <= 4e-6
 
 
 def test_a_prior_for_each_pair_parts_and_a_second_temperature() -> None:
@@ -95,12 +95,12 @@ def test_losses_compile_whole(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ["otter", "otter, logarithms", "info_nce", "siglip"])
 def test_every_tile_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Whatever the tuner may choose."""
-    from otter_losses.ops.triton import sigmoid, soft_target, transport
+    from otter_losses.ops.triton import cross_entropy, sigmoid, sinkhorn
 
     batch = make_batch(70, 8)
     for choice in range(1, 3):
-        for module in (transport, soft_target, sigmoid):
-            monkeypatch.setattr(module, "tuned", lambda name, block, choices, run, choice=choice: choices[choice])
+        for module in (cross_entropy, sigmoid, sinkhorn):
+            monkeypatch.setattr(module, "fastest", lambda name, like, shape, choices, run, choice=choice: choices[choice])
         assert error(name, batch) <= (1e-5 if "logarithms" in name else 4e-6)
 
 
@@ -172,9 +172,8 @@ def test_a_nan_that_comes_in_comes_out(monkeypatch: pytest.MonkeyPatch, name: st
     if where in "vt" and name in ("info_nce", "siglip"):
         pytest.skip("has no teacher")
     monkeypatch.setattr(checks, "check_finite", lambda name, tensor: None)
-    monkeypatch.setattr(dispatch, "STAYS_IN_CACHE", 0)
     batch = on_device(make_batch(41, 24), torch.bfloat16 if way == "codes" else torch.float32)
-    with torch.no_grad():
+    with torch.no_grad(), memory.limits(codes_from=0):
         getattr(batch, where)[7, 3] = torch.nan
         loss = VARIANTS[name](backend="triton", max_memory=BLOCKS if way == "blocks" else DENSE)
         parts = loss(batch.x, batch.y, batch.scale, **batch.teacher(), output_dict=True)

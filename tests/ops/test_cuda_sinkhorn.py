@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from otter_losses.ops.cuda.transport import CLUSTER, SOURCE, THREADS, Layout
 from torch import Tensor
 
 from otter_losses.ops import cache
-from otter_losses.ops.cuda import compiler, transport
+from otter_losses.ops.cuda import nvrtc, sinkhorn
+from otter_losses.ops.cuda.sinkhorn import CLUSTER, SOURCE, THREADS, Layout
 from tests.helpers.checks import relative
 from tests.helpers.paths import ROOT
 
@@ -23,7 +23,7 @@ EMULATED_THREADS = 64
 EMULATION = f"""
 #include "{SOURCE}"
 extern "C" int launch(int cluster, int blocks, int shared_bytes, unsigned seed, PARAMETERS) {{
-    return run(cluster ? transport_cluster : transport_grid, blocks, shared_bytes, seed, ARGUMENTS);
+    return run(cluster ? sinkhorn_cluster : sinkhorn_grid, blocks, shared_bytes, seed, ARGUMENTS);
 }}
 """
 Solution = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -39,7 +39,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     compiler_path = shutil.which("g++")
     if compiler_path is None or sys.platform != "linux":
         pytest.skip("g++ is missing: it compiles the kernel's source for the CPU")
-    library = tmp_path_factory.mktemp("emulated") / "transport.so"
+    library = tmp_path_factory.mktemp("emulated") / "sinkhorn.so"
     emulator = ["-DEMULATED", f"-DTHREADS={EMULATED_THREADS}", "-include", str(ROOT / "tests/helpers/cuda_emulator.h")]
     flags = ["-std=c++20", "-O1", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-fPIC", "-shared", "-x", "c++", "-"]
     command = [compiler_path, *emulator, *flags, "-o", str(library)]
@@ -137,7 +137,7 @@ V100, A100, H200 = (80, 96 * KIBI, False), (108, 163 * KIBI, False), (132, 227 *
 
 def largest(multiprocessors: int, shared_bytes: int, clusters: bool) -> int:
     sizes = range(1, 5000)
-    return max(n for n in sizes if transport.layout(n, multiprocessors, shared_bytes, clusters) is not None)
+    return max(n for n in sizes if sinkhorn.layout(n, multiprocessors, shared_bytes, clusters) is not None)
 
 
 def test_largest_matrix_of_each_gpu() -> None:
@@ -145,16 +145,16 @@ def test_largest_matrix_of_each_gpu() -> None:
 
 
 def test_clusters_are_preferred_while_they_hold_the_matrix() -> None:
-    plans = [transport.layout(n, *H200) for n in (1, 512, 2000)]
-    assert [plan.kernel for plan in plans if plan] == ["transport_cluster", "transport_cluster", "transport_grid"]
-    plan = transport.layout(512, *A100)
+    plans = [sinkhorn.layout(n, *H200) for n in (1, 512, 2000)]
+    assert [plan.kernel for plan in plans if plan] == ["sinkhorn_cluster", "sinkhorn_cluster", "sinkhorn_grid"]
+    plan = sinkhorn.layout(512, *A100)
     assert plan == Layout(512, False, 103, 5)
 
 
 @pytest.mark.parametrize("gpu", [V100, A100, H200, (4, 99 * KIBI, True)])
 def test_layouts_cover_every_row_within_the_chip(gpu: tuple[int, int, bool]) -> None:
     for n in (*range(1, 300), 511, 512, 513, 1000, 1023):
-        plan = transport.layout(n, *gpu)
+        plan = sinkhorn.layout(n, *gpu)
         if plan is None:
             continue
         assert plan.blocks * plan.rows >= n
@@ -164,14 +164,14 @@ def test_layouts_cover_every_row_within_the_chip(gpu: tuple[int, int, bool]) -> 
 
 
 def test_too_large_a_matrix_fits_nowhere() -> None:
-    assert transport.layout(5000, *H200) is None
+    assert sinkhorn.layout(5000, *H200) is None
 
 
 # ---- machine code ----
 
 
 def needs_a_compiler() -> None:
-    reason = compiler.missing()
+    reason = nvrtc.missing()
     if reason is not None:
         pytest.skip(reason)
 
@@ -203,13 +203,13 @@ def cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Path,
     source = tmp_path / "one.cu"
     source.write_text('extern "C" __global__ void one(float* x) { *x = VALUE; }')
     built: list[str] = []
-    build = compiler._build
+    build = nvrtc._build
 
     def count(name: str, *rest: object) -> bytes:
         built.append(name)
         return build(name, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(compiler, "_build", count)
+    monkeypatch.setattr(nvrtc, "_build", count)
     return source, tmp_path / "cache", built
 
 
@@ -218,39 +218,39 @@ DEFINES = [("VALUE", "1")]
 
 def test_what_was_built_is_read_back(cached: tuple[Path, Path, list[str]]) -> None:
     source, folder, built = cached
-    first = compiler.compile(source, 90, DEFINES)
+    first = nvrtc.compile(source, 90, DEFINES)
     assert first.startswith(b"\x7fELF")
-    assert compiler.compile(source, 90, DEFINES) == first
+    assert nvrtc.compile(source, 90, DEFINES) == first
     assert len(built) == len(list(folder.iterdir())) == 1
 
 
 def test_another_source_architecture_or_switch_is_built_anew(cached: tuple[Path, Path, list[str]]) -> None:
     source, folder, built = cached
-    cubins = [compiler.compile(source, 90, DEFINES), compiler.compile(source, 80, DEFINES)]
-    cubins.append(compiler.compile(source, 90, [("VALUE", "2")]))
+    cubins = [nvrtc.compile(source, 90, DEFINES), nvrtc.compile(source, 80, DEFINES)]
+    cubins.append(nvrtc.compile(source, 90, [("VALUE", "2")]))
     source.write_text(source.read_text().replace("VALUE", "VALUE + 2"))
-    cubins.append(compiler.compile(source, 90, DEFINES))
+    cubins.append(nvrtc.compile(source, 90, DEFINES))
     assert len(set(cubins)) == len(built) == len(list(folder.iterdir())) == 4
 
 
 @pytest.mark.parametrize("damage", [lambda old: old[: len(old) // 2], lambda old: b"", lambda old: old[:-1] + b"\x55"])
 def test_a_damaged_entry_is_built_again(cached: tuple[Path, Path, list[str]], damage: Callable[[bytes], bytes]) -> None:
     source, folder, built = cached
-    first = compiler.compile(source, 90, DEFINES)
+    first = nvrtc.compile(source, 90, DEFINES)
     (entry,) = folder.iterdir()
     entry.write_bytes(damage(entry.read_bytes()))
-    assert compiler.compile(source, 90, DEFINES) == first
-    assert compiler.compile(source, 90, DEFINES) == first
+    assert nvrtc.compile(source, 90, DEFINES) == first
+    assert nvrtc.compile(source, 90, DEFINES) == first
     assert len(built) == 2
 
 
 def test_an_entry_that_cannot_be_read_or_replaced_is_no_obstacle(cached: tuple[Path, Path, list[str]]) -> None:
     source, folder, built = cached
-    first = compiler.compile(source, 90, DEFINES)
+    first = nvrtc.compile(source, 90, DEFINES)
     (entry,) = folder.iterdir()
     entry.unlink()
     (entry / "occupied").mkdir(parents=True)
-    assert compiler.compile(source, 90, DEFINES) == first
+    assert nvrtc.compile(source, 90, DEFINES) == first
     assert len(built) == 2
     assert [each.name for each in folder.iterdir()] == [entry.name]
 
@@ -260,7 +260,7 @@ def test_a_folder_that_cannot_be_made_is_no_obstacle(
 ) -> None:
     source, _, built = cached
     monkeypatch.setenv("OTTER_LOSSES_CACHE_DIR", str(source / "cache"))
-    assert compiler.compile(source, 90, DEFINES) == compiler.compile(source, 90, DEFINES)
+    assert nvrtc.compile(source, 90, DEFINES) == nvrtc.compile(source, 90, DEFINES)
     assert len(built) == 2
 
 
@@ -268,14 +268,14 @@ def test_two_processes_build_at_once(cached: tuple[Path, Path, list[str]]) -> No
     source, folder, built = cached
     script = f"""
 from pathlib import Path
-from otter_losses.ops.cuda import compiler
-print(compiler.compile(Path({str(source)!r}), 90, {DEFINES!r}).hex())
+from otter_losses.ops.cuda import nvrtc
+print(nvrtc.compile(Path({str(source)!r}), 90, {DEFINES!r}).hex())
 """
     command = [sys.executable, "-W", "error", "-c", script]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ) for _ in range(2)]
     outputs = {bytes.fromhex(process.communicate()[0]) for process in processes}
     assert [process.returncode for process in processes] == [0, 0]
-    assert outputs == {compiler.compile(source, 90, DEFINES)}
+    assert outputs == {nvrtc.compile(source, 90, DEFINES)}
     assert built == []
     assert len(list(folder.iterdir())) == 1
 
@@ -291,7 +291,7 @@ def test_default_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 # ---- what cannot run says what is missing ----
 
-FRESH = 'from otter_losses.ops.cuda import compiler; print(compiler.missing() or "all is there")'
+FRESH = 'from otter_losses.ops.cuda import nvrtc; print(nvrtc.missing() or "all is there")'
 
 
 def in_a_fresh_process(before: str) -> str:
@@ -318,27 +318,27 @@ nvrtc.nvrtcVersion = version
 
 
 def test_nothing_is_built_where_something_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiler, "_missing", lambda: ("cuda-core is not there", (0, 0), ()))
+    monkeypatch.setattr(nvrtc, "_missing", lambda: ("cuda-core is not there", (0, 0), ()))
     with pytest.raises(RuntimeError, match="cuda-core is not there"):
-        compiler.compile(SOURCE, 90)
+        nvrtc.compile(SOURCE, 90)
 
 
 def test_an_error_of_the_compiler_is_passed_on(cached: tuple[Path, Path, list[str]]) -> None:
     source, _, _ = cached
     with pytest.raises(RuntimeError, match=r'cannot build one\.cu for sm_90(.|\n)*identifier "VALUE" is undefined'):
-        compiler.compile(source, 90)
+        nvrtc.compile(source, 90)
 
 
 def test_a_cpu_has_no_kernels() -> None:
-    assert transport.missing(torch.device("cpu")) == "the CUDA kernels need a CUDA device, but the tensors are on cpu."
+    assert sinkhorn.missing(torch.device("cpu")) == "the CUDA kernels need a CUDA device, but the tensors are on cpu."
 
 
 def test_a_pytorch_without_cuda_or_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert "this PyTorch is built without it" in (transport.missing(torch.device("cuda")) or "")
+    assert "this PyTorch is built without it" in (sinkhorn.missing(torch.device("cuda")) or "")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert "PyTorch finds none" in (transport.missing(torch.device("cuda")) or "")
+    assert "PyTorch finds none" in (sinkhorn.missing(torch.device("cuda")) or "")
 
 
 @pytest.mark.parametrize(
@@ -353,10 +353,10 @@ def test_a_pytorch_without_cuda_or_without_a_gpu(monkeypatch: pytest.MonkeyPatch
 )
 def test_what_a_device_lacks(monkeypatch: pytest.MonkeyPatch, architecture: int, driver: int, reason: str | None) -> None:
     bindings = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
-    monkeypatch.setattr(transport, "_chip", lambda device: (architecture, 132, 227 * KIBI, True))
-    monkeypatch.setattr(compiler, "_missing", lambda: (None, (13, 0), (75, 80, 90, 100)))
+    monkeypatch.setattr(sinkhorn, "_chip", lambda device: (architecture, 132, 227 * KIBI, True))
+    monkeypatch.setattr(nvrtc, "_missing", lambda: (None, (13, 0), (75, 80, 90, 100)))
     monkeypatch.setattr(bindings, "cuDriverGetVersion", lambda: (0, driver))
-    found = transport._missing.__wrapped__(3)
+    found = sinkhorn._missing.__wrapped__(3)
     assert found is None if reason is None else re.search(reason, found or "")
 
 
@@ -379,13 +379,13 @@ def test_a_kernel_is_tried_before_it_is_trusted(
             raise raises
         return torch.ones(9), torch.ones(9), torch.full((9,), off / 9)
 
-    monkeypatch.setattr(transport, "solve", solve)
+    monkeypatch.setattr(sinkhorn, "solve", solve)
     plan = Layout(9, True, CLUSTER, 2)
     if reason is None:
-        assert transport._failure(plan, torch.device("cpu")) is None
+        assert sinkhorn._failure(plan, torch.device("cpu")) is None
     else:
         with pytest.warns(RuntimeWarning, match="solves the transport without CUDA C\\+\\+ on cpu: its kernel"):
-            assert reason in (transport._failure(plan, torch.device("cpu")) or "")
+            assert reason in (sinkhorn._failure(plan, torch.device("cpu")) or "")
     assert tried == [9]
 
 
@@ -393,9 +393,9 @@ def test_out_of_memory_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     def solve(*arguments: object) -> None:
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(transport, "solve", solve)
+    monkeypatch.setattr(sinkhorn, "solve", solve)
     with pytest.raises(torch.OutOfMemoryError):
-        transport._failure(Layout(9, True, CLUSTER, 2), torch.device("cpu"))
+        sinkhorn._failure(Layout(9, True, CLUSTER, 2), torch.device("cpu"))
 
 
 # ---- on a GPU ----
@@ -407,18 +407,18 @@ def test_out_of_memory_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("n", [1, 2, 41, 130, 512, 520, 1000])
 def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch, n: int, clusters: bool) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    reason = transport.missing(device)
+    reason = sinkhorn.missing(device)
     if reason is not None:
         pytest.skip(reason)
-    _, multiprocessors, shared_bytes, has_clusters = transport._chip(device.index)
-    plan = transport.layout(n, multiprocessors, shared_bytes, clusters)
+    _, multiprocessors, shared_bytes, has_clusters = sinkhorn._chip(device.index)
+    plan = sinkhorn.layout(n, multiprocessors, shared_bytes, clusters)
     if plan is None or plan.cluster != clusters or plan.cluster > has_clusters:
         pytest.skip("not a layout of this GPU")
-    monkeypatch.setattr(transport, "_layout", lambda n, device: plan)
+    monkeypatch.setattr(sinkhorn, "_layout", lambda n, device: plan)
     for iterations in (0, 1, 5):
         logits, shift = make_logits(n, 75.0, n > 1), torch.tensor(75.0)
         matrices = [logits.to(device) for _ in range(2)]
-        first, again = ((matrix, *transport.solve(matrix, shift.to(device), iterations)) for matrix in matrices)
+        first, again = ((matrix, *sinkhorn.solve(matrix, shift.to(device), iterations)) for matrix in matrices)
         wanted = expected(logits, shift, iterations)
         found = (first[0].cpu(), first[1].cpu(), first[2].cpu(), first[3].cpu())
         assert worst(found, wanted) <= 1e-5
@@ -430,14 +430,14 @@ def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch, n: int, clusters: bool) -> No
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_in_a_cuda_graph() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    reason = transport.missing(device)
+    reason = sinkhorn.missing(device)
     if reason is not None:
         pytest.skip(reason)
     logits, shift = make_logits(130, 5.0, True).to(device), torch.tensor(5.0, device=device)
-    wanted = transport.solve(logits.clone(), shift, 5)
+    wanted = sinkhorn.solve(logits.clone(), shift, 5)
     matrix, graph = logits.clone(), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = transport.solve(matrix, shift, 5)
+        found = sinkhorn.solve(matrix, shift, 5)
     for _ in range(2):
         matrix.copy_(logits)
         graph.replay()

@@ -9,7 +9,8 @@ import torch
 pytest.importorskip("triton", reason="triton is there on Linux only")
 
 from otter_losses.ops import cache
-from otter_losses.ops.triton import launch
+from otter_losses.ops.triton import autotune
+from otter_losses.ops.triton.launch import Tile
 
 CHOICES = tuple({"BM": rows, "BN": 64, "num_warps": 4} for rows in (8, 16, 32))
 SPEED = {8: 3.0, 16: 1.0, 32: 2.0}
@@ -20,19 +21,13 @@ class Block:
 
     is_cuda, device, dtype = True, torch.device("cuda", 0), torch.float32
 
-    def __init__(self, rows: int, columns: int) -> None:
-        self.shape = (rows, columns)
-
-    def numel(self) -> int:
-        return self.shape[0] * self.shape[1]
-
 
 @pytest.fixture
 def trials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     """The tiles that were timed."""
     timed: list[int] = []
 
-    def milliseconds(run: launch.Run, tile: launch.Tile) -> float:
+    def milliseconds(run: autotune.Run, tile: Tile) -> float:
         timed.append(tile["BM"])
         run(tile)
         return SPEED[tile["BM"]]
@@ -42,10 +37,10 @@ def trials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
         def __enter__(self) -> None: ...
         def __exit__(self, *error: object) -> None: ...
 
-    monkeypatch.setattr(launch, "_milliseconds", milliseconds)
-    monkeypatch.setattr(launch, "_by_device", {})
+    monkeypatch.setattr(autotune, "_milliseconds", milliseconds)
+    monkeypatch.setattr(autotune, "_by_device", {})
     monkeypatch.setattr(torch.cuda, "device", Guard)
-    monkeypatch.setattr(launch, "_name", lambda device: "Some GPU")
+    monkeypatch.setattr(autotune, "_name", lambda device: "Some GPU")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setenv("OTTER_LOSSES_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("OTTER_LOSSES_AUTOTUNE", raising=False)
@@ -53,8 +48,8 @@ def trials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
 
 
 def choose(name: str = "statistics", rows: int = 4096, columns: int = 4096, tries: bool = True) -> int:
-    block: Any = Block(rows, columns)
-    return launch.tuned(name, block, CHOICES, (lambda tile: None) if tries else None)["BM"]
+    block: Any = Block()
+    return autotune.fastest(name, block, (rows, columns), CHOICES, (lambda tile: None) if tries else None)["BM"]
 
 
 def test_the_fastest_is_taken_and_remembered(trials: list[int]) -> None:
@@ -71,14 +66,14 @@ def test_the_fastest_is_taken_and_remembered(trials: list[int]) -> None:
 
 def test_another_process_reads_what_was_chosen(trials: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     choose()
-    monkeypatch.setattr(launch, "_by_device", {})
+    monkeypatch.setattr(autotune, "_by_device", {})
     assert choose(tries=False) == 16
     assert len(trials) == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"[1, 2]", b'{"a": "b"}', b"\xff\xfe"])
 def test_a_file_that_makes_no_sense_is_ignored(trials: list[int], content: bytes) -> None:
-    cache.store(launch._file("Some GPU"), content)
+    cache.store(autotune._file("Some GPU"), content)
     assert choose() == 16
     assert len(trials) == 3
 
@@ -103,7 +98,8 @@ def test_without_a_trial_it_is_the_first(trials: list[int], monkeypatch: pytest.
 
 
 def test_on_a_cpu_there_is_nothing_to_time(trials: list[int]) -> None:
-    assert launch.tuned("statistics", torch.zeros(4096, 4096), CHOICES, lambda tile: None) == CHOICES[0]
+    block, shape = torch.zeros(1, 1), (4096, 4096)
+    assert autotune.fastest("statistics", block, shape, CHOICES, lambda tile: None) == CHOICES[0]
     assert trials == []
 
 
@@ -112,11 +108,11 @@ def test_on_a_cpu_there_is_nothing_to_time(trials: list[int]) -> None:
 def test_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from otter_losses import OTTERLoss
 
-    monkeypatch.setattr(launch, "_by_device", {})
+    monkeypatch.setattr(autotune, "_by_device", {})
     monkeypatch.setenv("OTTER_LOSSES_CACHE_DIR", str(tmp_path))
     x, y = torch.nn.functional.normalize(torch.randn(2, 3000, 32, device="cuda"), dim=-1).to(torch.bfloat16)
     value = OTTERLoss(backend="triton")(x.requires_grad_(), y.requires_grad_(), 14.3)
     value.backward()
-    (known,) = launch._by_device.values()
-    assert {name.split()[0].strip(",") for name in known} == {"row_scalings", "column_totals", "statistics", "logits_gradient"}
+    (known,) = autotune._by_device.values()
+    assert {name.split()[0].strip(",") for name in known} == {"row_scalings", "column_sums", "statistics", "logits_gradient"}
     torch.testing.assert_close(value, OTTERLoss(backend="torch")(x, y, 14.3), rtol=1e-5, atol=0)
