@@ -3,7 +3,6 @@
 On a CPU, and for matrices of this size, N processes with one thread beat one process with N threads.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
+Item = TypeVar("Item")
 Task = TypeVar("Task")
 Shared = TypeVar("Shared")
 Result = TypeVar("Result")
@@ -20,9 +20,9 @@ _shared: Any = None
 """What all tasks of this worker process have in common; sent once a process, not once a task."""
 
 
-def default_jobs() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def chunks(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """Items that come one by one as tasks of up to `size` of them."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def run_tasks(

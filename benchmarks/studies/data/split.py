@@ -1,7 +1,7 @@
 """Which pairs train, validate and test: split by concept, then cleared of what the held-out pictures give away."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,10 +46,24 @@ def split_by_concept(concepts: Sequence[str | None], captions: Sequence[str], im
 
 def role_of(concept: str) -> str:
     """Fixed by the concept's name alone: the same for everyone, whatever else is in the data."""
-    position = int.from_bytes(hashlib.sha256(concept.encode()).digest()[:8], "big") / 2**64
+    position = hashed(concept) / 2**64
     if position < TEST_SHARE:
         return "test"
     return "validation" if position < TEST_SHARE + VALIDATION_SHARE else "training"
+
+
+def hashed(text: str) -> int:
+    """A number below 2**64 that the text alone fixes."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def first_of_each(concepts: Iterable[str | None]) -> dict[str, int]:
+    """The first pair that shows each concept, by its place; the concepts in the order of their names."""
+    first: dict[str, int] = {}
+    for index, concept in enumerate(concepts):
+        if concept is not None:
+            first.setdefault(concept, index)
+    return dict(sorted(first.items()))
 
 
 def plain(name: str) -> str:

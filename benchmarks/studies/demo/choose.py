@@ -5,12 +5,13 @@
 
 from statistics import mean
 
-from .__main__ import default_cache
-from .pairs import list_pairs
-from .parallel import default_jobs, run_tasks
-from .pipeline import load_problem
-from .report import table
-from .train import BASELINE, Run, train
+from benchmarks.studies.command import cores, default_cache
+from benchmarks.studies.data.installed.pairs import list_pairs
+from benchmarks.studies.demo.problem import load_problem
+from benchmarks.studies.demo.run import Run, train
+from benchmarks.studies.parallel import run_tasks
+from benchmarks.studies.report import table
+from benchmarks.studies.training.losses import BASELINE
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 SEEDS = (100, 101, 102)
@@ -19,9 +20,9 @@ NOISES = (0.0, 0.4)
 
 def main() -> None:
     pairs = list_pairs()
-    problem, _ = load_problem(pairs, default_cache(), default_jobs())
+    problem, _ = load_problem(pairs, default_cache("demo"), cores())
     runs = [Run(BASELINE, noise, seed, learning_rate=rate) for rate in RATES for noise in NOISES for seed in SEEDS]
-    outcomes = run_tasks(train, problem, runs, jobs=default_jobs(), label="training", unit="run")
+    outcomes = run_tasks(train, problem, runs, jobs=cores(), label="training", unit="run")
     rows = []
     for rate in RATES:
         of_rate = [outcome for outcome in outcomes if outcome.run.learning_rate == rate]

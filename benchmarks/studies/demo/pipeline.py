@@ -4,32 +4,24 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import otter_losses
 from benchmarks.measure import machine
-from otter_losses.functional import otter_targets
-
-from .features import DATA_PACKAGES, load_features
-from .noise import shuffle_captions
-from .pairs import Pair, list_pairs, render
-from .parallel import run_tasks
-from .plots import CREDITS, Match, plot_matches, plot_noise
-from .problem import Problem, build_problem
-from .report import by_cell, difference_table, sampling_error, score_table, write_json
-from .train import BATCH, METHODS, Outcome, Run, train
+from benchmarks.studies.data.cache import versions
+from benchmarks.studies.data.installed.features import DATA_PACKAGES
+from benchmarks.studies.data.installed.pairs import CREDITS, Pair, list_pairs
+from benchmarks.studies.demo.matches import draw_probe, find_matches, plot_matches
+from benchmarks.studies.demo.plots import plot_noise
+from benchmarks.studies.demo.problem import Problem, load_problem
+from benchmarks.studies.demo.report import by_cell, difference_table, sampling_error, score_table, write_json
+from benchmarks.studies.demo.run import Run, train
+from benchmarks.studies.parallel import run_tasks
+from benchmarks.studies.training.losses import METHODS, OURS
 
 QUICK_STEP = 12
 SHOWN_NOISE = 0.4
-SHOWN_PAIRS = 8
-SHOWN_CAPTIONS = 4
-SHOWN_SIZE = 256
-PROBE_SEED = 20_000
-"""Far from the seeds of the runs, so that the pairs shown have nothing to do with which captions are shuffled."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +45,9 @@ def run_demo(options: Options) -> None:
     print(_describe(pairs, problem, from_cache))
 
     shown = min(options.noises, key=lambda noise: abs(noise - SHOWN_NOISE))
-    probe = _probe(len(problem.split.training))
+    probe = draw_probe(len(problem.split.training))
     runs = [
-        Run(method, noise, seed, options.epochs, probe if (method, noise, seed) == ("OTTER", shown, 0) else ())
+        Run(method, noise, seed, options.epochs, probe if (method, noise, seed) == (OURS, shown, 0) else ())
         for seed in range(options.seeds)
         for noise in options.noises
         for method in METHODS
@@ -70,7 +62,7 @@ def run_demo(options: Options) -> None:
     (options.output / "table.md").write_text(tables, encoding="utf-8")
     plot_noise(options.output / "noise.png", scores)
     probed = next(outcome for outcome in outcomes if outcome.probe_features is not None)
-    plot_matches(options.output / "matches.png", _matches(pairs, problem, probed), shown, len(probe))
+    plot_matches(options.output / "matches.png", find_matches(pairs, problem, probed), shown, len(probe))
     finished = time.perf_counter()
 
     seconds = {"features": encoded - started, "training": trained - encoded, "all": finished - started}
@@ -81,20 +73,12 @@ def run_demo(options: Options) -> None:
         "jobs": options.jobs,
         "otter_losses": otter_losses.__version__,
         "machine": machine("cpu"),
-        "versions": {package: version(package) for package in DATA_PACKAGES},
+        "versions": versions(DATA_PACKAGES),
         **_counts(pairs, problem),
         "sampling_error": error,
     }
     write_json(options.output / "results.json", outcomes, facts)
     print(f"Written to {options.output}/: table.md, noise.png, matches.png, results.json. {finished - started:.0f} s.")
-
-
-def load_problem(pairs: Sequence[Pair], cache: Path, jobs: int) -> tuple[Problem, bool]:
-    """The task that the pairs make, and whether their features came from the cache."""
-    features, from_cache = load_features(pairs, cache, jobs)
-    captions = [pair.caption for pair in pairs]
-    concepts = [pair.caption if pair.is_concept else None for pair in pairs]
-    return build_problem(features, captions, concepts), from_cache
 
 
 def _counts(pairs: Sequence[Pair], problem: Problem) -> dict[str, Any]:
@@ -130,28 +114,3 @@ def _notes(seeds: int, error: float, quick: bool) -> str:
         f"pictures adds about {error:.1f} points to every score."
     )
     return f"{notes}\nA QUICK RUN: too few pictures and epochs for its numbers to mean anything." if quick else notes
-
-
-def _probe(training_pairs: int) -> tuple[int, ...]:
-    """A random batch of training pairs for the picture of matches."""
-    generator = torch.Generator().manual_seed(PROBE_SEED)
-    return tuple(torch.randperm(training_pairs, generator=generator)[:BATCH].tolist())
-
-
-def _matches(pairs: Sequence[Pair], problem: Problem, outcome: Outcome) -> list[Match]:
-    """The first pairs of the probe: it is in random order, so they are a random choice."""
-    run = outcome.run
-    if outcome.probe_features is None:
-        raise ValueError("the outcome was not probed")
-    images, texts = map(torch.from_numpy, outcome.probe_features)
-    masses, _ = otter_targets(images, texts, epsilon=0.15, iterations=5, gamma_image=1.0, gamma_text=1.0)
-    training = problem.split.training
-    given = shuffle_captions(len(training), run.noise, run.seed)
-    captions = [pairs[training[given[pair]]].caption for pair in run.probe]
-    matches = []
-    for row, pair in enumerate(run.probe[:SHOWN_PAIRS]):
-        top = masses[row].topk(SHOWN_CAPTIONS)
-        transported = [(captions[index], mass) for index, mass in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
-        own = pairs[training[pair]]
-        matches.append(Match(render(own, SHOWN_SIZE), captions[row], own.caption, transported))
-    return matches

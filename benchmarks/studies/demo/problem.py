@@ -2,20 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .split import Split, split_by_concept
-
-
-class Features(NamedTuple):
-    """Frozen features of pictures (N, 1280) and captions (N, 384), row i belonging to pair i."""
-
-    images: NDArray[np.float32]
-    texts: NDArray[np.float32]
+from benchmarks.studies.data.installed.features import Features, load_features
+from benchmarks.studies.data.installed.pairs import Pair
+from benchmarks.studies.data.split import Split, first_of_each, split_by_concept
 
 
 @dataclass(frozen=True)
@@ -32,10 +27,18 @@ class Problem:
     labels: list[int]
 
 
+def load_problem(pairs: Sequence[Pair], cache: Path, jobs: int) -> tuple[Problem, bool]:
+    """The task that the pairs make, and whether their features came from the cache."""
+    features, from_cache = load_features(pairs, cache, jobs)
+    captions = [pair.caption for pair in pairs]
+    concepts = [pair.caption if pair.is_concept else None for pair in pairs]
+    return build_problem(features, captions, concepts), from_cache
+
+
 def build_problem(features: Features, captions: Sequence[str], concepts: Sequence[str | None]) -> Problem:
     """`concepts` names what each pair shows, as its caption does, or is None for a pair that only ever trains."""
-    first = {concept: index for index, concept in reversed(list(enumerate(concepts))) if concept is not None}
-    row = {concept: position for position, concept in enumerate(sorted(first))}
-    names = features.texts[[first[concept] for concept in row]]
+    first = first_of_each(concepts)
+    names = features.texts[list(first.values())]
+    row = {concept: position for position, concept in enumerate(first)}
     labels = [-1 if concept is None else row[concept] for concept in concepts]
     return Problem(features, split_by_concept(concepts, captions, torch.from_numpy(features.images)), names, labels)

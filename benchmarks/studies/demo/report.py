@@ -5,11 +5,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from .evaluate import KS
-from .train import BASELINE, METHODS, Outcome
+from benchmarks.hit_at_k import KS
+from benchmarks.studies.demo.run import Outcome
+from benchmarks.studies.report import spread, table
+from benchmarks.studies.training.losses import BASELINE, METHODS
 
 Scores = Mapping[tuple[str, float], Sequence[Outcome]]
 """The outcomes of each loss and noise level, one a seed, in the same order of seeds throughout."""
@@ -27,7 +29,7 @@ def score_table(scores: Scores) -> str:
     rows = []
     for method, noise in _cells(scores):
         values = [[outcome.test[k] for outcome in scores[method, noise]] for k in KS]
-        rows.append([f"{noise:.0%}", method, *(f"{mean(seeds):.1f}{_spread(seeds)}" for seeds in values)])
+        rows.append([f"{noise:.0%}", method, *(f"{mean(seeds):.1f}{spread(seeds)}" for seeds in values)])
     return table(["shuffled", "loss", *(f"hit@{k}" for k in KS)], rows)
 
 
@@ -41,7 +43,7 @@ def difference_table(scores: Scores) -> str:
         for k in KS:
             pairs = zip(scores[method, noise], scores[BASELINE, noise], strict=True)
             differences = [ours.test[k] - theirs.test[k] for ours, theirs in pairs]
-            error = _spread(differences, math.sqrt(len(differences)))
+            error = spread(differences, math.sqrt(len(differences)))
             won = sum(difference > 0 for difference in differences)
             cells.append(f"{mean(differences):+.1f}{error} ({won}/{len(differences)})")
         rows.append([f"{noise:.0%}", method, *cells])
@@ -70,16 +72,3 @@ def write_json(path: Path, outcomes: Sequence[Outcome], facts: Mapping[str, Any]
 def _cells(scores: Scores) -> list[tuple[str, float]]:
     order = list(METHODS)
     return sorted(scores, key=lambda cell: (cell[1], order.index(cell[0])))
-
-
-def _spread(values: Sequence[float], divisor: float = 1.0) -> str:
-    return f" ± {stdev(values) / divisor:.1f}" if len(values) > 1 else ""
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that also reads well as it stands."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )

@@ -6,15 +6,15 @@ every loss.
 
 from statistics import mean
 
-from benchmarks.demo.evaluate import hits
-from benchmarks.demo.parallel import default_jobs, run_tasks
-from benchmarks.demo.report import table
-
-from .__main__ import default_cache
-from .features import load_collection
-from .problem import build_problem
-from .settings import BASELINE, SETTINGS
-from .train import Run, train
+from benchmarks.hit_at_k import hit_at_k
+from benchmarks.studies.command import cores, default_cache
+from benchmarks.studies.data.fetched.features import load_collection
+from benchmarks.studies.parallel import run_tasks
+from benchmarks.studies.report import table
+from benchmarks.studies.table.problem import build_problem
+from benchmarks.studies.table.run import Run, train
+from benchmarks.studies.table.settings import SETTINGS
+from benchmarks.studies.training.losses import BASELINE
 
 RATES = (3e-4, 1e-3, 3e-3)
 SEEDS = (100,)
@@ -22,15 +22,15 @@ CHOSEN_ON = ("all", "40 % shuffled", "all, 2 layers", "40 % shuffled, 2 layers")
 
 
 def main() -> None:
-    problem = build_problem(load_collection(default_cache(), default_jobs()))
+    problem = build_problem(load_collection(default_cache("realpairs"), cores()))
     runs = [Run(setting, BASELINE, seed, learning_rate=rate) for rate in RATES for setting in CHOSEN_ON for seed in SEEDS]
-    outcomes = run_tasks(train, problem, runs, jobs=default_jobs(), label="training", unit="run")
+    outcomes = run_tasks(train, problem, runs, jobs=cores(), label="training", unit="run")
     rows = []
     for layers in (1, 2):
         for rate in RATES:
             scores = [
                 mean(
-                    hits(ranks, 10)
+                    hit_at_k(ranks, [10])[10]
                     for outcome in outcomes
                     for ranks in outcome.validation.values()
                     if of(outcome.run, rate, name)

@@ -11,23 +11,21 @@ import numpy as np
 import torch
 
 import otter_losses
-from benchmarks.demo.parallel import run_tasks
-from benchmarks.demo.train import METHODS
 from benchmarks.measure import machine
-
-from .features import load_collection, load_pictures
-from .problem import Problem, build_problem
-from .settings import OURS
-from .statistics import collect, compare
-from .train import Outcome, Run, train
+from benchmarks.studies.data.fetched.features import load_collection, load_pictures
+from benchmarks.studies.parallel import run_tasks
+from benchmarks.studies.table.problem import Problem, build_problem
+from benchmarks.studies.table.run import Outcome, Run, train
+from benchmarks.studies.table.statistics import collect, compare
+from benchmarks.studies.training.losses import METHODS, OURS
 
 
 def run_settings(
     settings: Sequence[str], *, seeds: int, epochs: int, finetune: bool, output: Path, cache: Path, jobs: int, started: float
 ) -> None:
     """Trains seed by seed and writes the report after each, so that a run that is stopped has said what it found."""
-    from .plots import plot_differences
-    from .report import write_report
+    from benchmarks.studies.table.plots import plot_differences
+    from benchmarks.studies.table.report import write_report
 
     output.mkdir(parents=True, exist_ok=True)
     collection = load_collection(cache, jobs)

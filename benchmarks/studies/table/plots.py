@@ -1,16 +1,13 @@
-"""The one picture: what OTTER gains and loses in each of the scores."""
+"""The table's picture: what OTTER gains and loses in each of the scores."""
 
 from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from benchmarks.demo.plots import COLOURS, FAINT, STYLE
-
-from .report import Comparisons
-from .settings import BASELINE, OURS
-
-WITHOUT = "OTTER without Sinkhorn"
+from benchmarks.studies.plots import COLOURS, FAINT, GRID, STYLE
+from benchmarks.studies.table.report import Comparisons
+from benchmarks.studies.training.losses import BASELINE, OURS, WITHOUT
 
 
 def plot_differences(path: Path, compared: Comparisons, title: str) -> None:
@@ -36,7 +33,7 @@ def plot_differences(path: Path, compared: Comparisons, title: str) -> None:
             axes.axvline(0, color="#888888", linewidth=1)
             axes.axvline(mean, color="#b3261e", linewidth=1, linestyle=":")
             for row in range(6, len(evaluations), 6):
-                axes.axhline(row - 0.5, color="#e6e6e6", linewidth=1)
+                axes.axhline(row - 0.5, color=GRID, linewidth=1)
             axes.set_title(f"less {rival}: mean {mean:+.2f}", fontsize=10)
             axes.set_xlabel("points of hit@k")
         panels[0].set_yticks(range(len(evaluations)), [f"{at.setting}: {at.test} @{at.k}" for at in evaluations], fontsize=8)

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.demo.split import plain, split_by_concept
-
-from .features import Collection
-from .pairs import CLIP_ART, ICONS, Pair
-from .settings import SETTINGS, SOURCES, TESTS, Setting
+from benchmarks.studies.data.fetched.features import Collection
+from benchmarks.studies.data.fetched.pairs import CLIP_ART, ICONS, Pair
+from benchmarks.studies.data.split import first_of_each, plain, split_by_concept
+from benchmarks.studies.table.settings import SETTINGS, SOURCES, TESTS, Setting
 
 
 class HeldOut(NamedTuple):
@@ -40,7 +39,7 @@ class Problem:
 
 
 def build_problem(collection: Collection) -> Problem:
-    """Splits by concept and clears the training pairs of what the held-out ones give away, as `benchmarks.demo.split` says."""
+    """Splits by concept and clears the training pairs of what the held-out ones give away, as `split_by_concept` does."""
     pairs = collection.pairs
     split = split_by_concept([pair.concept for pair in pairs], [pair.name for pair in pairs], torch.from_numpy(collection.images))
     held_out = {plain(pairs[index].name) for index in (*split.validation, *split.test)}
@@ -80,10 +79,8 @@ def _tests(collection: Collection, held_out: Sequence[int]) -> dict[str, HeldOut
 
 
 def _test(collection: Collection, pictures: list[int], named: list[int]) -> HeldOut:
-    first: dict[str, str] = {}
-    for index in named:
-        pair = collection.pairs[index]
-        first.setdefault(str(pair.concept), pair.name)
-    row = {concept: position for position, concept in enumerate(sorted(first))}
-    labels = [row[str(collection.pairs[index].concept)] for index in pictures]
-    return HeldOut(pictures, collection.of_texts([first[concept] for concept in row]), labels)
+    pairs = collection.pairs
+    first = first_of_each(pairs[index].concept for index in named)
+    row = {concept: position for position, concept in enumerate(first)}
+    labels = [row[str(pairs[index].concept)] for index in pictures]
+    return HeldOut(pictures, collection.of_texts([pairs[named[place]].name for place in first.values()]), labels)

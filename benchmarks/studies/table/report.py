@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.demo.evaluate import KS, hits
-from benchmarks.demo.report import table
-from benchmarks.demo.train import METHODS
-
-from .settings import BASELINE, OURS, PAPER
-from .statistics import LEVEL, Comparison, Evaluation, Hits, count_wins
-from .train import Outcome
+from benchmarks.hit_at_k import KS, hit_at_k
+from benchmarks.studies.report import table
+from benchmarks.studies.table.run import Outcome
+from benchmarks.studies.table.settings import PAPER
+from benchmarks.studies.table.statistics import LEVEL, Comparison, Evaluation, Hits, count_wins
+from benchmarks.studies.training.losses import BASELINE, METHODS, OURS
 
 Comparisons = Mapping[str, tuple[Mapping[Evaluation, Comparison], tuple[float, tuple[float, float]]]]
 """By rival: OTTER less it in every evaluation, and in the mean over them."""
@@ -41,7 +40,7 @@ def write_report(folder: Path, found: Hits, compared: Comparisons, outcomes: Seq
 
 def _run(outcome: Outcome) -> dict[str, Any]:
     scores = {
-        role: {f"{test} hit@{k}": round(hits(ranks, k), 3) for test, ranks in tests.items() for k in KS}
+        role: {f"{test} hit@{k}": round(value, 3) for test, ranks in tests.items() for k, value in hit_at_k(ranks, KS).items()}
         for role, tests in (("validation", outcome.validation), ("test", outcome.test))
     }
     return {"setting": outcome.run.setting, "loss": outcome.run.method, "seed": outcome.run.seed, **scores}

@@ -1,7 +1,4 @@
-"""One run: heads over frozen features, or the whole image encoder, with one of the losses at the paper's settings.
-
-Runs of the same setting and seed share the weights they start from, the batches and the shuffled captions, whatever the loss.
-"""
+"""One training run of a setting: heads over frozen features, or the whole image encoder, with one of the losses."""
 
 from dataclasses import dataclass, field
 
@@ -10,18 +7,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.demo.evaluate import ranks
-from benchmarks.demo.noise import shuffle_captions
-from benchmarks.demo.train import EMA_DECAY, METHODS, WIDTH, TwoHeads, fit
+from benchmarks.hit_at_k import ranks_after_ties
+from benchmarks.studies.data.noise import shuffle_captions
+from benchmarks.studies.table.problem import HeldOut, Problem
+from benchmarks.studies.table.settings import SETTINGS, Setting
+from benchmarks.studies.training.fit import fit
+from benchmarks.studies.training.heads import WIDTH, TwoHeads
+from benchmarks.studies.training.losses import METHODS, teacher_of
 from otter_losses import EMATeacher
-
-from .problem import HeldOut, Problem
-from .settings import SETTINGS, Setting
 
 EPOCHS = 10
 HIDDEN = 768
 LEARNING_RATES = {1: 1e-3, 2: 3e-4}
-"""By the layers of the head; chosen with `benchmarks.realpairs.choose`."""
+"""By the layers of the head; chosen with `choose`."""
 ENCODER_RATE = 0.1
 """Of a fine-tuned encoder, as a share of the heads'."""
 SCORED_AT_ONCE = 256
@@ -54,7 +52,7 @@ def train(problem: Problem, run: Run) -> Outcome:
     setting = SETTINGS[run.setting]
     method = METHODS[run.method]
     model = make_model(problem, setting, run).to(run.device)
-    teacher = EMATeacher(model, decay=EMA_DECAY, warmup=True) if method.teacher else None
+    teacher = teacher_of(model) if method.teacher else None
     fit_setting(problem, run, model, method.make(), teacher)
     with torch.inference_mode():
         validation, test = (
@@ -69,9 +67,9 @@ def make_model(problem: Problem, setting: Setting, run: Run) -> TwoHeads:
     encoder: nn.Module = nn.Identity()
     width = problem.images.shape[-1]
     if run.finetune:
-        from .encoder import TrainableEncoder
+        from benchmarks.studies.data.encoders import TrainableImageEncoder
 
-        encoder = TrainableEncoder()
+        encoder = TrainableImageEncoder()
         width = encoder.width
     layers: list[nn.Module] = [nn.Linear(width, WIDTH)]
     if setting.layers == 2:
@@ -106,7 +104,7 @@ def score(model: TwoHeads, problem: Problem, test: HeldOut, device: str = "cpu")
         pictures = _pictures(problem, test.pictures[start : start + SCORED_AT_ONCE], device)
         labels = torch.tensor(test.labels[start : start + SCORED_AT_ONCE], device=device)
         similarity = nn.functional.normalize(model.image(pictures), dim=-1) @ names.T
-        found.append(ranks(similarity, labels).int().cpu().numpy())
+        found.append(ranks_after_ties(similarity, labels).int().cpu().numpy())
     return np.concatenate(found)
 
 

@@ -1,10 +1,9 @@
-"""The seven settings, fixed before any test score was seen, and the losses."""
+"""The seven settings, fixed before any test score was seen, and what is counted over them."""
 
 from dataclasses import dataclass
 
-from benchmarks.demo.train import METHODS
-
-from .pairs import CLIP_ART, ICONS, TRAINING_DESIGNS
+from benchmarks.studies.data.fetched.pairs import CLIP_ART, ICONS, TRAINING_DESIGNS
+from benchmarks.studies.training.losses import METHODS
 
 SOURCES = {"emoji": TRAINING_DESIGNS, "icons": ICONS, "clip art": (CLIP_ART,)}
 ALL = tuple(SOURCES)
@@ -37,7 +36,6 @@ SETTINGS = {
     )
 }
 TESTS = ("unseen emoji", "clip art")
-OURS, BASELINE = "OTTER", "InfoNCE"
 PAPER = ("InfoNCE", "label smoothing", "KD", "OTTER")
 """The losses that the paper compares; METHODS has OTTER without Sinkhorn beside them."""
 

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.demo.evaluate import KS
-
-from .settings import OURS, TESTS
-from .train import Outcome
+from benchmarks.hit_at_k import KS
+from benchmarks.studies.table.run import Outcome
+from benchmarks.studies.table.settings import TESTS
+from benchmarks.studies.training.losses import OURS
 
 LEVEL = 0.05
 DRAWS = 2000

@@ -3,10 +3,9 @@
 The file is smaller than 100 MB; once it is there, neither the archives nor the encoders are read again.
 """
 
-import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.demo.cache import Arrays, load_or_make
-from benchmarks.demo.encoders import IMAGE_SIZE, image_encoder, text_encoder
-from benchmarks.demo.parallel import run_tasks
-
-from .packages import DEBIAN_PACKAGE, NPM_VERSIONS, debian_archive
-from .pairs import Drawing, Pair, draw, list_pairs
+from benchmarks.studies.data.cache import Arrays, fingerprint, load_or_make, versions
+from benchmarks.studies.data.encoders import IMAGE_SIZE, image_encoder, text_encoder
+from benchmarks.studies.data.fetched.pairs import Drawing, Pair, draw, list_pairs
+from benchmarks.studies.data.packages import DEBIAN_PACKAGE, NPM_VERSIONS, debian_archive
+from benchmarks.studies.parallel import chunks, run_tasks
 
 PROTOCOL = 1
 """Raise when listing, drawing or encoding changes, so that files made before are not used."""
@@ -47,8 +45,8 @@ class Collection:
 
 def load_collection(folder: Path, jobs: int) -> Collection:
     """From the file in `folder`, which is made first where it is missing."""
-    fingerprint = _fingerprint()
-    arrays, _ = load_or_make(folder / f"realpairs-{fingerprint[:16]}.npz", fingerprint, lambda: _make(folder, jobs))
+    made_from = fingerprint(PROTOCOL, IMAGE_SIZE, NPM_VERSIONS, versions(PYPI_PACKAGES))
+    arrays, _ = load_or_make(folder / f"realpairs-{made_from[:16]}.npz", made_from, lambda: _make(folder, jobs))
     listing = json.loads(arrays["listing"].tobytes())
     return Collection(
         [Pair(*pair) for pair in listing["pairs"]],
@@ -63,28 +61,23 @@ def load_pictures(folder: Path, jobs: int) -> NDArray[np.uint8]:
     """The pictures themselves (N, size, size, 3), a gigabyte, in the order of the collection: only fine-tuning needs them."""
     pairs = load_collection(folder, jobs).pairs
     drawings = dict(list_pairs(folder))
-    parts = run_tasks(_draw, None, _tasks([drawings[pair] for pair in pairs]), jobs=jobs, label="drawing", unit="pair", size=len)
+    tasks = chunks([drawings[pair] for pair in pairs], PICTURES_A_TASK)
+    parts = run_tasks(_draw, None, tasks, jobs=jobs, label="drawing", unit="pair", size=len)
     return np.concatenate([pictures for pictures, _ in parts])
-
-
-def _fingerprint() -> str:
-    versions = {package: version(package) for package in PYPI_PACKAGES}
-    return hashlib.sha256(json.dumps([PROTOCOL, IMAGE_SIZE, NPM_VERSIONS, versions], sort_keys=True).encode()).hexdigest()
 
 
 def _make(folder: Path, jobs: int) -> Arrays:
     listed = list_pairs(folder)
-    tasks = _tasks([drawing for _, drawing in listed])
+    tasks = chunks([drawing for _, drawing in listed], PICTURES_A_TASK)
     parts = run_tasks(_encode_pictures, None, tasks, jobs=jobs, label="pictures", unit="pair", size=len)
     drawn = np.concatenate([drawn for _, drawn in parts])
     pairs = [pair for (pair, _), there in zip(listed, drawn, strict=True) if there]
     texts = sorted({text for pair in pairs for text in (pair.name, pair.caption, pair.tag)})
-    batches = [texts[start : start + TEXTS_A_TASK] for start in range(0, len(texts), TEXTS_A_TASK)]
-    features = run_tasks(_encode_texts, None, batches, jobs=jobs, label="texts", unit="text", size=len)
+    features = run_tasks(_encode_texts, None, chunks(texts, TEXTS_A_TASK), jobs=jobs, label="texts", unit="text", size=len)
     facts = {
         "versions": {
             **NPM_VERSIONS,
-            **{package: version(package) for package in PYPI_PACKAGES},
+            **versions(PYPI_PACKAGES),
             DEBIAN_PACKAGE: debian_archive(folder).name.split("_")[1].replace("%3a", ":"),
         },
         "not_drawn": int((~drawn).sum()),
@@ -97,11 +90,7 @@ def _make(folder: Path, jobs: int) -> Arrays:
     }
 
 
-def _tasks(drawings: list[Drawing]) -> list[list[Drawing]]:
-    return [drawings[start : start + PICTURES_A_TASK] for start in range(0, len(drawings), PICTURES_A_TASK)]
-
-
-def _draw(shared: None, drawings: list[Drawing]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def _draw(shared: None, drawings: Sequence[Drawing]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """The pictures, and which of them could be drawn; the others are white."""
     pictures = [draw(drawing, IMAGE_SIZE) for drawing in drawings]
     white = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), "white")
@@ -109,10 +98,10 @@ def _draw(shared: None, drawings: list[Drawing]) -> tuple[NDArray[np.uint8], NDA
     return np.stack([np.asarray(picture or white) for picture in pictures]), there
 
 
-def _encode_pictures(shared: None, drawings: list[Drawing]) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+def _encode_pictures(shared: None, drawings: Sequence[Drawing]) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
     pictures, there = _draw(shared, drawings)
     return image_encoder()([Image.fromarray(picture) for picture in pictures]).half().numpy(), there
 
 
-def _encode_texts(shared: None, texts: list[str]) -> NDArray[np.float16]:
+def _encode_texts(shared: None, texts: Sequence[str]) -> NDArray[np.float16]:
     return text_encoder()(texts).half().numpy()

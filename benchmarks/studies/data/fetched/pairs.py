@@ -1,4 +1,4 @@
-"""Pictures and their captions from the packages' archives.
+"""Pictures and their captions from archives fetched from npm and Debian.
 
 - emoji: six designs of the concepts of emojibase without skin tones and flags, named by their CLDR labels. Four designs train;
   all six show the held-out concepts.
@@ -7,7 +7,6 @@
   picture; such files only train. Captions are the title and the keywords as people typed them.
 """
 
-import hashlib
 import io
 import json
 import re
@@ -19,9 +18,8 @@ from typing import Any, NamedTuple
 import resvg_py
 from PIL import Image, ImageOps
 
-from benchmarks.demo.split import plain, role_of
-
-from .packages import debian_archive, npm_archive, read_debian, read_npm
+from benchmarks.studies.data.packages import debian_archive, npm_archive, read_debian, read_npm
+from benchmarks.studies.data.split import hashed, plain, role_of
 
 TRAINING_DESIGNS = ("openmoji", "twemoji", "fluent-emoji-flat", "emojione")
 UNSEEN_DESIGNS = ("noto", "noto-v1")
@@ -141,7 +139,7 @@ def _words(text: str) -> str:
 
 def _drawn(choices: list[str], key: str) -> str:
     """One of the choices, fixed by the key alone."""
-    return choices[int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % len(choices)]
+    return choices[hashed(key) % len(choices)]
 
 
 class _IconSet:

@@ -1,20 +1,17 @@
 """The features of all pictures and captions: encoded once, in parallel, then read from the cache."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import astuple
-from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .cache import Arrays, load_or_make
-from .encoders import IMAGE_SIZE, image_encoder, text_encoder
-from .pairs import Pair, render
-from .parallel import run_tasks
-from .problem import Features
+from benchmarks.studies.data.cache import Arrays, fingerprint, load_or_make, versions
+from benchmarks.studies.data.encoders import IMAGE_SIZE, image_encoder, text_encoder
+from benchmarks.studies.data.installed.pairs import Pair, render
+from benchmarks.studies.parallel import chunks, run_tasks
 
 PROTOCOL = 1
 """Raise when rendering or encoding changes, so that caches made before are not used."""
@@ -33,23 +30,23 @@ DATA_PACKAGES = (
 PICTURES_A_TASK = 64
 
 
+class Features(NamedTuple):
+    """Frozen features of pictures (N, 1280) and captions (N, 384), row i belonging to pair i."""
+
+    images: NDArray[np.float32]
+    texts: NDArray[np.float32]
+
+
 def load_features(pairs: Sequence[Pair], folder: Path, jobs: int) -> tuple[Features, bool]:
     """The pairs' features, from the cache in `folder` where they are there (then the second value is True)."""
-    fingerprint = _fingerprint(pairs)
-    path = folder / f"features-{fingerprint[:16]}.npz"
-    arrays, from_cache = load_or_make(path, fingerprint, lambda: _encode_all(pairs, jobs))
+    made_from = fingerprint(PROTOCOL, IMAGE_SIZE, versions(DATA_PACKAGES), [astuple(pair) for pair in pairs])
+    path = folder / f"features-{made_from[:16]}.npz"
+    arrays, from_cache = load_or_make(path, made_from, lambda: _encode_all(pairs, jobs))
     return Features(arrays["images"].astype(np.float32), arrays["texts"].astype(np.float32)), from_cache
 
 
-def _fingerprint(pairs: Sequence[Pair]) -> str:
-    versions = {package: version(package) for package in DATA_PACKAGES}
-    protocol = [PROTOCOL, IMAGE_SIZE, versions, [astuple(pair) for pair in pairs]]
-    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
-
-
 def _encode_all(pairs: Sequence[Pair], jobs: int) -> Arrays:
-    tasks = [pairs[start : start + PICTURES_A_TASK] for start in range(0, len(pairs), PICTURES_A_TASK)]
-    parts = run_tasks(_encode, None, tasks, jobs=jobs, label="encoding", unit="pair", size=len)
+    parts = run_tasks(_encode, None, chunks(pairs, PICTURES_A_TASK), jobs=jobs, label="encoding", unit="pair", size=len)
     images, texts = zip(*parts, strict=True)
     return {"images": np.concatenate(images), "texts": np.concatenate(texts)}
 

@@ -1,4 +1,4 @@
-"""Pictures and their names, taken from PyPI packages alone.
+"""Pictures and their names, taken from installed PyPI packages alone.
 
 Concepts are the emoji without skin tones and country flags, captioned with their English CLDR names. Each comes in up to
 three designs:
@@ -17,7 +17,6 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import emoji
@@ -25,6 +24,8 @@ import resvg_py
 from fonticon_mdi7 import MDI7
 from fontTools.ttLib import TTFont
 from PIL import Image, ImageDraw, ImageFont
+
+from benchmarks.studies.data.packages import package_folder
 
 SKIN_TONES = range(0x1F3FB, 0x1F400)
 FLAG_LETTERS = range(0x1F1E6, 0x1F200)
@@ -39,6 +40,10 @@ SVG_FOLDERS = {
 MARGINS = {"openmoji": 0.0, "twemoji": 0.05, "noto": 0.1, "fontawesome": 0.08, "materialdesign": 0.08}
 """White on each side, as a share of the canvas; OpenMoji's drawings bring their own."""
 MATERIAL_STEP = 2
+CREDITS = (
+    "Pictures: OpenMoji (CC BY-SA 4.0), Twemoji (CC BY 4.0), Noto Emoji (OFL 1.1), "
+    "Font Awesome Free (CC BY 4.0), Material Design Icons (Apache 2.0)"
+)
 
 
 @dataclass(frozen=True)
@@ -122,13 +127,3 @@ def _font(source: str, size: int) -> ImageFont.FreeTypeFont:
 
 def _noto_path() -> str:
     return str(package_folder("manimgx_fonts") / "NotoEmoji[wght].ttf")
-
-
-def package_folder(package: str) -> Path:
-    """Where a package lies, found without importing it."""
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(
-            f"the package {package} is not installed; install with: pip install -e .[pictures]", name=package
-        )
-    return Path(spec.origin).parent
