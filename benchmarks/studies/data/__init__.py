@@ -1,7 +1,6 @@
 """Drawn pictures and their names, from packages to frozen features and their split.
 
-- two collections: `installed` (PyPI packages, of the demo) and `fetched` (archives of npm and Debian, of the table and the
-  diagonal), each with its `pairs` and `features`;
+- two collections, `installed` and `fetched`, each with its `pairs` and their `features`;
 - `packages`: where installed packages lie, how archives are fetched and read;
 - `encoders`, `cache`: the frozen encoders, and what they made kept on disk;
 - `split`: which concepts train, validate and test, and what is cleared away; `noise`: captions that went to another picture.
