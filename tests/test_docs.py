@@ -13,7 +13,7 @@ from otter_losses import OTTERLoss
 from tests.helpers.examples import diffs, undo
 from tests.helpers.paths import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "demo" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "studies" / "demo" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 

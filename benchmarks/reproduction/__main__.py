@@ -19,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     missing = [package for package in PACKAGES if find_spec(package) is None]
     if missing:
         sys.exit(f"The reproduction needs {', '.join(missing)}; install with: pip install -e .[reproduction]")
+    from benchmarks.reproduction import dry_run
+
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduction", description="The paper's experiment.")
     parser.add_argument("--debug", action="store_true", help="show where in the program an error came from")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -26,9 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, text in COMMANDS.items():
         modules[name] = import_module(f"benchmarks.reproduction.{name}")
         modules[name].add_arguments(commands.add_parser(name, help=text, description=text))
+    dry_run.add_arguments(commands.choices["train"])
     options = parser.parse_args(arguments)
+    chosen = dry_run if options.command == "train" and options.dry_run else modules[options.command]
     try:
-        modules[options.command].run(options)
+        chosen.run(options)
     except (OSError, ValueError, RuntimeError) as error:
         if options.debug:
             raise

@@ -21,6 +21,15 @@ STEPS = 2
 PICTURES = 8
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `train` takes besides its own, to ask for this instead."""
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="try the whole path on random weights and drawn pictures, and print the command, the table and the hours to expect",
+    )
+
+
 def run(options: argparse.Namespace) -> None:
     """What the module says, in `--run` or a folder that is removed afterwards."""
     with joined() as place:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.hit_at_k import percentages
 from benchmarks.measure import machine
 from otter_losses import __version__
 
@@ -190,7 +191,7 @@ def _answered(
     question: Question, running: ZeroShot, task: Task, left_out: Collection[str], templates: Sequence[str]
 ) -> dict[str, Any]:
     answers = [true for key, true in zip(task.pictures, question.answers, strict=True) if key not in left_out]
-    constant = scores.percentages(scores.constant_hits(answers, running.ks), len(answers))
+    constant = percentages(scores.constant_hits(answers, running.ks), len(answers))
     return {
         "benchmark": {
             "name": question.name,

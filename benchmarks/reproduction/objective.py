@@ -9,7 +9,7 @@ from torch import Tensor
 import otter_losses
 from benchmarks.reproduction.config import ConfigError, LossConfig
 from benchmarks.reproduction.place import Place
-from otter_losses import OTTERLoss, released
+from otter_losses import OTTERLoss, official
 from otter_losses.functional import otter_targets
 from otter_losses.losses.base import PairLoss
 
@@ -89,7 +89,9 @@ def _plan(config: LossConfig, v: Tensor, t: Tensor, scale: float, ranks: int) ->
     scores = gammas[0] * (v @ v.T) + gammas[1] * (t @ t.T) + v @ t.T
     if config.name == OFFICIAL:
         counts = tuple(len(rows) for rows in v.tensor_split(ranks))
-        return released.targets(scores, 100 * sum(gammas), counts, options.get("epsilon", 0.15), options.get("iterations", 5))
+        return official.targets(
+            scores, official.diagonal_penalty(*gammas), counts, options.get("epsilon", 0.15), options.get("iterations", 5)
+        )
     epsilon = options.get("epsilon")
     scores = scores * (scale if epsilon is None else 1 / epsilon)
     if options.get("remove_diagonal"):

@@ -1,19 +1,21 @@
 """Flat hit@k and retrieval R@K from features, block by block: the similarities of all pairs are never held at once.
 
-hit@k is the share of queries, in per cent, with at least one true answer among the k most similar gallery entries by cosine; a
-query without any true answer is a miss. R@K is the same number, asked of captions for an image and of images for a caption.
+`benchmarks.hit_at_k` says what hit@k is; a query without any true answer is a miss. R@K is the same number, asked of captions for
+an image and of images for a caption.
 
 Ties go to the entry that comes first in the gallery, so that every score is reproducible and no block size can change which of
 equal entries is taken. Entries that are the same text share one feature and one product (`Gallery.of`), and so tie exactly; other
 entries are told apart by their float32 similarity, whose last bit may depend on the hardware and on the block size.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from benchmarks.hit_at_k import hit_counts, percentages, ranks_in
 
 ROWS, COLUMNS = 1024, 8192
 """Queries and gallery entries of one block: 64 MiB of sorting keys."""
@@ -115,12 +117,7 @@ def count_hits(
     if not ks or min(ks) < 1:
         raise ValueError(f"ks must be at least one number from 1 on, got {list(ks)}; no k asked for may fit the gallery")
     top = top_k(queries, gallery, max(ks), **blocks)
-    width = max(map(len, answers), default=0)
-    true = torch.tensor([[*row, *[-1] * (width - len(row))] for row in answers], dtype=torch.int64).view(len(answers), width)
-    correct = torch.zeros_like(top, dtype=torch.bool)
-    for column in true.to(top.device).unbind(1):
-        correct |= top == column[:, None]
-    return {k: int(correct[:, :k].any(dim=1).sum()) for k in ks}
+    return hit_counts(ranks_in(top, answers).cpu().numpy(), ks)
 
 
 def hit_at_k(
@@ -194,18 +191,6 @@ def constant_hits(answers: Iterable[Sequence[int]], ks: Sequence[int]) -> dict[i
         hit |= max((holders[position] - hit for position in sorted(holders)), key=len, default=set())
         hits.append(len(hit))
     return {k: hits[k] for k in ks}
-
-
-def percentages(hits: Mapping[int, int], queries: int) -> dict[int, float]:
-    """Counts in per cent; a score of nothing is refused.
-
-    Example:
-        >>> percentages({1: 1, 5: 3}, 4)
-        {1: 25.0, 5: 75.0}
-    """
-    if queries < 1:
-        raise ValueError("there is no query to score: check the folder of images and the file of labels")
-    return {k: 100 * count / queries for k, count in hits.items()}
 
 
 def _unit(features: Tensor, name: str) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from benchmarks.demo.report import table as markdown
+from benchmarks.studies.report import table as markdown
 
 from . import config, results
 

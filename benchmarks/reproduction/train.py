@@ -53,19 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="folder or index that `prepare` made")
     parser.add_argument("--run", type=Path, help="the run's folder, on a disk that all nodes share; a run that is there goes on")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, as train.batch=256")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="try the whole path on random weights and drawn pictures, and print the command, the table and the hours to expect",
-    )
 
 
 def run(options: argparse.Namespace) -> None:
-    if options.dry_run:
-        from benchmarks.reproduction import dry_run
-
-        dry_run.run(options)
-        return
     if options.data is None or options.run is None:
         raise ConfigError("train needs --data and --run; --dry-run does without.")
     config = load(options.config, options.set)

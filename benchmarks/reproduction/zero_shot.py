@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from benchmarks.hit_at_k import percentages
+
 from . import scores
 from .banks import PAPER_TEMPLATE, Bank, prompts
 from .scores import Gallery
@@ -79,7 +81,7 @@ class ZeroShot:
     @property
     def scores(self) -> dict[str, float]:
         """In per cent of all images, also those without a label."""
-        return {f"hit@{k}": value for k, value in scores.percentages(self.hits, self.images).items()}
+        return {f"hit@{k}": value for k, value in percentages(self.hits, self.images).items()}
 
 
 def zero_shot(

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.demo.pairs import list_pairs, render
+from benchmarks.studies.data.installed.pairs import list_pairs, render
 
 
 def load_pairs(count: int, size: int = 32) -> tuple[Tensor, list[str]]:

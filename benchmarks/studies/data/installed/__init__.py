@@ -1,0 +1,1 @@
+"""Pairs from installed PyPI packages, those of the demo, and their features."""

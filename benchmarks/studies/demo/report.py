@@ -1,0 +1,74 @@
+"""What the demo says at its end: two tables of percentages, and everything behind them as JSON."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks.hit_at_k import KS
+from benchmarks.studies.demo.run import Outcome
+from benchmarks.studies.report import spread, table
+from benchmarks.studies.training.losses import BASELINE, METHODS
+
+Scores = Mapping[tuple[str, float], Sequence[Outcome]]
+"""The outcomes of each loss and noise level, one a seed, in the same order of seeds throughout."""
+
+
+def by_cell(outcomes: Sequence[Outcome]) -> dict[tuple[str, float], list[Outcome]]:
+    cells: dict[tuple[str, float], list[Outcome]] = {}
+    for outcome in sorted(outcomes, key=lambda outcome: outcome.run.seed):
+        cells.setdefault((outcome.run.method, outcome.run.noise), []).append(outcome)
+    return cells
+
+
+def score_table(scores: Scores) -> str:
+    """Mean and standard deviation over the seeds."""
+    rows = []
+    for method, noise in _cells(scores):
+        values = [[outcome.test[k] for outcome in scores[method, noise]] for k in KS]
+        rows.append([f"{noise:.0%}", method, *(f"{mean(seeds):.1f}{spread(seeds)}" for seeds in values)])
+    return table(["shuffled", "loss", *(f"hit@{k}" for k in KS)], rows)
+
+
+def difference_table(scores: Scores) -> str:
+    """Each loss less the baseline, seed by seed: mean, standard error, and the seeds in which it was ahead."""
+    rows = []
+    for method, noise in _cells(scores):
+        if method == BASELINE:
+            continue
+        cells = []
+        for k in KS:
+            pairs = zip(scores[method, noise], scores[BASELINE, noise], strict=True)
+            differences = [ours.test[k] - theirs.test[k] for ours, theirs in pairs]
+            error = spread(differences, math.sqrt(len(differences)))
+            won = sum(difference > 0 for difference in differences)
+            cells.append(f"{mean(differences):+.1f}{error} ({won}/{len(differences)})")
+        rows.append([f"{noise:.0%}", method, *cells])
+    return table(["shuffled", f"less {BASELINE}", *(f"hit@{k}" for k in KS)], rows)
+
+
+def sampling_error(scores: Scores, pictures: int) -> float:
+    """The standard error in points that a test of so few pictures leaves on the best hit@10, whatever the seeds say."""
+    best = max(mean(outcome.test[KS[-1]] for outcome in outcomes) for outcomes in scores.values()) / 100
+    return 100 * math.sqrt(best * (1 - best) / pictures)
+
+
+def write_json(path: Path, outcomes: Sequence[Outcome], facts: Mapping[str, Any]) -> None:
+    runs = [
+        {
+            **{key: value for key, value in asdict(outcome.run).items() if key != "probe"},
+            "validation": {f"hit@{k}": value for k, value in outcome.validation.items()},
+            "test": {f"hit@{k}": value for k, value in outcome.test.items()},
+            "logit_scale": outcome.logit_scale,
+        }
+        for outcome in outcomes
+    ]
+    path.write_text(json.dumps({**facts, "runs": runs}, indent=2) + "\n", encoding="utf-8")
+
+
+def _cells(scores: Scores) -> list[tuple[str, float]]:
+    order = list(METHODS)
+    return sorted(scores, key=lambda cell: (cell[1], order.index(cell[0])))
