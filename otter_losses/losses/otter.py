@@ -115,20 +115,20 @@ def _given_only(batch: PairBatch, distilled: Student) -> Tensor:
 
 
 def _matched(batch: PairBatch, distilled: Student, soft: SoftTargets) -> Tensor:
-    execution = batch.execution
     if distilled is batch.student:
-        losses = cross_entropy(distilled, HardTargets(), soft, execution)
+        losses = cross_entropy(distilled, HardTargets(), soft, batch.execution)
         return torch.stack((losses.given.mean(0), losses.soft.mean(0)))
     # Two matrices of the transported part share the memory with one of the given pairs at another scale.
-    matched = cross_entropy(distilled, HardTargets(), soft, execution.with_memory(2, of=3)).soft
-    given = cross_entropy(batch.student, HardTargets(), None, execution.with_memory(1, of=3)).given
+    third, rest = batch.execution.divided(3)
+    matched = cross_entropy(distilled, HardTargets(), soft, rest).soft
+    given = cross_entropy(batch.student, HardTargets(), None, third).given
     return torch.stack((given.mean(0), matched.mean(0)))
 
 
 def _matched_within_rank(batch: PairBatch, distilled: Student, soft: SoftTargets) -> Tensor:
     """Targets transported among the local pairs, softmaxes over the pairs of all ranks."""
     one_scale = distilled is batch.student
-    execution = batch.execution.with_memory(1, of=2 if one_scale else 3)
+    execution, _ = batch.execution.divided(2 if one_scale else 3)
     matched = cross_entropy(distilled, HardTargets(), None, execution).given.mean(0)
     given = matched if one_scale else cross_entropy(batch.student, HardTargets(), None, execution).given.mean(0)
     if batch.local_size > 1:

@@ -208,7 +208,7 @@ def _backward(*flat: Any) -> tuple[Tensor, ...]:
     given = arguments.forward
     with torch.no_grad(), torch.autocast(given.image_features.device.type, enabled=False):
         problem, shard = given.problem, given.shard
-        weights = Weights.of(shard.all_gather_columns(arguments.gradient), given.hard, problem.rows)
+        weights = Weights.of(shard.all_gather_columns(arguments.gradient), given.hard, problem)
         with memory.advice_when_exhausted(given.max_memory):
             wants = arguments.wants_image, arguments.wants_text
             found: Gradients = given.arithmetic.backward(problem, weights, arguments.saved, *wants, shard)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from otter_losses.ops.tracing import constant_when_traced
+
 FEWEST_PAIRS = 64
 """For "auto" to use the kernels. Derived, not measured: with fewer a step of either backend is launches and nothing else."""
 
@@ -45,7 +47,7 @@ def is_fused(resolved: str) -> bool:
     return resolved != "torch"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_traced
 def _kernels_run(device: torch.device) -> bool:
     known = device in _reasons
     reason = unavailable_reason(device)
@@ -54,7 +56,7 @@ def _kernels_run(device: torch.device) -> bool:
     return reason is None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_traced
 def _problem(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a backend asked for by name cannot run on such features."""
     if find_spec("triton") is None:

@@ -28,9 +28,10 @@ class Execution:
         resolved = dispatch.resolve(backend, features, shard.batch_size(features.shape[0]))
         return cls(resolved, memory.budget(max_memory, features.device), shard)
 
-    def with_memory(self, parts: int, of: int) -> "Execution":
-        """With so many of equal parts of the memory, where several operators have matrices at once."""
-        return replace(self, max_memory=self.max_memory * parts // of)
+    def divided(self, parts: int) -> "tuple[Execution, Execution]":
+        """With one of so many parts of the memory, and with the rest, for operators that have matrices at the same time."""
+        part = self.max_memory // parts
+        return replace(self, max_memory=part), replace(self, max_memory=self.max_memory - part)
 
     def within_rank(self) -> "Execution":
         """Of the local pairs alone."""

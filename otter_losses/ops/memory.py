@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from otter_losses.ops.tracing import constant_when_traced
+
 DEFAULT_BYTES = 2 << 30
 """Of N x N matrices by default; on a GPU an eighth of its memory where that is more."""
 
@@ -71,7 +73,7 @@ def budget(max_memory: int | None, device: torch.device) -> int:
     return _device_budget(device) if device.type == "cuda" else DEFAULT_BYTES
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_traced
 def _device_budget(device: torch.device) -> int:
     return max(DEFAULT_BYTES, _memory_of(device) // 8 if torch.cuda.is_available() else 0)
 

@@ -47,6 +47,6 @@ def forward_and_backward(
     statistics, saved = arithmetic.forward(problem, shard)
     reduce_columns(statistics, problem.soft, shard)
     losses = cross_entropies(statistics, hard, problem, shard)
-    weights = Weights.of(shard.all_gather_columns(losses), hard, problem.rows)
+    weights = Weights.of(shard.all_gather_columns(losses), hard, problem)
     gradients: Gradients = arithmetic.backward(problem, weights, saved, True, True, shard)
     return gradients

@@ -1,0 +1,16 @@
+"""What torch.compile is told, without importing it."""
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def constant_when_traced(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Let torch.compile run a function of constants once and take its result for one, instead of tracing it.
+
+    This is `torch.compiler.assume_constant_result`, which would import the compiler and Triton with it.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
