@@ -82,6 +82,6 @@ def otter_targets(
             diagonal_penalty=math.inf,
             rows=slice(0, len(v)),
         )
-        spread = logit_range(epsilon, gamma_image, gamma_text, math.inf, dtype)
-        image_to_text, image_from_text = plans(similarity, spread, iterations, WHOLE_BATCH)
+        bound = logit_range(epsilon, gamma_image, gamma_text, math.inf, dtype)
+        image_to_text, image_from_text = plans(similarity, bound, iterations, WHOLE_BATCH)
         return image_to_text, image_from_text.T

@@ -180,11 +180,11 @@ def _check_repeated(name: str, then: Tensor, now: Any) -> None:
         raise ValueError(f"{name} has shape {shape} in the second pass and {tuple(then.shape)} in the first; need the same.")
     if checks.may_read(then):
         before, after = then.detach().double(), now.detach().double()
-        apart = float(torch.linalg.vector_norm(after - before)) / max(float(torch.linalg.vector_norm(before)), 1e-30)
-        if apart > REPEATED:
+        difference = float(torch.linalg.vector_norm(after - before)) / max(float(torch.linalg.vector_norm(before)), 1e-30)
+        if difference > REPEATED:
             raise ValueError(
-                f"{name} is off by {apart:.0%} in the second pass; need the same as in the first. Draw augmentations before the "
-                "batch is cut into chunks, and random numbers from torch's global generators."
+                f"{name} is off by {difference:.0%} in the second pass; need the same as in the first. Draw augmentations before "
+                "the batch is cut into chunks, and random numbers from torch's global generators."
             )
 
 

@@ -190,12 +190,12 @@ def _scaling_shift(logits: Tensor, rows: Tensor, columns: Tensor) -> float | Non
     if not checks.may_read(logits) or not reads_freely(logits) or logits.numel() == 0:
         return None
     low, high = (float(bound) for bound in torch.aminmax(logits))
-    spread = high - low
+    span = high - low
     for marginal in (rows, columns):
         positive = marginal[marginal > 0]
         if positive.numel():
-            spread += float(positive.max().log() - positive.min().log())
-    return high if spread <= safe_range(logits.dtype) else None
+            span += float(positive.max().log() - positive.min().log())
+    return high if span <= safe_range(logits.dtype) else None
 
 
 class _FixedPoint(torch.autograd.Function):

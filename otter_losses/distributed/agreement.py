@@ -31,26 +31,26 @@ def check_initialised(world_size: int) -> None:
 
 def check_world(rank: int, world_size: int, group: "ProcessGroup | None") -> None:
     """The rank and world size a loss was built with are those of its process group."""
-    here, size = dist.get_rank(group), dist.get_world_size(group)
-    if (rank, world_size) != (here, size):
+    actual_rank, size = dist.get_rank(group), dist.get_world_size(group)
+    if (rank, world_size) != (actual_rank, size):
         of = "" if group is None else "group"
         raise ValueError(
-            f"rank={rank}, world_size={world_size} were given, but this process is rank {here} of "
+            f"rank={rank}, world_size={world_size} were given, but this process is rank {actual_rank} of "
             f"{size}; pass rank=torch.distributed.get_rank({of}), world_size=torch.distributed.get_world_size({of})."
         )
 
 
 def agree(
     tensors: dict[str, Tensor | None],
-    numbers: dict[str, Tensor | float | None],
+    scalars: dict[str, Tensor | float | None],
     loss: str,
     check: Callable[[], None],
     exchange: bool,
     group: Any,
 ) -> tuple[int, ...]:
-    """How many pairs each rank brings, where every rank's `check` passes and tensors, numbers and loss are alike.
+    """How many pairs each rank brings, where every rank's `check` passes and tensors, scalars and loss are alike.
 
-    Alike: types and widths of tensors, the numbers, and whether a gradient is asked for. Whatever is wrong on one rank
+    Alike: types and widths of tensors, the scalars, and whether a gradient is asked for. Whatever is wrong on one rank
     is an error on all of them, instead of a wait that never ends. Ranks may bring different numbers of pairs. The exchange costs
     one small collective and a look at its result, for which a GPU would stop; without it each rank speaks for itself, and all
     must bring as many pairs.
@@ -65,14 +65,14 @@ def agree(
         check()
     except Exception as error:
         problem = error
-    mine = {
+    own_message = {
         "problem": None if problem is None else _ascii(str(problem))[: MESSAGE_BYTES // 4],
         "loss": _ascii(loss)[: MESSAGE_BYTES // 4],
     }
     if problem is None:
-        mine |= {name: _described(tensor) for name, tensor in tensors.items()}
-        mine |= {name: _valued(number) for name, number in numbers.items()}
-    messages = _exchanged(mine, group, next(iter(tensors.values())))
+        own_message |= {name: _describe_tensor(tensor) for name, tensor in tensors.items()}
+        own_message |= {name: _describe_number(number) for name, number in scalars.items()}
+    messages = _exchanged(own_message, group, next(iter(tensors.values())))
     if problem is not None:
         raise problem
     for rank, message in enumerate(messages):
@@ -80,7 +80,7 @@ def agree(
             raise ValueError(f"rank {rank} of {size} stopped, and so all do: {message['problem']}")
     for rank, message in enumerate(messages):
         for name, first in messages[0].items():
-            if message[name] != first and not _fit(first, message[name]):
+            if message[name] != first and not _are_compatible(first, message[name]):
                 raise ValueError(
                     f"{name} is {_words(first)} on rank 0 and {_words(message[name])} on rank {rank}; need the same on every "
                     "rank. Use the same loss, model and precision everywhere."
@@ -93,11 +93,11 @@ def _ascii(text: str) -> str:
     return text.encode("ascii", "replace").decode()
 
 
-def _described(tensor: Tensor | None) -> Any:
+def _describe_tensor(tensor: Tensor | None) -> Any:
     return None if tensor is None else [str(tensor.dtype), list(tensor.shape), _is_differentiated(tensor)]
 
 
-def _valued(number: Tensor | float | None) -> Any:
+def _describe_number(number: Tensor | float | None) -> Any:
     if isinstance(number, Tensor):
         return [float(number.detach()), _is_differentiated(number)]
     return None if number is None else [float(number), False]
@@ -108,7 +108,7 @@ def _is_differentiated(tensor: Tensor) -> bool:
     return tensor.requires_grad and torch.is_grad_enabled()
 
 
-def _fit(first: Any, other: Any) -> bool:
+def _are_compatible(first: Any, other: Any) -> bool:
     """Alike but for the number of rows, or for rounding."""
     if not (isinstance(first, list) and isinstance(other, list) and first[-1] == other[-1]):
         return False
@@ -117,21 +117,21 @@ def _fit(first: Any, other: Any) -> bool:
     return bool(first[0] == other[0] and first[1][1:] == other[1][1:])
 
 
-def _words(described: Any) -> str:
-    if not isinstance(described, list):
-        return str(described)
-    *what, gradient = described
+def _words(description: Any) -> str:
+    if not isinstance(description, list):
+        return str(description)
+    *what, gradient = description
     words = f"{what[0]:g}" if len(what) == 1 else f"{what[0]} of shape {tuple(what[1])}"
     return f"{words}, with a gradient" if gradient else words
 
 
-def _exchanged(mine: dict[str, Any], group: Any, features: Any) -> list[dict[str, Any]]:
+def _exchanged(own_message: dict[str, Any], group: Any, features: Any) -> list[dict[str, Any]]:
     """What every rank wrote."""
     backend = str(dist.get_backend(group))
     device = torch.device("cpu")
     if not ("gloo" in backend or "mpi" in backend or backend == "undefined"):
         device = features.device if isinstance(features, Tensor) else torch.device("cuda", torch.cuda.current_device())
-    text = json.dumps(mine).encode()[:MESSAGE_BYTES]
+    text = json.dumps(own_message).encode()[:MESSAGE_BYTES]
     message = torch.zeros(MESSAGE_BYTES, dtype=torch.uint8)
     message[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     message = message.to(device)

@@ -55,10 +55,10 @@ def distillation_loss(
     penalty = math.inf if remove_diagonal else 0.0
     if epsilon is None:
         scale = batch.student.logit_scale if dist_logit_scale is None else batch.scalar("dist_logit_scale", dist_logit_scale)
-        inv_epsilon, spread = scale.detach(), None
+        inv_epsilon, bound = scale.detach(), None
     else:
         inv_epsilon = batch.constant(1 / epsilon)
-        spread = logit_range(epsilon, gamma_image, gamma_text, penalty, inv_epsilon.dtype)
+        bound = logit_range(epsilon, gamma_image, gamma_text, penalty, inv_epsilon.dtype)
     soft = SoftTargets(
         image_features=v,
         text_features=t,
@@ -66,7 +66,7 @@ def distillation_loss(
         gamma_image=gamma_image,
         gamma_text=gamma_text,
         diagonal_penalty=penalty,
-        logit_range=spread,
+        logit_range=bound,
     )
     given, matched = cross_entropy(batch.student, HardTargets(), None if believes_all else soft, batch.execution)
     return batch.mixed(alpha, given.mean(0), matched.mean(0), output_dict)

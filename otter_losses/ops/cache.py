@@ -21,8 +21,8 @@ def load(name: str) -> bytes | None:
         content = (folder() / name).read_bytes()
     except (OSError, RuntimeError):  # RuntimeError: no home
         return None
-    digest, found = content[:32], content[32:]
-    return found if hashlib.sha256(found).digest() == digest else None
+    digest, stored = content[:32], content[32:]
+    return stored if hashlib.sha256(stored).digest() == digest else None
 
 
 def store(name: str, content: bytes) -> None:

@@ -7,7 +7,7 @@ With logits ``z = s x y^T`` and a teacher's targets ``M`` (rows sum to 1) and ``
 
 from them four cross entropies of every pair, and from those's gradients the logits' ``G`` (see `statistics`); then ``dx = s G
 y``, ``dy = s G^T x`` and ``ds = <x, G y>``. Nothing flows to the teacher. What a loss makes of the four, weights per pair or
-direction, transforms, parts reported apart, is autograd's.
+direction, transforms, parts reported separately, is autograd's.
 
 The N x N matrices are kept from forward to backward where they fit `max_memory`, and recomputed in row blocks where they do not.
 A backend computes this rank's rows; what crosses between the ranks is reduced here, or by the `Reduction` a backend is given.
@@ -211,8 +211,8 @@ def _backward(*flat: Any) -> tuple[Tensor, ...]:
         weights = Weights.of(shard.all_gather_columns(arguments.gradient), given.hard, problem)
         with memory.advice_when_exhausted(given.max_memory):
             wants = arguments.wants_image, arguments.wants_text
-            found: Gradients = given.arithmetic.backward(problem, weights, arguments.saved, *wants, shard)
-        return tuple(found)
+            gradients: Gradients = given.arithmetic.backward(problem, weights, arguments.saved, *wants, shard)
+        return tuple(gradients)
 
 
 @_backward.register_fake
@@ -231,12 +231,12 @@ def _differentiate(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tupl
     if gradient is None:
         return gradients_for(Arguments)
     wants_image, wants_text = wanted_products(ctx)
-    found = Gradients(*_backward(gradient, *saved_arguments(ctx), wants_image, wants_text))
+    gradients = Gradients(*_backward(gradient, *saved_arguments(ctx), wants_image, wants_text))
     return gradients_for(
         Arguments,
-        image_features=found.image_features if wants_image else None,
-        text_features=found.text_features if wants_text else None,
-        logit_scale=found.logit_scale,
+        image_features=gradients.image_features if wants_image else None,
+        text_features=gradients.text_features if wants_text else None,
+        logit_scale=gradients.logit_scale,
     )
 
 

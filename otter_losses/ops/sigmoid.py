@@ -133,8 +133,10 @@ def _backward(*flat: Any) -> tuple[Tensor, ...]:
     with torch.no_grad(), torch.autocast(given.image_features.device.type, enabled=False):
         problem, wants = given.problem, (arguments.wants_image, arguments.wants_text)
         with memory.advice_when_exhausted(given.max_memory):
-            found: SigmoidGradients = given.arithmetic.backward(problem, arguments.gradient, arguments.kept, *wants, given.shard)
-            return tuple(found)
+            gradients: SigmoidGradients = given.arithmetic.backward(
+                problem, arguments.gradient, arguments.kept, *wants, given.shard
+            )
+            return tuple(gradients)
 
 
 @_backward.register_fake
@@ -152,13 +154,13 @@ def _differentiate(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tupl
     if gradient is None:
         return gradients_for(Arguments)
     wants_image, wants_text = wanted_products(ctx)
-    found = SigmoidGradients(*_backward(gradient, *saved_arguments(ctx), wants_image, wants_text))
+    gradients = SigmoidGradients(*_backward(gradient, *saved_arguments(ctx), wants_image, wants_text))
     return gradients_for(
         Arguments,
-        image_features=found.image_features if wants_image else None,
-        text_features=found.text_features if wants_text else None,
-        logit_scale=found.logit_scale,
-        logit_bias=found.logit_bias,
+        image_features=gradients.image_features if wants_image else None,
+        text_features=gradients.text_features if wants_text else None,
+        logit_scale=gradients.logit_scale,
+        logit_bias=gradients.logit_bias,
     )
 
 

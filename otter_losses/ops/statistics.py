@@ -39,9 +39,9 @@ class Statistics(NamedTuple):
     @classmethod
     def empty(cls, like: Tensor, rows: int, columns: int) -> "Statistics":
         """Nothing added up yet."""
-        found = cls(*like.new_zeros(4, rows).unbind(), *like.new_zeros(3, columns).unbind())
-        found.column_lse.fill_(-torch.inf)
-        return found
+        statistics = cls(*like.new_zeros(4, rows).unbind(), *like.new_zeros(3, columns).unbind())
+        statistics.column_lse.fill_(-torch.inf)
+        return statistics
 
 
 def reduce_columns(statistics: Statistics, soft: SoftTargets | None, reduce: Reduction) -> None:

@@ -21,10 +21,10 @@ def _missing() -> tuple[str | None, tuple[int, int], tuple[int, ...]]:
     """Also NVRTC's version, and the architectures it builds for."""
     absent = ((0, 0), ())
     try:
-        found = find_spec("cuda.core") is not None and find_spec("cuda.bindings") is not None
+        installed = find_spec("cuda.core") is not None and find_spec("cuda.bindings") is not None
     except ModuleNotFoundError:
-        found = False
-    if not found:
+        installed = False
+    if not installed:
         return f"the CUDA kernels need the package cuda-core, which is not installed. Install it: {INSTALL}.", *absent
     try:
         from cuda import core
@@ -76,8 +76,8 @@ def _build(name: str, text: str, architecture: int, macros: list[tuple[str, str]
     try:
         return bytes(core.Program(text, "c++", options).compile("cubin").code)
     except Exception as error:
-        numbers = ".".join(str(number) for number in version())
+        built_by = ".".join(str(number) for number in version())
         raise RuntimeError(
-            f"NVRTC {numbers} cannot build {name} for sm_{architecture}; it builds for {list(architectures())}. "
+            f"NVRTC {built_by} cannot build {name} for sm_{architecture}; it builds for {list(architectures())}. "
             f"Another one may be installed: {INSTALL}. It says: {error}"
         ) from error

@@ -132,8 +132,8 @@ def launch(plan: Layout, iterations: int, addresses: list[int], device: int, str
     from cuda import core
 
     core.Device(device).set_current()
-    numbers = (ctypes.c_int(plan.n), ctypes.c_int(plan.rows), ctypes.c_int(iterations))
-    core.launch(_stream(stream, device), _configuration(plan, device), _kernel(plan.kernel, device), *addresses, *numbers)
+    sizes = (ctypes.c_int(plan.n), ctypes.c_int(plan.rows), ctypes.c_int(iterations))
+    core.launch(_stream(stream, device), _configuration(plan, device), _kernel(plan.kernel, device), *addresses, *sizes)
 
 
 @cache
@@ -164,9 +164,9 @@ def _kernel(name: str, device: int) -> Any:
     try:
         kernel = _code(architecture).get_kernel(name)
     except Exception as error:
-        numbers = ".".join(str(number) for number in nvrtc.version())
+        version = ".".join(str(number) for number in nvrtc.version())
         raise RuntimeError(
-            f"the driver does not load what NVRTC {numbers} built ({error}). Update the driver, or install NVRTC of the CUDA "
+            f"the driver does not load what NVRTC {version} built ({error}). Update the driver, or install NVRTC of the CUDA "
             f"version that PyTorch has: {nvrtc.INSTALL}."
         ) from error
     attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES

@@ -120,10 +120,10 @@ def solve(kernel: GibbsKernel, iterations: int, reduce: Reduction) -> Scalings:
         sums = domain.column_sums(block, one[rows])
         total = sums if total is None else domain.merge(total, sums)
     assert total is not None
-    found = Scalings(one, one[:b], domain.match(one, all_reduce_(total)))
+    scalings = Scalings(one, one[:b], domain.match(one, all_reduce_(total)))
     for _ in range(iterations):
-        found = _round(kernel, found, one, all_reduce_)
-    return found
+        scalings = _round(kernel, scalings, one, all_reduce_)
+    return scalings
 
 
 def _round(kernel: GibbsKernel, before: Scalings, one: Tensor, all_reduce_: Callable[[Tensor], Tensor]) -> Scalings:
@@ -153,8 +153,8 @@ def last_row_scalings(kernel: GibbsKernel, block: Tensor, columns: Tensor) -> Te
 def plans(similarity: Similarity, logit_range: float | None, iterations: int, reduce: Reduction) -> tuple[Tensor, Tensor]:
     """``M`` and ``M'``, (N, N) each, written out."""
     kernel = GibbsKernel.build(similarity, logit_range, store=True, reduce=reduce)
-    found = solve(kernel, iterations, reduce)
+    scalings = solve(kernel, iterations, reduce)
     matrix = kernel.block(similarity.rows)
-    image_rows = last_row_scalings(kernel, matrix, found.image_columns)
-    image_to_text = kernel.domain.plan(matrix, image_rows, found.image_columns)
-    return image_to_text, kernel.domain.plan(matrix, found.text_rows, found.text_columns)
+    image_rows = last_row_scalings(kernel, matrix, scalings.image_columns)
+    image_to_text = kernel.domain.plan(matrix, image_rows, scalings.image_columns)
+    return image_to_text, kernel.domain.plan(matrix, scalings.text_rows, scalings.text_columns)

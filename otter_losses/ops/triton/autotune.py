@@ -52,15 +52,15 @@ _name = functools.cache(torch.cuda.get_device_name)
 
 def _milliseconds(run: Run, tile: Tile) -> float:
     run(tile)  # compiles
-    found: list[float] = []
+    times: list[float] = []
     for _ in range(REPETITIONS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         run(tile)
         end.record()
         end.synchronize()
-        found.append(start.elapsed_time(end))
-    return statistics.median(found)
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
 
 
 _by_device: dict[str, dict[str, Tile]] = {}
@@ -75,9 +75,9 @@ def _file(device: str) -> str:
 
 def _known(device: str) -> dict[str, Tile]:
     if device not in _by_device:
-        found = cache.load(_file(device))
+        stored = cache.load(_file(device))
         try:
-            read = {} if found is None else json.loads(found)
+            read = {} if stored is None else json.loads(stored)
             _by_device[device] = {key: {name: int(size) for name, size in tile.items()} for key, tile in read.items()}
         except (ValueError, AttributeError, TypeError):
             _by_device[device] = {}

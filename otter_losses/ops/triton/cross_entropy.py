@@ -43,7 +43,7 @@ def _add_statistics(
     divergence = problem.soft is not None and problem.soft.divergence
     kernel = kernels.STATISTICS if gibbs is None else kernels.SOFT_STATISTICS
     read = sinkhorn.NO_KERNEL if gibbs is None else gibbs.switches
-    held = source.left if gibbs is None else gibbs.block(rows)
+    gibbs_block = source.left if gibbs is None else gibbs.block(rows)
     switches = {"TEACHER": gibbs is not None, "DIVERGENCE": divergence}
 
     def run(tile: Tile) -> tuple[Tensor, Tensor]:
@@ -56,7 +56,7 @@ def _add_statistics(
             tile,
             **source.arguments(tile),
             scale=problem.student.logit_scale,
-            gibbs=held,
+            gibbs=gibbs_block,
             params=saved.scalars,
             image_columns=saved.column_scalings[0],
             text_rows=saved.row_scalings[1, rows],
@@ -139,7 +139,7 @@ def _logits_gradient(
     m, n = g.shape
     kernel = kernels.GRADIENT if gibbs is None else kernels.SOFT_GRADIENT
     read = sinkhorn.NO_KERNEL if gibbs is None else gibbs.switches
-    held = source.left if gibbs is None else gibbs.block(rows)
+    gibbs_block = source.left if gibbs is None else gibbs.block(rows)
     uniform = weights.row_uniform is not None
     switches = {"TEACHER": gibbs is not None, **read, "UNIFORM": uniform, "HALF": gradients.is_half}
 
@@ -152,7 +152,7 @@ def _logits_gradient(
             tile,
             **source.arguments(tile),
             scale=problem.student.logit_scale,
-            gibbs=held,
+            gibbs=gibbs_block,
             params=saved.scalars,
             image_rows=saved.row_scalings[0, rows],
             text_rows=saved.row_scalings[1, rows],

@@ -16,9 +16,9 @@ class GradientBlock(NamedTuple):
     """A row block of G, as a kernel writes it.
 
     Attributes:
-        g: (m, N), float32; or, of half-precision features, float16, times `half.GAIN` and with its diagonal apart.
+        g: (m, N), float32; or, of half-precision features, float16, times `half.GAIN` and without its diagonal.
         diagonal: that diagonal, (m,).
-        row_residual, column_residual: what the rounding to float16 lost, summed over the tiles' columns, (tiles, m), and rows,
+        row_residual, column_residual: rounding residuals of float16, summed over the tiles' columns, (tiles, m), and rows,
             (tiles, N).
     """
 

@@ -6,7 +6,7 @@ import triton.language as tl
 from otter_losses.ops.triton.kernels.epilogues import (
     log_sum,
     negated_log,
-    plan,
+    plan_tile,
     store_diagonal,
     store_expected_logits,
     store_gradient,
@@ -48,8 +48,8 @@ def statistics(
     j = tl.program_id(1) * BN + tl.arange(0, BN)
     mask = (i < m)[:, None] & (j < n)[None, :]
     z = cosine_tile(left, right, width, i, j, m, n, mask, COMPUTED, WHOLE, BM, BN, BK) * tl.load(scale)
-    own = (i + row_offset)[:, None] == j[None, :]
-    store_diagonal(z, own, own_logit, i, m, row_offset, BN)
+    on_diagonal = (i + row_offset)[:, None] == j[None, :]
+    store_diagonal(z, on_diagonal, own_logit, i, m, row_offset, BN)
     store_log_sum_exps(z, i, j, m, n, mask, row_parts, column_parts)
     if TEACHER:
         tile = gibbs_tile(gibbs, params, i, j, row_offset, n, mask, KIND, RAW)
@@ -212,20 +212,20 @@ def logits_gradient(
     by_column = tl.exp(z - tl.load(column_lse + j, j < n, other=0.0)[None, :])
     value = tl.load(row_lse_weight + i, i < m, other=0.0)[:, None] * by_row
     value += tl.load(column_lse_weight + j, j < n, other=0.0)[None, :] * by_column
-    own = (i + row_offset)[:, None] == j[None, :]
-    value -= tl.where(own, tl.load(diagonal_weight + i, i < m, other=0.0)[:, None], 0.0)
+    on_diagonal = (i + row_offset)[:, None] == j[None, :]
+    value -= tl.where(on_diagonal, tl.load(diagonal_weight + i, i < m, other=0.0)[:, None], 0.0)
     if TEACHER:
         tile = gibbs_tile(gibbs, params, i, j, row_offset, n, mask, KIND, RAW)
         u = tl.load(image_rows + i, i < m, other=0.0)[:, None]
         v = tl.load(image_columns + j, j < n, other=0.0)[None, :]
-        value -= tl.load(row_plan_weight + i, i < m, other=0.0)[:, None] * plan(tile, u, v, KIND)
+        value -= tl.load(row_plan_weight + i, i < m, other=0.0)[:, None] * plan_tile(tile, u, v, KIND)
         u = tl.load(text_rows + i, i < m, other=0.0)[:, None]
         v = tl.load(text_columns + j, j < n, other=0.0)[None, :]
-        value -= tl.load(column_plan_weight + j, j < n, other=0.0)[None, :] * plan(tile, u, v, KIND)
+        value -= tl.load(column_plan_weight + j, j < n, other=0.0)[None, :] * plan_tile(tile, u, v, KIND)
     if UNIFORM:
         value -= tl.load(row_uniform + i, i < m, other=0.0)[:, None]
         value -= tl.load(column_uniform + j, j < n, other=0.0)[None, :]
-    store_gradient(value, own, mask, gain, g, diagonal, row_residual, column_residual, i, j, m, n, row_offset, HALF, BN)
+    store_gradient(value, on_diagonal, mask, gain, g, diagonal, row_residual, column_residual, i, j, m, n, row_offset, HALF, BN)
 
 
 STATISTICS = Kernel(statistics, TILES, TILES_COMPUTED, reads=("cosines",))

@@ -34,6 +34,13 @@ def log_sum_exp(values, AXIS: tl.constexpr):
     return log_sum(top, tl.sum(tl.exp(values - tl.expand_dims(top, AXIS)), AXIS))
 
 
+@triton.jit
+def plan_tile(gibbs, rows, columns, KIND: tl.constexpr):
+    """A tile of a plan, from that of its Gibbs kernel and both scalings."""
+    # Kernel times row scaling first: row times column scaling of a removed entry can overflow.
+    return tl.exp(gibbs + rows + columns) if KIND == LOGARITHMIC else gibbs * rows * columns
+
+
 # ---- statistics ----
 
 
@@ -81,43 +88,36 @@ def store_expected_logits(
         total = tl.sum(weight, 1)
         share = weight / tl.where(total > 0.0, total, 1.0)[:, None]
         total = log_sum(top, total)
-        plan = tl.exp(gibbs + u_text + v_text)
     else:
         share = gibbs * v
         total = tl.sum(share, 1)
-        plan = gibbs * u_text * v_text
+    text_plan = plan_tile(gibbs, u_text, v_text, KIND)
     tl.store(row + rows, total, i < m)
     tl.store(row + 2 * rows, tl.sum(share * z, 1), i < m)
-    tl.store(column + columns, tl.sum(plan * z, 0), j < n)
+    tl.store(column + columns, tl.sum(text_plan * z, 0), j < n)
     if DIVERGENCE:
         if KIND != LOGARITHMIC:
             log_weight = tl.log(tl.where(share > 0.0, share, 1.0))
         tl.store(row + 3 * rows, tl.sum(tl.where(share > 0.0, share * log_weight, 0.0), 1), i < m)
-        log_plan = tl.log(tl.where(plan > 0.0, plan, 1.0))
-        tl.store(column + 2 * columns, -tl.sum(plan * log_plan, 0), j < n)
+        log_plan = tl.log(tl.where(text_plan > 0.0, text_plan, 1.0))
+        tl.store(column + 2 * columns, -tl.sum(text_plan * log_plan, 0), j < n)
 
 
 @triton.jit
-def store_diagonal(value, own, diagonal, i, m, row_offset, BN: tl.constexpr):
+def store_diagonal(value, on_diagonal, diagonal, i, m, row_offset, BN: tl.constexpr):
     """The given pairs' entries of a tile that has some, (m,)."""
     pair = i + row_offset
     inside = (i < m) & (pair >= tl.program_id(1) * BN) & (pair < (tl.program_id(1) + 1) * BN)
-    tl.store(diagonal + i, tl.sum(tl.where(own, value, 0.0), 1), inside)
+    tl.store(diagonal + i, tl.sum(tl.where(on_diagonal, value, 0.0), 1), inside)
 
 
 # ---- gradients ----
 
 
 @triton.jit
-def plan(tile, rows, columns, KIND: tl.constexpr):
-    # Kernel times row scaling first: row times column scaling of a removed entry can overflow.
-    return tl.exp(tile + rows + columns) if KIND == LOGARITHMIC else tile * rows * columns
-
-
-@triton.jit
 def store_gradient(
     value,
-    own,
+    on_diagonal,
     mask,
     gain,
     g,
@@ -134,17 +134,17 @@ def store_gradient(
 ):
     """The gradient of a tile of logits, in float32; or HALF: in float16 times the gain, without its diagonal.
 
-    That goes to a vector of its own, in float32. What the rounding to float16 loses is added up over the tile's rows, (tiles,
+    That goes to a vector, in float32. Rounding residuals of float16 are added up over the tile's rows, (tiles,
     m), and its columns, (tiles, n): given to the diagonal, the losses weigh ``y_j - y_i`` instead of ``y_j``, so that
     duplicates and a direction common to all cancel.
     """
     if HALF:
-        store_diagonal(value, own, diagonal, i, m, row_offset, BN)
-        scaled = tl.where(mask & (own == 0), value * gain, 0.0)
+        store_diagonal(value, on_diagonal, diagonal, i, m, row_offset, BN)
+        scaled = tl.where(mask & (on_diagonal == 0), value * gain, 0.0)
         value = scaled.to(tl.float16)
-        lost = scaled - value.to(tl.float32)
-        tl.store(row_residual + tl.program_id(1) * m + i, tl.sum(lost, 1), i < m)
-        tl.store(column_residual + tl.program_id(0) * n + j, tl.sum(lost, 0), j < n)
+        residual = scaled - value.to(tl.float32)
+        tl.store(row_residual + tl.program_id(1) * m + i, tl.sum(residual, 1), i < m)
+        tl.store(column_residual + tl.program_id(0) * n + j, tl.sum(residual, 0), j < n)
     tl.store(g + i.to(tl.int64)[:, None] * n + j[None, :], value, mask)
 
 

@@ -27,23 +27,26 @@ def feature_gradient(
     product,
     diagonal,
     rounding_residual,
-    other,
-    own,
+    partners,
+    features,
     product_factor,
     factor,
     out,
     inner,
     m,
     d,
-    other_row_stride,
-    other_column_stride,
-    own_row_stride,
-    own_column_stride,
+    partners_row_stride,
+    partners_column_stride,
+    features_row_stride,
+    features_column_stride,
     gain,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """``G y`` from its product off the diagonal and the diagonal's own; scaled in `out`, and its inner product with `own`."""
+    """``f (G y)`` from the product without the diagonal and the diagonal itself; and its rows' inner products with `features`.
+
+    Those are without f.
+    """
     i = tl.program_id(0) * BM + tl.arange(0, BM)
     off = tl.load(product_factor) * gain
     f = tl.load(factor)
@@ -54,10 +57,10 @@ def feature_gradient(
         j = first + tl.arange(0, BN)
         column = j.to(tl.int64)[None, :]
         mask = (i < m)[:, None] & (j < d)[None, :]
-        partner = tl.load(other + row * other_row_stride + column * other_column_stride, mask, other=0.0).to(tl.float32)
-        value = tl.load(product + row * d + column, mask, other=0.0) * off + on_diagonal * partner
-        mine = tl.load(own + row * own_row_stride + column * own_column_stride, mask, other=0.0).to(tl.float32)
-        total += tl.sum(value * mine, 1)
+        partner = tl.load(partners + row * partners_row_stride + column * partners_column_stride, mask, other=0.0)
+        value = tl.load(product + row * d + column, mask, other=0.0) * off + on_diagonal * partner.to(tl.float32)
+        feature = tl.load(features + row * features_row_stride + column * features_column_stride, mask, other=0.0)
+        total += tl.sum(value * feature.to(tl.float32), 1)
         tl.store(out + row * d + column, nearest(value * f, out.dtype.element_ty), mask)
     tl.store(inner + i, total, i < m)
 

@@ -9,10 +9,10 @@ from otter_losses.ops.triton.launch import TILES, TILES_COMPUTED, Kernel
 
 
 @triton.jit
-def _negated_logits(cosines, scale, bias, own):
+def _negated_logits(cosines, scale, bias, on_diagonal):
     """``-l z``: large where the answer to "are i and j a pair?" is wrong."""
     z = cosines * tl.load(scale) + tl.load(bias)
-    return tl.where(own, -z, z)
+    return tl.where(on_diagonal, -z, z)
 
 
 @triton.jit
@@ -74,13 +74,13 @@ def sigmoid_gradient(
     i = tl.program_id(0) * BM + tl.arange(0, BM)
     j = tl.program_id(1) * BN + tl.arange(0, BN)
     mask = (i < m)[:, None] & (j < n)[None, :]
-    own = (i + row_offset)[:, None] == j[None, :]
+    on_diagonal = (i + row_offset)[:, None] == j[None, :]
     cosines = cosine_tile(left, right, width, i, j, m, n, mask, COMPUTED, WHOLE, BM, BN, BK)
-    value = _negated_logits(cosines, scale, bias, own)
+    value = _negated_logits(cosines, scale, bias, on_diagonal)
     value = tl.load(weight + i, i < m, other=0.0)[:, None] / (1.0 + tl.exp(-value))
-    value = tl.where(own, -value, value)
+    value = tl.where(on_diagonal, -value, value)
     tl.store(row_parts + tl.program_id(1) * m + i, tl.sum(tl.where(mask, value, 0.0), 1), i < m)
-    store_gradient(value, own, mask, gain, g, diagonal, row_residual, column_residual, i, j, m, n, row_offset, HALF, BN)
+    store_gradient(value, on_diagonal, mask, gain, g, diagonal, row_residual, column_residual, i, j, m, n, row_offset, HALF, BN)
 
 
 LOSSES = Kernel(sigmoid_losses, TILES, TILES_COMPUTED, reads=("cosines",))
