@@ -1,1 +1,2 @@
-from tests.helpers import declare_torchvision  # noqa: F401  before any client imports torchvision, in spawned processes too
+# Set up before a client or a kernel is imported, in every process that the tests start.
+from tests.helpers import declare_torchvision, interpreter  # noqa: F401

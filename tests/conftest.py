@@ -10,8 +10,6 @@ from hypothesis import HealthCheck, settings
 from otter_losses import set_debug
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for in torch's deterministic mode
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read where a kernel is defined: before its module is imported
 
 settings.register_profile(
     "otter",

@@ -2,7 +2,6 @@
 
 import gc
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -18,6 +16,7 @@ from otter_losses import InfoNCELoss, OTTERLoss, grad_cache
 from otter_losses.losses.base import PairLoss
 from tests.helpers.checks import relative
 from tests.helpers.losses import MODULES
+from tests.helpers.processes import run
 
 SIZES = {"even": [4, 4, 4], "uneven": [5, 1, 6], "one chunk": [12]}
 EXACT = 1e-10
@@ -349,9 +348,7 @@ def average(state: list[int], bucket: dist.GradBucket) -> torch.futures.Future[T
     return future.then(lambda done: done.value()[0] / dist.get_world_size())  # type: ignore[no-any-return]
 
 
-def work(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+def work(rank: int, world: int) -> dict[Any, Any]:
     results: dict[Any, Any] = {}
     for sharing, counts in COUNTS.items():
         parts = {name: torch.split(each, [sum(sizes) for sizes in counts])[rank] for name, each in make_batch().items()}
@@ -369,15 +366,12 @@ def work(rank: int, world: int, folder: str) -> None:
                 else:
                     value = grad_cache(lambda *chunk, model=model: model(*chunk), chunks, loss, **teacher_of(parts))
                 results[sharing, name, mode] = {"value": value, **gradients_of(model), "reductions": len(buckets)}
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    spawn(work, args=(2, str(folder)), nprocs=2)  # type: ignore[no-untyped-call]
-    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return run(work, 2, tmp_path_factory.mktemp("grad_cache"))
 
 
 @every_loss

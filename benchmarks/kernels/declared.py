@@ -28,6 +28,11 @@ def _declared() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
     return found
 
 
+def names() -> list[str]:
+    """All kernels."""
+    return sorted(_declared())
+
+
 def matrices(name: str, teacher: bool = True, computed: bool = False) -> tuple[list[str], list[str]]:
     """N x N matrices that the kernel of this name reads and writes, of a loss with a teacher or without one.
 

@@ -4,14 +4,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -20,6 +18,7 @@ from tests.helpers.checks import relative
 from tests.helpers.examples import check_falls, load, theirs
 from tests.helpers.loops import Batch, train
 from tests.helpers.paths import ROOT
+from tests.helpers.processes import run
 from tests.helpers.towers import TwoTowers, part_of
 
 WORLD = 2
@@ -100,25 +99,19 @@ def batches(sizes: list[list[int]], rank: int | None = None) -> list[list[Batch]
     return [mine[index : index + len(sizes)] for index in range(0, len(mine), len(sizes))]
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+def work(rank: int, world: int) -> dict[str, Outcome]:
     results: dict[str, Outcome] = {}
     for name, (build, options, loss, sizes) in CASES.items():
         model = DistributedDataParallel(build(), **options)
-        results[name] = train(model, loss(rank=rank, world_size=WORLD), batches(sizes, rank))
+        results[name] = train(model, loss(rank=rank, world_size=world), batches(sizes, rank))
     results["ranks unknown"] = train(DistributedDataParallel(TwoTowers()), OTTERLoss(), batches([EVEN], rank))
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Outcome]]:
     """What each rank came to."""
-    folder = tmp_path_factory.mktemp("ddp")
-    spawn(work, args=(str(folder),), nprocs=WORLD)  # type: ignore[no-untyped-call]
-    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return run(work, WORLD, tmp_path_factory.mktemp("ddp"))
 
 
 def difference(actual: Outcome, expected: Outcome) -> float:

@@ -5,14 +5,12 @@ import re
 import warnings
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from otter_losses import InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss
@@ -20,6 +18,7 @@ from otter_losses.losses.base import PairLoss
 from tests.helpers.batches import make_features
 from tests.helpers.checks import relative
 from tests.helpers.losses import MODULES, VARIANTS, Build
+from tests.helpers.processes import join, saved, start
 from tests.helpers.towers import TwoTowers, part_of, whole_batch
 
 LOCAL = 5
@@ -154,8 +153,7 @@ def message_of(loss: PairLoss, images: Tensor, **call: Any) -> str:
 
 
 def work(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    join(rank, world, folder)
     results: dict[Any, Any] = {}
     others = dist.new_group(list(range(1, world)))
     for sharing in (EVEN, UNEVEN, GROUP):
@@ -213,10 +211,10 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """What each rank of a group measured."""
     world: int = request.param
     folder = tmp_path_factory.mktemp(f"world{world}")
-    spawn(work, args=(world, str(folder)), nprocs=world)  # type: ignore[no-untyped-call]
-    results = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    start(work, world, world, str(folder))
+    results = saved(folder, world)
     for rank in range(world - 1):
-        results[rank]["lost"] = torch.load(Path(folder) / f"{rank}.lost.pt", weights_only=True)
+        results[rank]["lost"] = torch.load(folder / f"{rank}.lost.pt", weights_only=True)
     return results
 
 

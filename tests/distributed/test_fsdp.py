@@ -1,23 +1,21 @@
 """Models sharded by FSDP2's `fully_shard`, over device meshes: gradients and teachers of one process with the whole batch."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.func import functional_call
-from torch.multiprocessing.spawn import spawn
 
 from otter_losses import EMATeacher, InfoNCELoss, OTTERLoss, SigLIPLoss, grad_cache
 from otter_losses.losses.base import PairLoss
 from tests.helpers.checks import relative
 from tests.helpers.losses import MODULES
+from tests.helpers.processes import run
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this torch has no fully_shard on a CPU")
 
@@ -114,9 +112,7 @@ def message_of(act: Callable[..., Any], *args: Any) -> str:
     return "no error"
 
 
-def work(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+def work(rank: int, world: int) -> dict[Any, Any]:
     contract: dict[str, Any] = {"rank": rank, "world_size": world}
     results: dict[Any, Any] = {}
     meshes = {
@@ -176,15 +172,12 @@ def work(rank: int, world: int, folder: str) -> None:
     student = TwoTowers().bfloat16()
     shard(student, mesh)
     results["half teacher"] = message_of(teacher.update, student)
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    spawn(work, args=(WORLD, str(folder)), nprocs=WORLD)  # type: ignore[no-untyped-call]
-    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return run(work, WORLD, tmp_path_factory.mktemp("fsdp"))
 
 
 every_loss = pytest.mark.parametrize("name", MODULES)

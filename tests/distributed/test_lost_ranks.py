@@ -5,18 +5,17 @@ import re
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from otter_losses import OTTERLoss, SigLIPLoss
 from otter_losses.distributed import agreement, failures
 from tests.helpers.batches import make_features
+from tests.helpers.processes import join, saved, start
 
 RANKS, LAST = 3, 2
 TIMEOUT_S, PATIENCE_S = 1.5, 1.0
@@ -163,8 +162,7 @@ STORIES: list[Callable[[Rank], None]] = [
 
 
 def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS + 1)
+    join(rank, RANKS + 1, folder)
     failures.PATIENCE_SECONDS = PATIENCE_S
     timeout = timedelta(seconds=TIMEOUT_S)
     groups = [
@@ -192,8 +190,8 @@ def work(rank: int, folder: str) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[float, str]]]:
     """Of every rank and story: for how many seconds it lasted, and what the rank was told."""
     folder = tmp_path_factory.mktemp("lost")
-    spawn(work, args=(str(folder),), nprocs=RANKS + 1)  # type: ignore[no-untyped-call]
-    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    start(work, RANKS + 1, str(folder))
+    return saved(folder, RANKS)
 
 
 def lost(text: str) -> set[int]:

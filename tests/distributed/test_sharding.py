@@ -1,13 +1,11 @@
 """What crosses between ranks, and what no rank holds."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -18,6 +16,7 @@ from otter_losses.ops.memory import Storage
 from otter_losses.ops.targets import HardTargets
 from tests.helpers.batches import make_features
 from tests.helpers.problems import forward_and_backward, make_problem, transported
+from tests.helpers.processes import run
 
 RANKS, LOCAL, WIDTH, TEACHER = 3, 24, 6, 9
 PAIRS = RANKS * LOCAL
@@ -77,9 +76,7 @@ def largest(shard: BatchShard, batch: list[Tensor], keep: bool) -> int:
     return int(counted.numbers)
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
+def work(rank: int, _: int) -> dict[str, Any]:
     student, teacher = make_features("random", PAIRS, WIDTH, seed=1), make_features("random", PAIRS, TEACHER, seed=2)
     batch = [each.float() for each in (*student, *teacher)]
     shard = BatchShard.of(None, (LOCAL,) * RANKS)
@@ -87,16 +84,12 @@ def work(rank: int, folder: str) -> None:
     results["sent for given pairs"] = sent(shard, batch, alpha=1.0)
     results["sent locally"] = sent(shard, batch, scope="local")
     results |= {f"largest {keep}": largest(shard, batch, keep) for keep in (False, True)}
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("sharding")
-    spawn(work, args=(str(folder),), nprocs=RANKS)  # type: ignore[no-untyped-call]
-    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return run(work, RANKS, tmp_path_factory.mktemp("sharding"))
 
 
 @pytest.mark.parametrize("keep", [False, True])

@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.multiprocessing.spawn import spawn
 
 from docs.examples.sentence_transformers import load_names
 from otter_losses import EMATeacher, OTTERLoss, SigLIPLoss
 from otter_losses.integrations.sentence_transformers import CachedPairRankingLoss, PairRankingLoss
 from otter_losses.losses.base import PairLoss
+from tests.helpers.processes import run
 from tests.integrations import test_sentence_transformers as sentences
 from tests.integrations import test_transformers as clips
 
@@ -67,13 +67,10 @@ def moved(case: str, bert: Path, model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: before[name] - after[name] for name in before}
 
 
-def work(rank: int, bert: Path, folder: str) -> None:
-    torch.set_num_threads(1)
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "LOCAL_WORLD_SIZE": WORLD, "OMP_NUM_THREADS": 1}
-    os.environ.update({name: str(value) for name, value in ranks.items()})
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
-    torch.save({case: train(case, bert, folder, clips.BATCH) for case in CASES}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def work(rank: int, world: int, bert: Path, folder: str) -> dict[str, Any]:
+    launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "OMP_NUM_THREADS": 1}
+    os.environ.update({name: str(value) for name, value in launched.items()})  # as torchrun does
+    return {case: train(case, bert, folder, clips.BATCH) for case in CASES}
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +82,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ranks(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes got."""
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(work, args=(bert, str(folder)), nprocs=WORLD)  # type: ignore[no-untyped-call]
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return run(work, WORLD, folder, bert, str(folder))
 
 
 @pytest.mark.parametrize("case", CASES)

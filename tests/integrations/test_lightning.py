@@ -1,22 +1,20 @@
 """Lightning's Trainer, in one process and in two, trains what the plain loop trains."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import lightning
 import pytest
 import torch
-import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from otter_losses import EMATeacher, OTTERLoss
 from tests.helpers.checks import relative
 from tests.helpers.examples import check_falls, load, theirs
 from tests.helpers.loops import Batch, numbers, train
+from tests.helpers.processes import run
 from tests.helpers.towers import TwoTowers, whole_batch
 
 pytestmark = [
@@ -122,23 +120,18 @@ def measure(rank: int, world: int, folder: str) -> dict[str, Any]:
     return {**results, "example": load("lightning").main(devices=world)}
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    launched = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": WORLD, "LOCAL_WORLD_SIZE": WORLD}
+def work(rank: int, world: int, folder: str) -> dict[str, Any]:
+    launched = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     os.environ.update({name: str(value) for name, value in launched.items()}, TORCHELASTIC_RUN_ID="none")  # as torchrun does
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
-    torch.save(measure(rank, WORLD, folder), f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return measure(rank, world, folder)
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What a process alone trained, and what each of two did."""
-    folder = str(tmp_path_factory.mktemp("lightning"))
-    spawn(work, args=(folder,), nprocs=WORLD)  # type: ignore[no-untyped-call]
-    shared = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
-    return [measure(0, 1, folder), *shared]
+    folder = tmp_path_factory.mktemp("lightning")
+    shared = run(work, WORLD, folder, str(folder))
+    return [measure(0, 1, str(folder)), *shared]
 
 
 def batches() -> list[Batch]:
