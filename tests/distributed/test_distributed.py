@@ -94,24 +94,24 @@ def run_case(
     return {"value": value.detach(), **{name: gradient.clone() for name, gradient in gradients.items() if gradient is not None}}
 
 
-class InBlocks(OTTERLoss):
+class InBlocks:
     """OTTER with the targets of several ranks, written out, on one process."""
 
+    epsilon, iterations = 0.15, 5
+
     def __init__(self, counts: list[int], official: bool) -> None:
-        super().__init__()
         self.counts, self.is_official = counts, official
 
-    def compute(self, *args: Any, **kwargs: Any) -> Tensor:
-        x, y, scale, bias, v, t = args[:6]
+    def __call__(self, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, **call: Any) -> Tensor:
         x, y = x.double(), y.double()
-        v, t = (x.detach(), y.detach()) if v is None else (v.double(), t.double())
-        alpha = torch.as_tensor(kwargs["alpha"], dtype=torch.float64).expand(len(x))
+        v, t = (call.get(f"dist_{name}_features", own.detach()).double() for name, own in (("image", x), ("text", y)))
+        alpha = torch.as_tensor(call.get("alpha", 0.5), dtype=torch.float64).expand(len(x))
         value = 0.0 * bias.sum()
         for image, text, targets in ((x, y, self.targets(v, t)), (y, x, self.targets(t, v))):
             if self.is_official and len(self.counts) > 1:
                 text = text.detach()  # gathered
             logits = (scale * image @ text.T).log_softmax(1)
-            second = (kwargs.get("distill_logit_scale", scale) * image @ text.T).log_softmax(1)
+            second = (call.get("distill_logit_scale", scale) * image @ text.T).log_softmax(1)
             distill = -(targets * second).sum(1) - self.is_official * torch.special.entr(targets).sum(1)
             value = value - ((alpha * logits.diagonal()).sum() - ((1 - alpha) * distill).sum()) / len(x)
         whole: Tensor = value if self.is_official else value / 2
@@ -134,7 +134,7 @@ class InBlocks(OTTERLoss):
         return plan / plan.sum(1, keepdim=True)
 
 
-def alone_of(name: str, counts: list[int]) -> PairLoss:
+def alone_of(name: str, counts: list[int]) -> PairLoss | InBlocks:
     """What one process with the whole batch computes."""
     if "local" in name or "official" in name:
         return InBlocks(counts, "official" in name)

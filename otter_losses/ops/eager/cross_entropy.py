@@ -41,7 +41,8 @@ def forward(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]:
         scalars[Scalar.HAS_EXPONENTIALS] = 1.0
     blocks = row_blocks(b, n, x.device)
     # Fresh memory costs a page fault per 4 KiB, more than the arithmetic on it: row blocks share theirs.
-    logits, scratch = x.new_empty(blocks[0].stop, n), x.new_empty(blocks[0].stop, n)
+    logits = x.new_empty(blocks[0].stop, n)
+    scratch = logits if soft is None else torch.empty_like(logits)
     for rows in blocks:
         z = logits[: rows.stop - rows.start]
         if cosines is None:
@@ -123,7 +124,8 @@ def backward(
     x, y, scale = _computing(problem.student)
     dx, dy = wanted(x, wants_image), wanted(y, wants_text)  # dy: this rank's share of all texts'
     blocks = row_blocks(len(x), len(y), x.device)
-    space, scratch = x.new_empty(2, blocks[0].stop, len(y))
+    space = x.new_empty(blocks[0].stop, len(y))
+    scratch = space if problem.soft is None else torch.empty_like(space)
     logits_gradient = _LogitsGradient(problem, weights, saved)
     for rows in blocks:
         g = space[: rows.stop - rows.start]
