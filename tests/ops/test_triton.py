@@ -61,8 +61,8 @@ def test_any_scale(name: str, scale: float) -> None:
 def test_the_diagonal_of_a_later_row_block(monkeypatch: pytest.MonkeyPatch, name: str, max_memory: int) -> None:
     monkeypatch.setattr(similarity, "CHUNK_ELEMENTS", {DEVICE: 1})
     monkeypatch.setattr(similarity, "LEAST_ROWS", {DEVICE: 256})
-    batch = make_batch(300, 8)
-    assert len(similarity.row_chunks(300, 300, torch.device(DEVICE))) == 2
+    batch = make_batch(260, 8)
+    assert len(similarity.row_chunks(260, 260, torch.device(DEVICE))) == 2
     assert error(name, batch, max_memory=max_memory) <= 4e-6
 
 
