@@ -7,4 +7,5 @@ make_venv test
 ruff format --check .
 ruff check .
 mypy
-python -m pytest --numprocesses auto --dist loadfile "$@"
+# A file's tests share what its fixtures make; the folders with the longest files come first.
+python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder "$@"

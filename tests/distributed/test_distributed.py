@@ -75,7 +75,7 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def run_case(
-    model: nn.Module, loss: PairLoss, batch: dict[str, Tensor], teacher: str, dtype: torch.dtype = torch.float64
+    model: nn.Module, loss: "PairLoss | InBlocks", batch: dict[str, Tensor], teacher: str, dtype: torch.dtype = torch.float64
 ) -> dict[str, Tensor]:
     """Value and gradients of the model's parameters."""
     call: dict[str, Any] = {}

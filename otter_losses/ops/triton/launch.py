@@ -64,18 +64,22 @@ class Kernel:
 Observer = Callable[[Kernel, Mapping[str, object]], None]
 
 _observer: Observer | None = None
+_runs = True
 
 
 @contextmanager
-def observed(observer: Observer) -> Iterator[None]:
-    """Tell the observer of every launch, its arguments, switches and tile, for a while: to list or count them."""
-    global _observer
-    before = _observer
-    _observer = observer
+def observed(observer: Observer, runs: bool = True) -> Iterator[None]:
+    """Tell the observer of every launch, its arguments, switches and tile, for a while: to list or count them.
+
+    Without `runs` the kernels are left out, and what they would write stays as it is.
+    """
+    global _observer, _runs
+    before = _observer, _runs
+    _observer, _runs = observer, runs
     try:
         yield
     finally:
-        _observer = before
+        _observer, _runs = before
 
 
 def launch(kernel: Kernel, grid: tuple[int, ...], tile: Tile, **arguments: object) -> None:
@@ -83,6 +87,8 @@ def launch(kernel: Kernel, grid: tuple[int, ...], tile: Tile, **arguments: objec
     named = {**arguments, **tile}
     if _observer is not None:
         _observer(kernel, named)
+    if not _runs:
+        return
     first = next(each for each in arguments.values() if isinstance(each, Tensor))
     guard: AbstractContextManager[Any] = torch.cuda.device(first.device) if first.is_cuda else nullcontext()
     with guard:
