@@ -15,6 +15,8 @@ from benchmarks.kernels.launches import Launch
 
 ARCHITECTURES = (70, 80, 90, 100)
 
+PROOF = 90
+
 FIRST_TO_COMPUTE = 80
 """Architecture from which on kernels compute their tiles of half-precision products; see `gemm.computes_tiles`."""
 
@@ -52,14 +54,20 @@ def _build(job: tuple[Launch, int]) -> dict[str, Any]:
 
 
 def architectures(launch: Launch) -> tuple[int, ...]:
-    """Those that a launch is for; of an odd batch one is proof enough."""
-    found = ARCHITECTURES if launch.usual else (90,)
-    return tuple(each for each in found if each >= FIRST_TO_COMPUTE or not launch.computed)
+    """Those that a launch is compiled for; one is proof enough of a variant of another launch, and of a tile but the first.
+
+    Loaded tiles are cheap to compile, so of those all are.
+    """
+    if not launch.computed:
+        return ARCHITECTURES if launch.usual else (PROOF,)
+    is_variant = launch.divergence or launch.float16 or not launch.usual or launch.tile != launch.tiles[0]
+    return (PROOF,) if is_variant else tuple(each for each in ARCHITECTURES if each >= FIRST_TO_COMPUTE)
 
 
 def builds() -> list[dict[str, Any]]:
     """All launches for all architectures."""
-    launches = dict.fromkeys(choice for launch in _listed() for choice in launch.choices())
+    listed = [launch for launch in _listed() if not (launch.computed and launch.float16 and not launch.usual)]
+    launches = dict.fromkeys(choice for launch in listed for choice in launch.choices())
     jobs = [(launch, architecture) for launch in launches for architecture in architectures(launch)]
     with ProcessPoolExecutor() as pool:
         return list(pool.map(_build, jobs, chunksize=4))

@@ -45,12 +45,22 @@ class Launch:
 
     def choices(self) -> "list[Launch]":
         """The same with every tile that the kernel may be launched with; in an odd batch the first is proof enough."""
-        return [replace(self, tile=tile) for tile in self.tiles] if self.usual else [self]
+        several = self.usual and not (self.computed and (self.divergence or self.float16))
+        return [replace(self, tile=tile) for tile in self.tiles] if several else [self]
 
     @property
     def computed(self) -> bool:
         """Whether it computes its tile of cosines instead of loading it."""
         return dict(self.constants).get("COMPUTED", False) is True
+
+    @property
+    def divergence(self) -> bool:
+        return dict(self.constants).get("DIVERGENCE", False) is True
+
+    @property
+    def float16(self) -> bool:
+        """Whether it computes from float16 features: the same code as from bfloat16."""
+        return dict(self.signature).get("left") == "*fp16"
 
     @property
     def teacher(self) -> bool:

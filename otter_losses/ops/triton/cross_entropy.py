@@ -41,7 +41,6 @@ def _add_statistics(
     """Statistics of a block's rows and the image problem's last scalings of them; its share of the columns'."""
     m, n = rows.stop - rows.start, len(problem.student.all_text_features)
     divergence = problem.soft is not None and problem.soft.divergence
-    kernel = kernels.STATISTICS if gibbs is None else kernels.SOFT_STATISTICS
     read = sinkhorn.NO_KERNEL if gibbs is None else gibbs.switches
     gibbs_block = source.left if gibbs is None else gibbs.block(rows)
     switches = {"TEACHER": gibbs is not None, "DIVERGENCE": divergence}
@@ -51,7 +50,7 @@ def _add_statistics(
         row_parts = statistics.row_lse.new_empty(1 if gibbs is None else 4, grid[1], m)
         column_parts = statistics.row_lse.new_empty(1 if gibbs is None else 3, grid[0], n)
         launch(
-            kernel,
+            kernels.STATISTICS,
             grid,
             tile,
             **source.arguments(tile),
@@ -73,7 +72,7 @@ def _add_statistics(
         return row_parts, column_parts
 
     name = f"statistics {switches} {read} {source.computed}"
-    row_parts, column_parts = run(fastest(name, source.left, (m, n), source.choices(kernel), run))
+    row_parts, column_parts = run(fastest(name, source.left, (m, n), source.choices(kernels.STATISTICS), run))
     row_tile = kernels.MERGE_ROWS.tiles[0]
     launch(
         kernels.MERGE_ROWS,
@@ -137,7 +136,6 @@ def _logits_gradient(
 ) -> GradientBlock:
     """The gradient of a block of logits, into `g`, which may be the stored block itself."""
     m, n = g.shape
-    kernel = kernels.GRADIENT if gibbs is None else kernels.SOFT_GRADIENT
     read = sinkhorn.NO_KERNEL if gibbs is None else gibbs.switches
     gibbs_block = source.left if gibbs is None else gibbs.block(rows)
     uniform = weights.row_uniform is not None
@@ -147,7 +145,7 @@ def _logits_gradient(
         grid = tiles(m, tile["BM"]), tiles(n, tile["BN"])
         out = gradients.block(rows, g, grid)
         launch(
-            kernel,
+            kernels.GRADIENT,
             grid,
             tile,
             **source.arguments(tile),
@@ -178,4 +176,4 @@ def _logits_gradient(
 
     in_place = g.data_ptr() == source.left.data_ptr()
     name = f"logits_gradient {switches} {source.computed} {in_place}"
-    return run(fastest(name, source.left, (m, n), source.choices(kernel), None if in_place else run))
+    return run(fastest(name, source.left, (m, n), source.choices(kernels.GRADIENT), None if in_place else run))

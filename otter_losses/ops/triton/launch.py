@@ -19,18 +19,11 @@ TILES: tuple[Tile, ...] = (
 """Of programs that own one tile, which they load: sixteen elements a thread, so that their sums stay in registers."""
 
 TILES_COMPUTED: tuple[Tile, ...] = (
-    {"BM": 128, "BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3},
-    {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 3},
-    {"BM": 64, "BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3},
-)
-"""Of programs that own one tile, which they compute: the largest that no architecture spills."""
-
-TILES_COMPUTED_BESIDE: tuple[Tile, ...] = (
     {"BM": 128, "BN": 64, "BK": 64, "num_warps": 8, "num_stages": 3},
     {"BM": 64, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 3},
     {"BM": 64, "BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3},
 )
-"""The same beside a tile of another matrix, which has to stay in registers too."""
+"""Of programs that compute their tile: the largest that stay in registers beside a tile of another matrix, from sm_80 on."""
 
 VECTOR: Tile = {"BN": 256, "num_warps": 4}
 """Of programs that own a piece of a vector."""

@@ -13,7 +13,7 @@ from otter_losses.ops.triton.kernels.epilogues import (
     store_log_sum_exps,
 )
 from otter_losses.ops.triton.kernels.tiles import LOGARITHMIC, cosine_tile, gibbs_tile
-from otter_losses.ops.triton.launch import TILES, TILES_COMPUTED, TILES_COMPUTED_BESIDE, VECTOR, Kernel
+from otter_losses.ops.triton.launch import TILES, TILES_COMPUTED, VECTOR, Kernel
 
 
 @triton.jit
@@ -228,9 +228,7 @@ def logits_gradient(
     store_gradient(value, on_diagonal, mask, gain, g, diagonal, row_residual, column_residual, i, j, m, n, row_offset, HALF, BN)
 
 
-STATISTICS = Kernel(statistics, TILES, TILES_COMPUTED, reads=("cosines",))
-SOFT_STATISTICS = Kernel(statistics, TILES, TILES_COMPUTED_BESIDE, reads=("cosines", "K"))
+STATISTICS = Kernel(statistics, TILES, TILES_COMPUTED, reads=("cosines", "K"))
 MERGE_ROWS = Kernel(merge_rows, ({"BM": VECTOR["BN"], "num_warps": VECTOR["num_warps"]},))
 MERGE_COLUMNS = Kernel(merge_columns, (VECTOR,))
-GRADIENT = Kernel(logits_gradient, TILES, TILES_COMPUTED, reads=("cosines",), writes=("G",))
-SOFT_GRADIENT = Kernel(logits_gradient, TILES, TILES_COMPUTED_BESIDE, reads=("cosines", "K"), writes=("G",))
+GRADIENT = Kernel(logits_gradient, TILES, TILES_COMPUTED, reads=("cosines", "K"), writes=("G",))
