@@ -100,6 +100,41 @@ def test_any_scale(name: str, scale: float) -> None:
     assert relative(gradients[1], wanted[1]) <= 2.5e-3
 
 
+@pytest.mark.parametrize("choice", range(3))
+@pytest.mark.parametrize("name", ["otter", "info_nce", "siglip"])
+def test_every_computed_tile_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch, name: str, choice: int) -> None:
+    """Whatever the tuner may choose, where sizes fill whole tiles, and across their edges."""
+    from otter_losses.ops.triton import cross_entropy, sigmoid
+
+    taken: list[int] = []
+
+    def fastest(name: str, like: Tensor, shape: tuple[int, int], choices: Any, run: object) -> Any:
+        taken.append(len(choices))
+        return choices[choice]
+
+    for module in (cross_entropy, sigmoid):
+        monkeypatch.setattr(module, "fastest", fastest)
+    _, gradients, _, wanted = both(name, on_device(make_batch(144, 64), torch.bfloat16))
+    assert set(taken) == {3}
+    assert relative(gradients[0], wanted[0]) <= 2.5e-3
+    assert relative(gradients[1], wanted[1]) <= 2.5e-3
+
+
+@pytest.mark.parametrize("name", ["otter", "distillation", "info_nce", "siglip"])
+def test_products_are_stored_where_kernels_do_not_multiply(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As before Ampere."""
+    from otter_losses.ops.triton import gemm
+    from otter_losses.ops.triton.launch import observed
+
+    sources: set[object] = set()
+    monkeypatch.setattr(gemm, "computes_tiles", lambda device, dtype: False)
+    with observed(lambda kernel, arguments: sources.add(arguments.get("COMPUTED"))):
+        _, gradients, _, wanted = both(name, on_device(make_batch(72, 32), torch.bfloat16))
+    assert True not in sources
+    assert relative(gradients[0], wanted[0]) <= 2.5e-3
+    assert relative(gradients[1], wanted[1]) <= 2.5e-3
+
+
 def test_what_rounding_loses_cancels_between_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every text is there twice, so its two columns pull against each other: little is left of the gradient."""
     x, y = make_features("random", 48, 32)

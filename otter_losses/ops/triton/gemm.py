@@ -112,7 +112,11 @@ class TileSource:
 
     def choices(self, kernel: Kernel) -> tuple[Tile, ...]:
         """The tiles a kernel may take from this source."""
-        return kernel.computing_tiles if self.computed else kernel.tiles
+        if not self.computed:
+            return kernel.tiles
+        last = kernel.computing_tiles[-1]
+        is_odd = len(self.right) % 16 != 0 or self.left.shape[1] % last["BK"] != 0
+        return (last,) if is_odd else kernel.computing_tiles
 
     def arguments(self, tile: Tile) -> dict[str, object]:
         """What a kernel's `cosine_tile` is given."""

@@ -21,9 +21,10 @@ TILES: tuple[Tile, ...] = (
 TILES_COMPUTED: tuple[Tile, ...] = (
     {"BM": 128, "BN": 64, "BK": 64, "num_warps": 8, "num_stages": 3},
     {"BM": 64, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 3},
-    {"BM": 64, "BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3},
+    {"BM": 64, "BN": 64, "BK": 64, "num_warps": 8, "num_stages": 3},
 )
-"""Of programs that compute their tile: the largest that stay in registers beside a tile of another matrix, from sm_80 on."""
+"""Of programs that compute their tile, from sm_80 on; all stay in registers beside a tile of another matrix, the last also where
+sizes are odd and every access is masked."""
 
 VECTOR: Tile = {"BN": 256, "num_warps": 4}
 """Of programs that own a piece of a vector."""

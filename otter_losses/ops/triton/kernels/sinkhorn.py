@@ -191,7 +191,7 @@ COLUMNS = (
 
 ENCODE_TILE = {**COLUMNS[0], "BK": 32}
 
-ENCODE = Kernel(encode, (ENCODE_TILE,), TILES_COMPUTED[:1], reads=("cosines",), writes=("K",))
+ENCODE = Kernel(encode, (ENCODE_TILE,), TILES_COMPUTED, reads=("cosines",), writes=("K",))
 ROW_SCALINGS = Kernel(row_scalings, ROWS, reads=("K",))
 COLUMN_SUMS = Kernel(column_sums, COLUMNS, reads=("K",))
 UPDATE_SCALINGS = Kernel(update_scalings, (VECTOR,))
