@@ -8,7 +8,10 @@ but for the H200's two rates. What is counted:
 
 - Products cost 2 m n k operations. Half-precision features: at the tensor rate, summed in float32. Float32 features: at the
   float32 rate (no TF32).
-- A product's N x N float32 block is written and read again; it may stay in the cache, so the floor stands with and without it.
+- Half-precision products that a kernel reads are computed by it, tile by tile, and not written: one step, the longer of its
+  product and of what else it moves. Not so before Ampere (V100), in float32, and of the teacher's product in the rounds
+  that compute it again: there its N x N float32 block is written and read again; it may stay in the cache, so the floor stands
+  with and without it.
 - Half precision: the teacher's kernel K is kept as 16-bit codes; the student's cosines are computed again for the backward; the
   gradient of the logits, G, is float16. Float32: K, cosines and G are float32, kept where both fit
   `max_memory` (the library keeps K alone where only that fits).
@@ -75,13 +78,17 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def steps_table(pairs: int, width: int, loss: str = "OTTER", half: bool = True) -> str:
-    """Every step of one loss, as Markdown: operations, bytes, and the floor on each chip, blocks in the cache - in memory."""
+    """Every step of one loss, as Markdown: operations, bytes, and the floor on chips that compute their tiles.
+
+    Where those differ: blocks in the cache - in memory.
+    """
+    chips = [chip for chip in CHIPS if chip.computes_tiles]
     lines = []
     for step in Work(pairs, width, half).steps(loss):
-        times = [span(*(1e3 * step.seconds(chip, half, cached) for cached in (True, False))) for chip in CHIPS]
+        times = [span(*(1e3 * step.seconds(chip, half, cached) for cached in (True, False))) for chip in chips]
         moved = span(step.bytes / 1e9, (step.bytes + step.block) / 1e9)
         lines.append([step.name, short(step.operations / 1e12), moved, *times])
-    return markdown.table(["step", "TFLOP", "GB", *TIMES], lines)
+    return markdown.table(["step", "TFLOP", "GB", *(f"{chip.name}, ms" for chip in chips)], lines)
 
 
 def main() -> None:
@@ -99,8 +106,8 @@ def main() -> None:
     text = (
         f"Derived, not measured: `python -m benchmarks.floors`. One forward + backward, D = {options.width}, `max_memory` "
         "17 GiB, an H200's default; "
-        "milliseconds where the products' blocks stay in the cache - where they do not. The last column is for blocks that do "
-        "not. Time only: eager ClipLoss at 262,144 fits no memory, and V100 has no bfloat16.\n\n"
+        "milliseconds where the products' blocks stay in the cache - where they do not. Bytes are those of chips from Ampere on; "
+        "the last column is for blocks that do not stay. Time only: eager ClipLoss at 262,144 fits no memory, and V100 has no bfloat16.\n\n"
         f"Rates: {sources}.\n\n{table(found)}\n\n"
         f"OTTER in half precision at N = {options.steps:,}, step by step:\n\n{steps_table(options.steps, options.width)}\n"
     )

@@ -3,7 +3,6 @@
 What is counted, and what is not, stands at the head of `benchmarks.roofline.floors`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.roofline.chips import Chip
@@ -29,11 +28,23 @@ class Step:
 
 
 class Work:
-    """The steps of one loss at (N, D), in half precision or float32; of a rank that has some of the N rows alone."""
+    """The steps of one loss at (N, D), in half precision or float32; of a rank that has some of the N rows alone.
 
-    def __init__(self, pairs: int, width: int, half: bool, max_memory: int = DEFAULT_MAX_MEMORY, rows: int | None = None) -> None:
+    `computes`: kernels compute the tiles of half-precision products that they read, which then are never written.
+    """
+
+    def __init__(
+        self,
+        pairs: int,
+        width: int,
+        half: bool,
+        max_memory: int = DEFAULT_MAX_MEMORY,
+        rows: int | None = None,
+        computes: bool = True,
+    ) -> None:
         rows = pairs if rows is None else rows
         self.pairs, self.width, self.half, self.max_memory = pairs, width, half, max_memory
+        self.rows, self.computes = rows, half and computes
         self.square = float(rows) * pairs
         self.itemsize = 2 if half else 4
         self.features = 1.0 * self.itemsize * (rows + pairs) * width
@@ -43,6 +54,15 @@ class Work:
         written = 4 * self.square
         operations = 2 * self.square * self.width * wide
         return Step(name, operations, wide * self.features + (0 if block else written), written if block else 0.0)
+
+    def read(self, product: str, name: str, wide: int = 1, kept: float = 0.0, block: float = 0.0) -> list[Step]:
+        """A product, and a kernel that reads it beside kept matrices and other blocks, in bytes an entry: one step or two."""
+        multiplied = self.product(product, wide)
+        walked = self.passes(name, kept, block)
+        if not self.computes:
+            return [multiplied, self.passes(name, kept, block + 4)]
+        moved = multiplied.bytes + walked.bytes
+        return [Step(f"{product}, {name}", multiplied.operations, moved, walked.block)]
 
     def gradients(self) -> list[Step]:
         """``dx = G y`` and ``dy = G^T x``."""
@@ -57,10 +77,8 @@ class Work:
         """InfoNCE, and SigLIP, which reads and writes the same: cosines, a reduction of them, their gradient."""
         if self.half or 4 * self.square > self.max_memory:
             return [
-                self.product("cosines"),
-                self.passes("statistics", block=4),
-                self.product("cosines again"),
-                self.passes("gradient of the logits", kept=self.itemsize, block=4),
+                *self.read("cosines", "statistics"),
+                *self.read("cosines again", "gradient of the logits", kept=self.itemsize),
                 *self.gradients(),
             ]
         return [
@@ -78,13 +96,10 @@ class Work:
             return self._otter_recomputed()
         if self.half:
             return [
-                self.product("teacher", wide=2),
-                self.passes("codes and opening sweep", kept=2, block=4),
+                *self.read("teacher", "codes and opening sweep", wide=2, kept=2),
                 *(self.passes(f"round {count + 1}: codes twice", kept=4) for count in range(ROUNDS)),
-                self.product("cosines"),
-                self.passes("statistics", kept=2, block=4),
-                self.product("cosines again"),
-                self.passes("gradient of the logits", kept=4, block=4),
+                *self.read("cosines", "statistics", kept=2),
+                *self.read("cosines again", "gradient of the logits", kept=4),
                 *self.gradients(),
             ]
         return [
@@ -98,19 +113,18 @@ class Work:
         ]
 
     def _otter_recomputed(self) -> list[Step]:
-        def sweep(name: str, reads: int) -> Iterator[Step]:
-            yield self.product(f"teacher, {name}", wide=2)
-            yield self.passes(name, block=4.0 * reads)
-
+        rounds = [
+            step
+            for count in range(ROUNDS)
+            for step in (self.product(f"teacher, round {count + 1}", wide=2), self.passes(f"round {count + 1}", block=8))
+        ]
         return [
-            *sweep("opening sweep", 1),
-            *(step for count in range(ROUNDS) for step in sweep(f"round {count + 1}", 2)),
-            *sweep("statistics", 1),
-            self.product("cosines"),
-            self.passes("statistics of the cosines", block=4),
-            *sweep("gradient", 1),
-            self.product("cosines again"),
-            self.passes("gradient of the logits", kept=self.itemsize, block=4),
+            *self.read("teacher", "opening sweep", wide=2),
+            *rounds,
+            self.product("teacher, statistics", wide=2),
+            *self.read("cosines", "statistics", block=4),
+            self.product("teacher, gradient", wide=2),
+            *self.read("cosines again", "gradient of the logits", kept=self.itemsize, block=4),
             *self.gradients(),
         ]
 
@@ -132,5 +146,9 @@ class Work:
     def steps(self, loss: str) -> list[Step]:
         return {"InfoNCE": self.plain, "SigLIP": self.plain, "OTTER": self.otter, "eager ClipLoss": self.eager_clip}[loss]()
 
+    def on(self, chip: Chip) -> "Work":
+        """The same, as the chip does it."""
+        return Work(self.pairs, self.width, self.half, self.max_memory, self.rows, chip.computes_tiles)
+
     def milliseconds(self, loss: str, chip: Chip, cached: bool) -> float:
-        return 1e3 * sum(step.seconds(chip, self.half, cached) for step in self.steps(loss))
+        return 1e3 * sum(step.seconds(chip, self.half, cached) for step in self.on(chip).steps(loss))

@@ -11,14 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from otter_losses import functional
-from otter_losses.functional import Parts
 from otter_losses.losses.base import PairLoss
-from otter_losses.losses.distillation import DistillationLoss
-from otter_losses.losses.info_nce import InfoNCELoss
-from otter_losses.losses.label_smoothing import LabelSmoothingLoss
-from otter_losses.losses.otter import OTTERLoss
-from otter_losses.losses.siglip import SigLIPLoss
+from otter_losses.losses.batch import Parts
+from otter_losses.losses.distillation import DistillationLoss, distillation_loss
+from otter_losses.losses.info_nce import InfoNCELoss, info_nce_loss
+from otter_losses.losses.label_smoothing import LabelSmoothingLoss, label_smoothing_loss
+from otter_losses.losses.otter import OTTERLoss, otter_loss
+from otter_losses.losses.siglip import SigLIPLoss, siglip_loss
 from otter_losses.ops import reference
 
 Oracle = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -70,10 +69,10 @@ def _siglip(x: Tensor, y: Tensor, s: Tensor, v: Tensor, t: Tensor) -> Tensor:
 LOSSES = {
     row.name: row
     for row in (
-        RegisteredLoss("info_nce", InfoNCELoss, functional.info_nce_loss, _info_nce),
-        RegisteredLoss("label_smoothing", LabelSmoothingLoss, functional.label_smoothing_loss, _label_smoothing),
-        RegisteredLoss("distillation", DistillationLoss, functional.distillation_loss, _distillation, uses_teacher=True),
-        RegisteredLoss("otter", OTTERLoss, functional.otter_loss, reference.otter_loss, uses_teacher=True),
-        RegisteredLoss("siglip", SigLIPLoss, functional.siglip_loss, _siglip),
+        RegisteredLoss("info_nce", InfoNCELoss, info_nce_loss, _info_nce),
+        RegisteredLoss("label_smoothing", LabelSmoothingLoss, label_smoothing_loss, _label_smoothing),
+        RegisteredLoss("distillation", DistillationLoss, distillation_loss, _distillation, uses_teacher=True),
+        RegisteredLoss("otter", OTTERLoss, otter_loss, reference.otter_loss, uses_teacher=True),
+        RegisteredLoss("siglip", SigLIPLoss, siglip_loss, _siglip),
     )
 }

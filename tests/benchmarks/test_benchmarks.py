@@ -212,20 +212,31 @@ def test_a_wrong_gradient_has_its_distance() -> None:
 
 
 def test_floors_at_a_point_counted_by_hand() -> None:
-    """N = 1,000, D = 100, half precision: a product is 0.2 GFLOP over 0.4 MB of features, its block 4 MB."""
-    work = Work(1000, 100, half=True)
+    """N = 1,000, D = 100, half precision, products stored: one is 0.2 GFLOP over 0.4 MB of features, its block 4 MB."""
+    work = Work(1000, 100, half=True, computes=False)
     steps = work.steps("InfoNCE")
     assert sum(step.operations for step in steps) == 4 * 0.2e9
     assert sum(step.block for step in steps) == 16e6
     assert sum(step.bytes for step in steps) == 4 * 0.4e6 + 2e6 + 2 * 2e6
-    slow_memory = Chip("", bandwidth=1e9, half=1e15, single=1e15)
+    slow_memory = Chip("", bandwidth=1e9, half=1e15, single=1e15, computes_tiles=False)
     assert work.milliseconds("InfoNCE", slow_memory, cached=True) == pytest.approx(7.6)
     assert work.milliseconds("InfoNCE", slow_memory, cached=False) == pytest.approx(23.6)
-    slow_products = Chip("", bandwidth=1e15, half=1e9, single=1e9)
+    slow_products = Chip("", bandwidth=1e15, half=1e9, single=1e9, computes_tiles=False)
     assert work.milliseconds("InfoNCE", slow_products, cached=True) == pytest.approx(800, rel=1e-3)
     otter = work.steps("OTTER")
     assert sum(step.operations for step in otter) == 6 * 0.2e9
     assert sum(step.bytes for step in otter) == 6 * 0.4e6 + (2 + 5 * 4 + 2 + 4 + 4) * 1e6
+
+
+def test_products_that_kernels_compute_are_not_written() -> None:
+    stored, computed = Work(1000, 100, half=True, computes=False), Work(1000, 100, half=True)
+    for loss in ("InfoNCE", "OTTER"):
+        assert sum(step.operations for step in computed.steps(loss)) == sum(step.operations for step in stored.steps(loss))
+        assert sum(step.bytes for step in computed.steps(loss)) == sum(step.bytes for step in stored.steps(loss))
+        assert sum(step.block for step in computed.steps(loss)) == 0
+    # One step of a product and of what reads it takes the longer of their times, not both.
+    even = Chip("", bandwidth=1e9, half=0.2e9 / 2.4e-3, single=1e9)
+    assert computed.milliseconds("InfoNCE", even, cached=False) == pytest.approx(2.4 + 3 * 2.4, rel=1e-3)
 
 
 def test_a_kernel_beyond_max_memory_is_computed_eight_times() -> None:
