@@ -107,7 +107,8 @@ def main() -> None:
         f"Derived, not measured: `python -m benchmarks.floors`. One forward + backward, D = {options.width}, `max_memory` "
         "17 GiB, an H200's default; "
         "milliseconds where the products' blocks stay in the cache - where they do not. Bytes are those of chips from Ampere on; "
-        "the last column is for blocks that do not stay. Time only: eager ClipLoss at 262,144 fits no memory, and V100 has no bfloat16.\n\n"
+        "the last column is for blocks that do not stay. Time only: eager ClipLoss at 262,144 fits no memory, and V100 has no "
+        "bfloat16.\n\n"
         f"Rates: {sources}.\n\n{table(found)}\n\n"
         f"OTTER in half precision at N = {options.steps:,}, step by step:\n\n{steps_table(options.steps, options.width)}\n"
     )
