@@ -17,6 +17,7 @@ from otter_losses import InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss
 from otter_losses.losses.base import PairLoss
 from tests.helpers.batches import make_features
 from tests.helpers.checks import relative
+from tests.helpers.directions import DirectionsLoss
 from tests.helpers.losses import MODULES, VARIANTS, Build
 from tests.helpers.processes import join, saved, start
 from tests.helpers.towers import TwoTowers, part_of, whole_batch
@@ -40,6 +41,8 @@ BUILDERS: dict[str, Build] = {
     "otter, local, triton": partial(OTTERLoss, scope="local", backend="triton"),
     "otter, local, triton, bfloat16": partial(OTTERLoss, scope="local", backend="triton"),
     "label_smoothing, triton": partial(LabelSmoothingLoss, backend="triton"),
+    "directions": DirectionsLoss,
+    "directions, triton": partial(DirectionsLoss, backend="triton"),
     "siglip, triton": partial(SigLIPLoss, backend="triton"),
     "siglip, triton, bfloat16": partial(SigLIPLoss, backend="triton"),
 }
