@@ -98,34 +98,36 @@ def otter_loss(
         losses = _matched_within_rank(batch, distilled, soft)
     else:
         losses = _matched(batch, distilled, soft)
-    given, matched = losses if not official else 2 * losses  # the released code sums the directions
+    given, matched = losses
+    if official:
+        given, matched = 2 * given, 2 * matched  # the released code sums the directions
     return batch.mixed(alpha, given, matched, output_dict)
 
 
-# Each of these returns the losses of the given and of the matched targets, (2, b), means of both directions. `distilled` is the
+# Each of these returns the losses of the given and of the matched targets, (b,), means of both directions. `distilled` is the
 # student with the scale that its logits have against the matched ones: its own, or a second one.
 
 
-def _given_only(batch: PairBatch, distilled: Student) -> Tensor:
+def _given_only(batch: PairBatch, distilled: Student) -> tuple[Tensor, Tensor]:
     given = cross_entropy(batch.student, HardTargets(), None, batch.execution).given.mean(0)
     unmatched = torch.zeros_like(given)
     if distilled is not batch.student:
         unmatched = unmatched + 0 * distilled.logit_scale  # a parameter that DDP expects a gradient of
-    return torch.stack((given, unmatched))
+    return given, unmatched
 
 
-def _matched(batch: PairBatch, distilled: Student, soft: SoftTargets) -> Tensor:
+def _matched(batch: PairBatch, distilled: Student, soft: SoftTargets) -> tuple[Tensor, Tensor]:
     if distilled is batch.student:
         losses = cross_entropy(distilled, HardTargets(), soft, batch.execution)
-        return torch.stack((losses.given.mean(0), losses.soft.mean(0)))
+        return losses.given.mean(0), losses.soft.mean(0)
     # Two matrices of the transported part share the memory with one of the given pairs at another scale.
     third, rest = batch.execution.divided(3)
     matched = cross_entropy(distilled, HardTargets(), soft, rest).soft
     given = cross_entropy(batch.student, HardTargets(), None, third).given
-    return torch.stack((given.mean(0), matched.mean(0)))
+    return given.mean(0), matched.mean(0)
 
 
-def _matched_within_rank(batch: PairBatch, distilled: Student, soft: SoftTargets) -> Tensor:
+def _matched_within_rank(batch: PairBatch, distilled: Student, soft: SoftTargets) -> tuple[Tensor, Tensor]:
     """Targets transported among the local pairs, softmaxes over the pairs of all ranks."""
     one_scale = distilled is batch.student
     execution, _ = batch.execution.divided(2 if one_scale else 3)
@@ -136,7 +138,7 @@ def _matched_within_rank(batch: PairBatch, distilled: Student, soft: SoftTargets
             distilled._replace(all_text_features=distilled.text_features), HardTargets(), soft, execution.within_rank()
         )
         matched = matched + (local.soft - local.given).mean(0)  # the softmaxes within the rank cancel
-    return torch.stack((given, matched))
+    return given, matched
 
 
 class OTTERLoss(PairLoss):

@@ -53,7 +53,7 @@ def cross_entropy(student: Student, hard: HardTargets, soft: SoftTargets | None,
     over the ranks before it is rounded to their dtype.
     """
     losses: Tensor = _forward(*Arguments.pack(student, hard, soft, execution))[0]
-    return CrossEntropies(losses[:2], losses[2:])
+    return CrossEntropies(*losses.view(2, 2, -1).unbind())
 
 
 class Arguments(NamedTuple):
