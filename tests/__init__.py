@@ -1,2 +1,3 @@
 # Set up before a client or a kernel is imported, in every process that the tests start.
-from tests.helpers import declare_torchvision, interpreter  # noqa: F401
+from tests import declare_torchvision  # noqa: F401
+from tests.helpers import interpreter  # noqa: F401

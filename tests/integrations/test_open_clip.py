@@ -331,7 +331,7 @@ def train_on_this_rank(folder: str) -> None:
 
 LAUNCHED = """
 import runpy, sys
-from tests.helpers import declare_torchvision
+from tests import declare_torchvision
 import open_clip, torch
 from torch.nn import parallel
 
