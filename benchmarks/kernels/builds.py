@@ -45,7 +45,7 @@ def build(launch: Launch, architecture: int) -> dict[str, Any]:
     compiled = triton.compile(source, target=target, options=launch.options)
     (used,) = resources(compiled.asm["cubin"]).values()
     switches, size = launch.switches, len(compiled.asm["cubin"])
-    traffic = declared.traffic(launch.kernel, launch.teacher, launch.computed)
+    traffic = declared.traffic(launch.kernel, launch.soft, launch.computed)
     return row(launch.kernel, switches, architecture, used, size, compiled.metadata.shared, traffic)
 
 

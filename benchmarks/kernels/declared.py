@@ -33,22 +33,22 @@ def names() -> list[str]:
     return sorted(_declared())
 
 
-def matrices(name: str, teacher: bool = True, computed: bool = False) -> tuple[list[str], list[str]]:
-    """N x N matrices that the kernel of this name reads and writes, of a loss with a teacher or without one.
+def matrices(name: str, soft: bool = True, computed: bool = False) -> tuple[list[str], list[str]]:
+    """N x N matrices that the kernel of this name reads and writes, of a loss with soft targets or without.
 
     A profile's longer names are known by the kernel's in them. What a kernel computes tile by tile it does not read.
     """
     known = next((kernel for kernel in sorted(_declared(), key=len, reverse=True) if kernel in name), None)
     if known is None:
         return [], []
-    absent = {*(() if teacher else ("K",)), *(("cosines",) if computed else ())}
+    absent = {*(() if soft else ("K",)), *(("cosines",) if computed else ())}
     reads, writes = _declared()[known]
     return sorted(reads - absent), sorted(writes)
 
 
-def traffic(name: str, teacher: bool = True, computed: bool = False) -> str:
+def traffic(name: str, soft: bool = True, computed: bool = False) -> str:
     """`matrices` in words: all that a kernel walks over; all else is vectors and features."""
-    reads, writes = matrices(name, teacher, computed)
+    reads, writes = matrices(name, soft, computed)
     words = [("read " + " and ".join(reads)) if reads else "", ("write " + " and ".join(writes)) if writes else ""]
     return ", ".join(each for each in words if each)
 

@@ -63,8 +63,9 @@ class Launch:
         return dict(self.signature).get("left") == "*fp16"
 
     @property
-    def teacher(self) -> bool:
-        return dict(self.constants).get("TEACHER", True) is True
+    def soft(self) -> bool:
+        """Whether it has soft targets."""
+        return dict(self.constants).get("SOFT", True) is True
 
     def constexprs(self, names: list[str]) -> dict[str, int | bool]:
         """All constants among the kernel's arguments of these names."""

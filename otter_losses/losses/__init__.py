@@ -1,1 +1,1 @@
-"""The losses as modules, one a file: options and rank, no arithmetic."""
+"""The losses, one a file: a function and its module, compositions of what `otter_losses.ops` computes."""

@@ -145,8 +145,8 @@ class Arguments(NamedTuple):
         may_encode = self.diagonal_penalty in (0.0, float("inf")) and (
             self.logit_range is not None and self.logit_range <= safe_range(torch.float32)
         )
-        has_teacher, fused = self.inv_epsilon is not None, dispatch.is_fused(self.backend)
-        return memory.storage(self.image_features, columns, has_teacher, may_encode, self.max_memory, fused)
+        has_soft_targets, fused = self.inv_epsilon is not None, dispatch.is_fused(self.backend)
+        return memory.storage(self.image_features, columns, has_soft_targets, may_encode, self.max_memory, fused)
 
     @property
     def arithmetic(self) -> ModuleType:

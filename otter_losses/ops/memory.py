@@ -95,20 +95,20 @@ class Storage(NamedTuple):
     cosines: bool
 
 
-def storage(features: Tensor, columns: int, has_teacher: bool, may_encode: bool, max_memory: int, fused: bool) -> Storage:
+def storage(features: Tensor, columns: int, has_soft_targets: bool, may_encode: bool, max_memory: int, fused: bool) -> Storage:
     """What fits `max_memory` bytes, for local features (b, D) against so many columns.
 
     `may_encode`: whether 16 bits can hold the Gibbs kernel. `fused`: whether kernels compute.
     """
     dtype = computing_dtype(features)
     size = features.shape[0] * columns * dtype.itemsize
-    both = (2 if has_teacher else 1) * size <= max_memory
+    both = (2 if has_soft_targets else 1) * size <= max_memory
     if not fused:
-        return Storage(dtype if both and has_teacher else None, both)
+        return Storage(dtype if both and has_soft_targets else None, both)
     if features.dtype == dtype:
-        return Storage(dtype if has_teacher and size <= max_memory else None, both)
+        return Storage(dtype if has_soft_targets and size <= max_memory else None, both)
     # Of half-precision features a product costs less than writing it to memory and reading it back.
-    if not has_teacher:
+    if not has_soft_targets:
         return Storage(None, False)
     if may_encode and columns > _limits.codes_from and size <= 2 * max_memory:
         return Storage(torch.int16, False)

@@ -101,13 +101,13 @@ class Saved(NamedTuple):
         """Memory for it all, unwritten; of the matrices only where asked."""
         like, storage = problem.student.logit_scale, problem.storage
         b, n = problem.student.image_features.shape[0], problem.student.all_text_features.shape[0]
-        has_teacher = problem.soft is not None
+        has_soft_targets = problem.soft is not None
         gibbs = storage.gibbs if matrices else None
         return cls(
             row_lse=like.new_empty(b),
             column_lse=like.new_empty(n),
-            row_scalings=like.new_empty(2, b if has_teacher else 0),
-            column_scalings=like.new_empty(2, n if has_teacher else 0),
+            row_scalings=like.new_empty(2, b if has_soft_targets else 0),
+            column_scalings=like.new_empty(2, n if has_soft_targets else 0),
             gibbs=like.new_empty(0) if gibbs is None else like.new_empty(b, n, dtype=gibbs),
             cosines=like.new_empty(b, n) if matrices and storage.cosines else like.new_empty(0),
             scalars=like.new_zeros(len(Scalar)),

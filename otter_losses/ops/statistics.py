@@ -108,12 +108,12 @@ class Weights(NamedTuple):
         """For gradients (4, N) of the cross entropies of all ranks' pairs, of which the problem's rows are this rank's."""
         gradient, magnitude = over_magnitude(gradient)
         given_row, given_column, soft_row, soft_column = gradient
-        rows, has_teacher = problem.rows, problem.soft is not None
+        rows, has_soft_targets = problem.rows, problem.soft is not None
         diagonal = (given_row + given_column)[rows]
         uniform = gradient[:2] * hard.uniform if hard.uniform else None
         return cls(
-            row_lse=(given_row + soft_row)[rows] if has_teacher else given_row[rows],
-            column_lse=given_column + soft_column if has_teacher else given_column,
+            row_lse=(given_row + soft_row)[rows] if has_soft_targets else given_row[rows],
+            column_lse=given_column + soft_column if has_soft_targets else given_column,
             diagonal=diagonal if hard.on_diagonal == 1 else diagonal * hard.on_diagonal,
             row_plan=soft_row[rows],
             column_plan=soft_column,

@@ -300,7 +300,7 @@ def test_profiles_are_told_in_tables(tmp_path: Path) -> None:
     [
         ("row_scalings", {}, "read K", 2, 2),
         ("_logits_gradient_0d1d", {}, "read K and cosines, write G", 4, 12),
-        ("logits_gradient", {"teacher": False}, "read cosines, write G", 4, 8),
+        ("logits_gradient", {"soft": False}, "read cosines, write G", 4, 8),
         ("logits_gradient", {"computed": True}, "read K, write G", 2, 4),
         ("ampere_bf16_s16816gemm", {}, "", 2, 0),
     ],

@@ -43,7 +43,7 @@ def _add_statistics(
     divergence = problem.soft is not None and problem.soft.divergence
     read = sinkhorn.NO_KERNEL if gibbs is None else gibbs.switches
     gibbs_block = source.left if gibbs is None else gibbs.block(rows)
-    switches = {"TEACHER": gibbs is not None, "DIVERGENCE": divergence}
+    switches = {"SOFT": gibbs is not None, "DIVERGENCE": divergence}
 
     def run(tile: Tile) -> tuple[Tensor, Tensor]:
         grid = tiles(m, tile["BM"]), tiles(n, tile["BN"])
@@ -139,7 +139,7 @@ def _logits_gradient(
     read = sinkhorn.NO_KERNEL if gibbs is None else gibbs.switches
     gibbs_block = source.left if gibbs is None else gibbs.block(rows)
     uniform = weights.row_uniform is not None
-    switches = {"TEACHER": gibbs is not None, **read, "UNIFORM": uniform, "HALF": gradients.is_half}
+    switches = {"SOFT": gibbs is not None, **read, "UNIFORM": uniform, "HALF": gradients.is_half}
 
     def run(tile: Tile) -> GradientBlock:
         grid = tiles(m, tile["BM"]), tiles(n, tile["BN"])

@@ -33,7 +33,7 @@ def statistics(
     row_offset,
     m,
     n,
-    TEACHER: tl.constexpr,
+    SOFT: tl.constexpr,
     DIVERGENCE: tl.constexpr,
     KIND: tl.constexpr,
     RAW: tl.constexpr,
@@ -51,7 +51,7 @@ def statistics(
     on_diagonal = (i + row_offset)[:, None] == j[None, :]
     store_diagonal(z, on_diagonal, own_logit, i, m, row_offset, BN)
     store_log_sum_exps(z, i, j, m, n, mask, row_parts, column_parts)
-    if TEACHER:
+    if SOFT:
         tile = gibbs_tile(gibbs, params, i, j, row_offset, n, mask, KIND, RAW)
         store_expected_logits(
             z, tile, image_columns, text_rows, text_columns, i, j, m, n, row_parts, column_parts, DIVERGENCE, KIND
@@ -67,12 +67,12 @@ def merge_rows(
     entropy,
     tiles,
     m,
-    TEACHER: tl.constexpr,
+    SOFT: tl.constexpr,
     DIVERGENCE: tl.constexpr,
     KIND: tl.constexpr,
     BM: tl.constexpr,
 ):
-    """Row statistics from their parts; with a teacher also the image problem's last row scaling."""
+    """Row statistics from their parts; with soft targets also the image problem's last row scaling."""
     i = tl.program_id(0) * BM + tl.arange(0, BM)
     size = tiles * m
     top = tl.full((BM,), float("-inf"), tl.float32)
@@ -87,7 +87,7 @@ def merge_rows(
         new = tl.maximum(top, value)
         total = total * tl.exp(top - new) + tl.exp(value - new)
         top = new
-        if TEACHER:
+        if SOFT:
             part = tl.load(place + size, i < m, other=0.0)
             share = part * 0.0 + 1.0
             if KIND == LOGARITHMIC:
@@ -105,7 +105,7 @@ def merge_rows(
             if DIVERGENCE:
                 disorder += share * tl.load(place + 3 * size, i < m, other=0.0)
     tl.store(lse + i, log_sum(top, total), i < m)
-    if TEACHER:
+    if SOFT:
         if KIND == LOGARITHMIC:
             log = log_sum(weight_top, weight)
             normaliser = tl.where(weight > 0.0, weight, 1.0)
@@ -127,7 +127,7 @@ def merge_columns(
     entropy,
     tiles,
     n,
-    TEACHER: tl.constexpr,
+    SOFT: tl.constexpr,
     DIVERGENCE: tl.constexpr,
     FIRST: tl.constexpr,
     BN: tl.constexpr,
@@ -142,7 +142,7 @@ def merge_columns(
     if not FIRST:
         top = tl.load(lse + j, j < n, other=0.0)
         total += 1.0
-        if TEACHER:
+        if SOFT:
             expected = tl.load(expected_logit + j, j < n, other=0.0)
             if DIVERGENCE:
                 disorder = tl.load(entropy + j, j < n, other=0.0)
@@ -152,12 +152,12 @@ def merge_columns(
         new = tl.maximum(top, value)
         total = total * tl.exp(top - new) + tl.exp(value - new)
         top = new
-        if TEACHER:
+        if SOFT:
             expected += tl.load(place + size, j < n, other=0.0)
             if DIVERGENCE:
                 disorder += tl.load(place + 2 * size, j < n, other=0.0)
     tl.store(lse + j, log_sum(top, total), j < n)
-    if TEACHER:
+    if SOFT:
         tl.store(expected_logit + j, expected, j < n)
         if DIVERGENCE:
             tl.store(entropy + j, disorder, j < n)
@@ -192,7 +192,7 @@ def logits_gradient(
     m,
     n,
     gain,
-    TEACHER: tl.constexpr,
+    SOFT: tl.constexpr,
     KIND: tl.constexpr,
     RAW: tl.constexpr,
     UNIFORM: tl.constexpr,
@@ -214,7 +214,7 @@ def logits_gradient(
     value += tl.load(column_lse_weight + j, j < n, other=0.0)[None, :] * by_column
     on_diagonal = (i + row_offset)[:, None] == j[None, :]
     value -= tl.where(on_diagonal, tl.load(diagonal_weight + i, i < m, other=0.0)[:, None], 0.0)
-    if TEACHER:
+    if SOFT:
         tile = gibbs_tile(gibbs, params, i, j, row_offset, n, mask, KIND, RAW)
         u = tl.load(image_rows + i, i < m, other=0.0)[:, None]
         v = tl.load(image_columns + j, j < n, other=0.0)[None, :]
