@@ -145,8 +145,14 @@ class Arguments(NamedTuple):
         may_encode = self.diagonal_penalty in (0.0, float("inf")) and (
             self.logit_range is not None and self.logit_range <= safe_range(torch.float32)
         )
-        has_soft_targets, fused = self.inv_epsilon is not None, dispatch.is_fused(self.backend)
-        return memory.storage(self.image_features, columns, has_soft_targets, may_encode, self.max_memory, fused)
+        return memory.storage(
+            self.image_features,
+            columns,
+            has_soft_targets=self.inv_epsilon is not None,
+            may_encode=may_encode,
+            max_memory=self.max_memory,
+            fused=dispatch.is_fused(self.backend),
+        )
 
     @property
     def arithmetic(self) -> ModuleType:

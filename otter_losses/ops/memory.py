@@ -95,7 +95,7 @@ class Storage(NamedTuple):
     cosines: bool
 
 
-def storage(features: Tensor, columns: int, has_soft_targets: bool, may_encode: bool, max_memory: int, fused: bool) -> Storage:
+def storage(features: Tensor, columns: int, *, has_soft_targets: bool, may_encode: bool, max_memory: int, fused: bool) -> Storage:
     """What fits `max_memory` bytes, for local features (b, D) against so many columns.
 
     `may_encode`: whether 16 bits can hold the Gibbs kernel. `fused`: whether kernels compute.

@@ -66,8 +66,14 @@ class Arguments(NamedTuple):
     @property
     def problem(self) -> SigmoidProblem:
         texts = self.text_features if self.all_text_features is None else self.all_text_features
-        fused = dispatch.is_fused(self.backend)
-        storage = memory.storage(self.image_features, texts.shape[0], False, False, self.max_memory, fused)
+        storage = memory.storage(
+            self.image_features,
+            texts.shape[0],
+            has_soft_targets=False,
+            may_encode=False,
+            max_memory=self.max_memory,
+            fused=dispatch.is_fused(self.backend),
+        )
         return SigmoidProblem(
             Student(self.image_features, self.text_features, texts, self.logit_scale),
             self.logit_bias,

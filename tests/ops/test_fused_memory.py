@@ -56,7 +56,7 @@ def peak(monkeypatch: pytest.MonkeyPatch, pairs: int, width: int, dtype: torch.d
     x, y, v, t = (torch.empty(pairs, width, dtype=dtype, device="meta") for _ in range(4))
     scale = torch.empty((), device="meta")
     soft = transported(v, t, torch.empty((), device="meta")) if teacher else None
-    storage = memory.storage(x, pairs, teacher, True, max_memory, fused=True)
+    storage = memory.storage(x, pairs, has_soft_targets=teacher, may_encode=True, max_memory=max_memory, fused=True)
     problem = make_problem(x, y, scale, storage, soft, backend="triton")
     with Peak() as counted, observed(lambda *launch: None, runs=False):
         forward_and_backward(cross_entropy, problem, HardTargets())

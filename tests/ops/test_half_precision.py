@@ -229,9 +229,12 @@ def test_to_float16_is_exact(dtype: torch.dtype, peak: float) -> None:
 )
 def test_what_is_stored(x: torch.dtype, teacher: bool, codes: bool, max_memory: int, expected: Storage) -> None:
     features = torch.empty(4096, 8, dtype=x, device="meta")
-    assert memory.storage(features, 4096, teacher, codes, max_memory, fused=True) == expected
+    assert (
+        memory.storage(features, 4096, has_soft_targets=teacher, may_encode=codes, max_memory=max_memory, fused=True) == expected
+    )
 
 
 def test_a_small_kernel_stays_float32() -> None:
     features = torch.empty(memory.Limits.codes_from, 8, dtype=torch.bfloat16, device="meta")
-    assert memory.storage(features, len(features), True, True, 2 << 30, fused=True) == Storage(torch.float32, False)
+    stored = memory.storage(features, len(features), has_soft_targets=True, may_encode=True, max_memory=2 << 30, fused=True)
+    assert stored == Storage(torch.float32, False)

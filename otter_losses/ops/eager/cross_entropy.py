@@ -54,7 +54,9 @@ def forward(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]:
             block = kernel.block(rows)
             row_scalings[0, rows] = last_row_scalings(kernel, block, column_scalings[0])
             scalings = row_scalings[:, rows], column_scalings
-            _expected_logits(kernel.domain, block, rows, z, scalings, statistics, soft.divergence, scratch[: len(z)])
+            _add_expected_logits(
+                statistics, rows, z, block, kernel.domain, scalings, divergence=soft.divergence, scratch=scratch[: len(z)]
+            )
         if shift is None or cosines is None:
             statistics.row_lse[rows] = z.logsumexp(1)
             column_lse = z.logsumexp(0)
@@ -89,17 +91,18 @@ def _common_shift(x: Tensor, y: Tensor, scale: Tensor, cosines: Tensor | None) -
     return high if high - low <= safe_range(x.dtype) else None
 
 
-def _expected_logits(
-    domain: Domain,
-    gibbs: Tensor,
+def _add_expected_logits(
+    statistics: Statistics,
     rows: slice,
     z: Tensor,
+    gibbs: Tensor,
+    domain: Domain,
     scalings: tuple[Tensor, Tensor],
-    statistics: Statistics,
+    *,
     divergence: bool,
     scratch: Tensor,
 ) -> None:
-    """Add up the logits of a block, and the entropies, under both plans."""
+    """Add up the logits of a block, and the plans' entropies, under both plans."""
     (image_rows, text_rows), (image_columns, text_columns) = scalings
     if domain is SCALING and not divergence:
         weighted = torch.mul(gibbs, z, out=scratch)

@@ -31,12 +31,18 @@ def forward(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]:
     space = source.space(0 if storage.cosines else blocks[0].stop)
     for rows in blocks:
         block = source.block(rows, saved.cosines[rows] if storage.cosines else space)
-        _add_statistics(problem, block, rows, gibbs, saved, statistics)
+        _add_statistics(problem, block, rows, gibbs=gibbs, saved=saved, statistics=statistics)
     return statistics, saved
 
 
 def _add_statistics(
-    problem: Problem, source: TileSource, rows: slice, gibbs: GibbsKernel | None, saved: Saved, statistics: Statistics
+    problem: Problem,
+    source: TileSource,
+    rows: slice,
+    *,
+    gibbs: GibbsKernel | None,
+    saved: Saved,
+    statistics: Statistics,
 ) -> None:
     """Statistics of a block's rows and the image problem's last scalings of them; its share of the columns'."""
     m, n = rows.stop - rows.start, len(problem.student.all_text_features)
@@ -119,7 +125,8 @@ def backward(
     for rows in blocks:
         block = TileSource.stored(saved.cosines[rows]) if storage.cosines else source.block(rows, product_space)
         g = space[: rows.stop - rows.start]
-        gradients.add(_logits_gradient(problem, block, rows, gibbs, saved, weights, gradients, g), rows)
+        written = _logits_gradient(problem, block, rows, g, gibbs=gibbs, saved=saved, weights=weights, gradients=gradients)
+        gradients.add(written, rows)
     dx, dy, inner = gradients.finish()
     return Gradients(dx, dy, inner * weights.magnitude)
 
@@ -128,11 +135,12 @@ def _logits_gradient(
     problem: Problem,
     source: TileSource,
     rows: slice,
+    g: Tensor,
+    *,
     gibbs: GibbsKernel | None,
     saved: Saved,
     weights: Weights,
     gradients: FeatureGradients,
-    g: Tensor,
 ) -> GradientBlock:
     """The gradient of a block of logits, into `g`, which may be the stored block itself."""
     m, n = g.shape

@@ -47,14 +47,28 @@ def statistics(
     i = tl.program_id(0) * BM + tl.arange(0, BM)
     j = tl.program_id(1) * BN + tl.arange(0, BN)
     mask = (i < m)[:, None] & (j < n)[None, :]
-    z = cosine_tile(left, right, width, i, j, m, n, mask, COMPUTED, WHOLE, BM, BN, BK) * tl.load(scale)
+    z = cosine_tile(left, right, width, i, j, m=m, n=n, mask=mask, COMPUTED=COMPUTED, WHOLE=WHOLE, BM=BM, BN=BN, BK=BK) * tl.load(
+        scale
+    )
     on_diagonal = (i + row_offset)[:, None] == j[None, :]
     store_diagonal(z, on_diagonal, own_logit, i, m, row_offset, BN)
     store_log_sum_exps(z, i, j, m, n, mask, row_parts, column_parts)
     if SOFT:
         tile = gibbs_tile(gibbs, params, i, j, row_offset, n, mask, KIND, RAW)
         store_expected_logits(
-            z, tile, image_columns, text_rows, text_columns, i, j, m, n, row_parts, column_parts, DIVERGENCE, KIND
+            z,
+            tile,
+            i,
+            j,
+            m=m,
+            n=n,
+            image_columns=image_columns,
+            text_rows=text_rows,
+            text_columns=text_columns,
+            row_parts=row_parts,
+            column_parts=column_parts,
+            DIVERGENCE=DIVERGENCE,
+            KIND=KIND,
         )
 
 
@@ -207,7 +221,9 @@ def logits_gradient(
     i = tl.program_id(0) * BM + tl.arange(0, BM)
     j = tl.program_id(1) * BN + tl.arange(0, BN)
     mask = (i < m)[:, None] & (j < n)[None, :]
-    z = cosine_tile(left, right, width, i, j, m, n, mask, COMPUTED, WHOLE, BM, BN, BK) * tl.load(scale)
+    z = cosine_tile(left, right, width, i, j, m=m, n=n, mask=mask, COMPUTED=COMPUTED, WHOLE=WHOLE, BM=BM, BN=BN, BK=BK) * tl.load(
+        scale
+    )
     by_row = tl.exp(z - tl.load(row_lse + i, i < m, other=0.0)[:, None])
     by_column = tl.exp(z - tl.load(column_lse + j, j < n, other=0.0)[None, :])
     value = tl.load(row_lse_weight + i, i < m, other=0.0)[:, None] * by_row
@@ -225,7 +241,23 @@ def logits_gradient(
     if UNIFORM:
         value -= tl.load(row_uniform + i, i < m, other=0.0)[:, None]
         value -= tl.load(column_uniform + j, j < n, other=0.0)[None, :]
-    store_gradient(value, on_diagonal, mask, gain, g, diagonal, row_residual, column_residual, i, j, m, n, row_offset, HALF, BN)
+    store_gradient(
+        value,
+        on_diagonal,
+        mask,
+        i,
+        j,
+        m=m,
+        n=n,
+        row_offset=row_offset,
+        gain=gain,
+        g=g,
+        diagonal=diagonal,
+        row_residual=row_residual,
+        column_residual=column_residual,
+        HALF=HALF,
+        BN=BN,
+    )
 
 
 STATISTICS = Kernel(statistics, TILES, TILES_COMPUTED, reads=("cosines", "K"))

@@ -36,7 +36,7 @@ def sigmoid_losses(
     i = tl.program_id(0) * BM + tl.arange(0, BM)
     j = tl.program_id(1) * BN + tl.arange(0, BN)
     mask = (i < m)[:, None] & (j < n)[None, :]
-    cosines = cosine_tile(left, right, width, i, j, m, n, mask, COMPUTED, WHOLE, BM, BN, BK)
+    cosines = cosine_tile(left, right, width, i, j, m=m, n=n, mask=mask, COMPUTED=COMPUTED, WHOLE=WHOLE, BM=BM, BN=BN, BK=BK)
     value = _negated_logits(cosines, scale, bias, (i + row_offset)[:, None] == j[None, :])
     small = tl.exp(-tl.abs(value))
     sum_ = 1.0 + small
@@ -75,12 +75,28 @@ def sigmoid_gradient(
     j = tl.program_id(1) * BN + tl.arange(0, BN)
     mask = (i < m)[:, None] & (j < n)[None, :]
     on_diagonal = (i + row_offset)[:, None] == j[None, :]
-    cosines = cosine_tile(left, right, width, i, j, m, n, mask, COMPUTED, WHOLE, BM, BN, BK)
+    cosines = cosine_tile(left, right, width, i, j, m=m, n=n, mask=mask, COMPUTED=COMPUTED, WHOLE=WHOLE, BM=BM, BN=BN, BK=BK)
     value = _negated_logits(cosines, scale, bias, on_diagonal)
     value = tl.load(weight + i, i < m, other=0.0)[:, None] / (1.0 + tl.exp(-value))
     value = tl.where(on_diagonal, -value, value)
     tl.store(row_parts + tl.program_id(1) * m + i, tl.sum(tl.where(mask, value, 0.0), 1), i < m)
-    store_gradient(value, on_diagonal, mask, gain, g, diagonal, row_residual, column_residual, i, j, m, n, row_offset, HALF, BN)
+    store_gradient(
+        value,
+        on_diagonal,
+        mask,
+        i,
+        j,
+        m=m,
+        n=n,
+        row_offset=row_offset,
+        gain=gain,
+        g=g,
+        diagonal=diagonal,
+        row_residual=row_residual,
+        column_residual=column_residual,
+        HALF=HALF,
+        BN=BN,
+    )
 
 
 LOSSES = Kernel(sigmoid_losses, TILES, TILES_COMPUTED, reads=("cosines",))

@@ -47,7 +47,9 @@ def encode(
     for first in range(begin, end, BM):
         i = first + tl.arange(0, BM)
         mask = (i < end)[:, None] & (j < n)[None, :]
-        product = cosine_tile(left, right, width, i, j, end, n, mask, COMPUTED, WHOLE, BM, BN, BK)
+        product = cosine_tile(
+            left, right, width, i, j, m=end, n=n, mask=mask, COMPUTED=COMPUTED, WHOLE=WHOLE, BM=BM, BN=BN, BK=BK
+        )
         value = teacher_logits(product, params, i, j, row_offset, mask)
         value = store_encoded(value, params, out + i.to(tl.int64)[:, None] * n + j[None, :], mask, KIND, WRITE)
         if KIND == LOGARITHMIC:

@@ -66,7 +66,7 @@ def cosine_tile(
 ):
     """A tile of ``x y^T``: computed from the block's features `left` and all `right`, or loaded from the stored block `left`."""
     if COMPUTED:
-        tile = product_tile(left, right, width, i, j, m, n, WHOLE, BM, BN, BK)
+        tile = product_tile(left, right, width, i, j, m=m, n=n, WHOLE=WHOLE, BM=BM, BN=BN, BK=BK)
     else:
         tile = tl.load(left + i.to(tl.int64)[:, None] * n + j[None, :], mask, other=0.0)
     return tile
