@@ -26,14 +26,7 @@ from otter_losses.ops.domains import safe_range
 from otter_losses.ops.eager import cross_entropy as eager
 from otter_losses.ops.execution import Execution
 from otter_losses.ops.memory import Storage, wanted
-from otter_losses.ops.operator import (
-    gradients_for,
-    refuse_second_derivative,
-    save_for_backward,
-    saved_arguments,
-    schema,
-    wanted_products,
-)
+from otter_losses.ops.operator import make_differentiable, schema
 from otter_losses.ops.problem import Gradients, Problem, Saved, Student
 from otter_losses.ops.statistics import Weights, cross_entropies, reduce_columns
 from otter_losses.ops.targets import HardTargets, SoftTargets
@@ -177,9 +170,6 @@ class BackwardArguments(NamedTuple):
     wants_image: bool
     wants_text: bool
 
-    def flat(self) -> tuple[Any, ...]:
-        return (self.gradient, *self.forward, *self.saved, self.wants_image, self.wants_text)
-
     @classmethod
     def of(cls, flat: tuple[Any, ...]) -> "BackwardArguments":
         given = 1 + len(Arguments._fields)
@@ -229,22 +219,4 @@ def _(*flat: Any) -> tuple[Tensor, ...]:
     return wanted(features, arguments.wants_image), wanted(features, arguments.wants_text), scale.new_empty(())
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    save_for_backward(ctx, (*inputs, *output[1:]))
-
-
-def _differentiate(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    if gradient is None:
-        return gradients_for(Arguments)
-    wants_image, wants_text = wanted_products(ctx)
-    gradients = Gradients(*_backward(gradient, *saved_arguments(ctx), wants_image, wants_text))
-    return gradients_for(
-        Arguments,
-        image_features=gradients.image_features if wants_image else None,
-        text_features=gradients.text_features if wants_text else None,
-        logit_scale=gradients.logit_scale,
-    )
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
-_backward.register_autograd(refuse_second_derivative)
+make_differentiable(_forward, _backward, Arguments, Gradients)

@@ -35,32 +35,39 @@ def _parameters(fields: type[tuple[Any, ...]]) -> Iterator[str]:
             yield f"{_SCHEMA_TYPES[kind]} {name}"
 
 
-def save_for_backward(ctx: Any, arguments: tuple[Any, ...]) -> None:
-    """Keep a flat list for `saved_arguments`: tensors as autograd keeps them, all else as it is."""
-    ctx.is_tensor = tuple(isinstance(each, Tensor) for each in arguments)
-    ctx.others = tuple(each for each in arguments if not isinstance(each, Tensor))
-    ctx.save_for_backward(*(each for each in arguments if isinstance(each, Tensor)))
-    ctx.set_materialize_grads(False)
+def make_differentiable(forward: Any, backward: Any, arguments: type[tuple[Any, ...]], gradients: type[tuple[Any, ...]]) -> None:
+    """Let autograd call the backward operator for the forward one's first result.
+
+    The backward is given the gradient, the forward's arguments and other results, and whether the image and the text features
+    want their gradients; it returns `gradients`, of which each belongs to the argument of its name.
+    """
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        flat = (*inputs, *output[1:])
+        ctx.is_tensor = tuple(isinstance(each, Tensor) for each in flat)
+        ctx.others = tuple(each for each in flat if not isinstance(each, Tensor))
+        ctx.save_for_backward(*(each for each in flat if isinstance(each, Tensor)))
+        ctx.set_materialize_grads(False)
+
+    names: tuple[str, ...] = arguments._fields  # type: ignore[attr-defined]
+    image, text = names.index("image_features"), names.index("text_features")
+
+    def differentiate(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return (None,) * len(names)
+        tensors, others = iter(ctx.saved_tensors), iter(ctx.others)
+        flat = [next(tensors if is_tensor else others) for is_tensor in ctx.is_tensor]
+        wants_text = ctx.needs_input_grad[text]
+        wants_image = ctx.needs_input_grad[image] or not wants_text  # the scale's gradient needs one of the products
+        found = gradients(*backward(gradient, *flat, wants_image, wants_text))._asdict()  # type: ignore[attr-defined]
+        wanted = {**found, **({} if wants_text else {"text_features": None}), **({} if wants_image else {"image_features": None})}
+        return tuple(wanted.get(name) for name in names)
+
+    forward.register_autograd(differentiate, setup_context=setup_context)
+    backward.register_autograd(_refuse_second_derivative)
 
 
-def saved_arguments(ctx: Any) -> tuple[Any, ...]:
-    """The flat list that `save_for_backward` kept."""
-    tensors, others = iter(ctx.saved_tensors), iter(ctx.others)
-    return tuple(next(tensors if is_tensor else others) for is_tensor in ctx.is_tensor)
-
-
-def gradients_for(arguments: type[tuple[Any, ...]], **gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Gradients by the names of arguments, as a flat list."""
-    return tuple(gradients.get(name) for name in arguments._fields)  # type: ignore[attr-defined]
-
-
-def wanted_products(ctx: Any) -> tuple[bool, bool]:
-    """Whether the image and the text features, the first two arguments, get a gradient; the scale's comes with either."""
-    wants_image, wants_text = ctx.needs_input_grad[:2]
-    return wants_image or not wants_text, wants_text
-
-
-def refuse_second_derivative(ctx: Any, *gradients: Tensor | None) -> NoReturn:
+def _refuse_second_derivative(ctx: Any, *gradients: Tensor | None) -> NoReturn:
     raise RuntimeError(
         "otter_losses has no second derivatives: its gradients are analytic, and differentiating them again was asked for. "
         "Call backward without create_graph, or use the functions of otter_losses.ops.reference, which autograd differentiates."

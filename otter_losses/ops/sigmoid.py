@@ -18,14 +18,7 @@ from otter_losses.ops import dispatch, memory
 from otter_losses.ops.eager import sigmoid as eager
 from otter_losses.ops.execution import Execution
 from otter_losses.ops.memory import wanted
-from otter_losses.ops.operator import (
-    gradients_for,
-    refuse_second_derivative,
-    save_for_backward,
-    saved_arguments,
-    schema,
-    wanted_products,
-)
+from otter_losses.ops.operator import make_differentiable, schema
 from otter_losses.ops.problem import SigmoidGradients, SigmoidProblem, Student
 
 
@@ -152,23 +145,4 @@ def _(*flat: Any) -> tuple[Tensor, ...]:
     return wanted(x, arguments.wants_image), wanted(x, arguments.wants_text), scale.new_empty(()), scale.new_empty(())
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    save_for_backward(ctx, (*inputs, *output[1:]))
-
-
-def _differentiate(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    if gradient is None:
-        return gradients_for(Arguments)
-    wants_image, wants_text = wanted_products(ctx)
-    gradients = SigmoidGradients(*_backward(gradient, *saved_arguments(ctx), wants_image, wants_text))
-    return gradients_for(
-        Arguments,
-        image_features=gradients.image_features if wants_image else None,
-        text_features=gradients.text_features if wants_text else None,
-        logit_scale=gradients.logit_scale,
-        logit_bias=gradients.logit_bias,
-    )
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
-_backward.register_autograd(refuse_second_derivative)
+make_differentiable(_forward, _backward, Arguments, SigmoidGradients)

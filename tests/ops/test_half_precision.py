@@ -182,7 +182,8 @@ def test_half_precision_runs_repeat_to_the_bit() -> None:
 
 
 def test_codes_are_off_by_half_a_step_at_most() -> None:
-    from otter_losses.ops.triton.sinkhorn import GibbsKernel, solve
+    from otter_losses.ops.triton.gibbs import GibbsKernel
+    from otter_losses.ops.triton.sinkhorn import solve
 
     image, text = (each.to(DEVICE, torch.bfloat16) for each in make_features("random", 50, 16))
     soft = transported(image, text, torch.tensor(1 / 0.15, device=DEVICE), gamma=0.0, logit_range=2 / 0.15)

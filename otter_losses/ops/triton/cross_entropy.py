@@ -10,10 +10,10 @@ from otter_losses.ops.triton import sinkhorn
 from otter_losses.ops.triton.autotune import fastest
 from otter_losses.ops.triton.feature_gradients import FeatureGradients, GradientBlock
 from otter_losses.ops.triton.gemm import TileSource
+from otter_losses.ops.triton.gibbs import NO_KERNEL, GibbsKernel
 from otter_losses.ops.triton.half import GAIN
 from otter_losses.ops.triton.kernels import cross_entropy as kernels
 from otter_losses.ops.triton.launch import VECTOR, Tile, launch, tiles
-from otter_losses.ops.triton.sinkhorn import GibbsKernel
 
 
 def forward(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]:
@@ -47,7 +47,7 @@ def _add_statistics(
     """Statistics of a block's rows and the image problem's last scalings of them; its share of the columns'."""
     m, n = rows.stop - rows.start, len(problem.student.all_text_features)
     divergence = problem.soft is not None and problem.soft.divergence
-    read = sinkhorn.NO_KERNEL if gibbs is None else gibbs.switches
+    read = NO_KERNEL if gibbs is None else gibbs.switches
     gibbs_block = source.left if gibbs is None else gibbs.block(rows)
     switches = {"SOFT": gibbs is not None, "DIVERGENCE": divergence}
 
@@ -144,7 +144,7 @@ def _logits_gradient(
 ) -> GradientBlock:
     """The gradient of a block of logits, into `g`, which may be the stored block itself."""
     m, n = g.shape
-    read = sinkhorn.NO_KERNEL if gibbs is None else gibbs.switches
+    read = NO_KERNEL if gibbs is None else gibbs.switches
     gibbs_block = source.left if gibbs is None else gibbs.block(rows)
     uniform = weights.row_uniform is not None
     switches = {"SOFT": gibbs is not None, **read, "UNIFORM": uniform, "HALF": gradients.is_half}
