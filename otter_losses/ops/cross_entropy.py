@@ -158,8 +158,7 @@ class Arguments(NamedTuple):
 
 
 class BackwardArguments(NamedTuple):
-    """The backward's flat list: the gradient of the losses (4, b), what the forward was given and what it saved, and what is
-    wanted.
+    """The backward's flat list: the gradient of the losses (4, b), what the forward was given and saved, and what is wanted.
 
     The products of gradients that nobody wants are left out; the scale's gradient needs one of them.
     """

@@ -115,7 +115,7 @@ class TileSource:
         if not self.computed:
             return kernel.tiles
         last = kernel.computing_tiles[-1]
-        is_odd = len(self.right) % 16 != 0 or self.left.shape[1] % last["BK"] != 0
+        is_odd = len(self.left) % 16 != 0 or len(self.right) % 16 != 0 or self.left.shape[1] % last["BK"] != 0
         return (last,) if is_odd else kernel.computing_tiles
 
     def arguments(self, tile: Tile) -> dict[str, object]:
