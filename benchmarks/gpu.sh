@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # On a machine with a CUDA GPU, torch, triton, pytest and hypothesis: the kernels' tests on the GPU, then the benchmark; under 8
-# minutes on an H200. Other projects' losses take part where they are installed (benchmarks/rivals.py).
+# minutes on an H200. Other projects' losses take part where they are installed (benchmarks/speed/rivals.py).
 # Writes gpu.{json,md} and kernels.{json,md} to the folder given (default: benchmarks/results). Its status is that of the tests,
 # or of what failed after them.
 set -euo pipefail

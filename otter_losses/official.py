@@ -35,7 +35,7 @@ def losses(
     with torch.autocast(student.image_features.device.type, enabled=False):
         x, y = student.image_features.to(dtype), student.text_features.to(dtype)
         v, t = (shard.all_gather(each.detach().to(dtype)) for each in (dist_image_features, dist_text_features))
-        images, texts = shard.all_gather(x), shard.all_gather(y)
+        images, texts = shard.all_gather(x), student.all_text_features.detach().to(dtype)
         rows = shard.local_slice(len(x))
         labels = torch.arange(rows.start, rows.stop, device=x.device)
         penalty = diagonal_penalty(gamma_image, gamma_text)

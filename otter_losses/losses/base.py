@@ -1,6 +1,7 @@
 """What all loss modules share: open_clip's constructor and calling contract."""
 
 import inspect
+import sys
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
@@ -15,9 +16,18 @@ from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
 from otter_losses.losses.batch import Parts
 from otter_losses.ops import dispatch
 
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+else:
+    from typing_extensions import Unpack  # which torch depends on
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup  # not there where torch is built without it
-    from typing_extensions import Unpack as Unpack
+
+__all__ = ["Contract", "PairLoss", "PerPairCheck", "Unpack"]
+
+EXECUTION = ("backend", "max_memory", "shard")
+"""Keyword arguments of every loss function that are no options of its loss."""
 
 PerPairCheck = Callable[[Tensor | float, int, torch.device], None]
 """Raises where a call's argument is no number, nor one for each of so many pairs on that device."""
@@ -51,8 +61,7 @@ class PairLoss(nn.Module):
     with ``uneven=True`` on all ranks, which stops the device at every step to compare the numbers. What is wrong on one rank is
     then an error on all.
 
-    A subclass names the function it computes; its constructor's own arguments are that function's options, kept as attributes of
-    their names.
+    A subclass names the function it computes, and keeps that function's options as attributes of their names.
 
     Attributes:
         function: the pure function beneath.
@@ -67,12 +76,11 @@ class PairLoss(nn.Module):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        cls._option_names = tuple(
-            each.name
-            for each in parameters
-            if each.kind is each.POSITIONAL_OR_KEYWORD and each.name not in ("self", *Contract.__annotations__)
-        )
+        if hasattr(cls, "function"):
+            parameters = inspect.signature(cls.function).parameters.values()
+            names = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY and each.name not in EXECUTION]
+            # A method of an option's name, as `OTTERLoss.official`, is not its value.
+            cls._option_names = tuple(name for name in names if not callable(getattr(cls, name, None)))
 
     def __init__(
         self,
@@ -89,6 +97,8 @@ class PairLoss(nn.Module):
         max_memory: int | None = None,
     ) -> None:
         super().__init__()
+        if not hasattr(self, "function"):
+            raise NotImplementedError(f"{type(self).__name__} must name the function it computes.")
         checks.check_backend(backend)
         if max_memory is not None:
             checks.check_count("max_memory", max_memory, 0)
@@ -113,7 +123,7 @@ class PairLoss(nn.Module):
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of the function beneath, beyond `backend`, `max_memory` and `shard`."""
-        return {name: getattr(self, name) for name in self._option_names}
+        return {name: getattr(self, name) for name in self._option_names if hasattr(self, name)}
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options().items())
@@ -168,7 +178,8 @@ class PairLoss(nn.Module):
         shard = WHOLE_BATCH
         if self.world_size > 1:
             more = {name: options.get(name) for name in self.scales}
-            shard = self._agreed(features, {**scalars, **more}, options)
+            compared = {name: value for name, value in options.items() if name != "max_memory" or name in overrides}
+            shard = self._agreed(features, {**scalars, **more}, compared)
         arguments = {**features, **scalars, "dist_logit_bias": dist_logit_bias, "output_dict": output_dict}
         return type(self).function(**arguments, **{"shard": shard, **options})
 
@@ -192,8 +203,7 @@ class PairLoss(nn.Module):
 
         vectors = {name: value if value.dim() == 1 else None for name, value in per_pair.items()}
         named = {**features, **{name: vectors.get(name) for name in self.per_pair}}
-        compared = {name: value for name, value in options.items() if name != "max_memory"}
-        words = {name: "a tensor" if isinstance(value, Tensor) else value for name, value in compared.items()}
+        words = {name: "a tensor" if isinstance(value, Tensor) else value for name, value in options.items()}
         exchange = self.uneven or checks.ranks_may_talk(image)
         sizes = agreement.agree(named, scalars, f"{type(self).__name__}({words})", check, exchange, self.group)
         return BatchShard.of(self.group, sizes)

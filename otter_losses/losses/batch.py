@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from otter_losses import checks
-from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
+from otter_losses.distributed.shard import BatchShard
 from otter_losses.ops.execution import Execution
 from otter_losses.ops.memory import computing_dtype
 from otter_losses.ops.problem import Student
@@ -43,7 +43,7 @@ class PairBatch:
         *,
         backend: str,
         max_memory: int | None,
-        shard: BatchShard = WHOLE_BATCH,
+        shard: BatchShard,
     ) -> "PairBatch":
         """Check a loss function's first arguments, and gather the text features where ranks share the batch."""
         checks.check_backend(backend)

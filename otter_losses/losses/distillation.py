@@ -1,19 +1,16 @@
 """Self-distillation: InfoNCE beside a teacher's row softmaxes."""
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from otter_losses import checks
 from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
-from otter_losses.losses.base import PairLoss, PerPairCheck
+from otter_losses.losses.base import Contract, PairLoss, PerPairCheck, Unpack
 from otter_losses.losses.batch import PairBatch, Parts
 from otter_losses.ops.cross_entropy import cross_entropy
 from otter_losses.ops.targets import HardTargets, SoftTargets, logit_range
-
-if TYPE_CHECKING:
-    from otter_losses.losses.base import Contract, Unpack
 
 
 def distillation_loss(
@@ -116,7 +113,7 @@ class DistillationLoss(PairLoss):
         gamma_image: float = 0.0,
         gamma_text: float = 0.0,
         remove_diagonal: bool = False,
-        **contract: "Unpack[Contract]",
+        **contract: Unpack[Contract],
     ) -> None:
         super().__init__(**contract)
         checks.check_number("alpha", alpha, low=0.0, high=1.0)

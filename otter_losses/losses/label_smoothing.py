@@ -1,18 +1,15 @@
 """InfoNCE with smoothed targets."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from otter_losses import checks
 from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
-from otter_losses.losses.base import PairLoss
+from otter_losses.losses.base import Contract, PairLoss, Unpack
 from otter_losses.losses.batch import PairBatch, Parts
 from otter_losses.ops.cross_entropy import cross_entropy
 from otter_losses.ops.targets import HardTargets
-
-if TYPE_CHECKING:
-    from otter_losses.losses.base import Contract, Unpack
 
 
 def label_smoothing_loss(
@@ -88,7 +85,7 @@ class LabelSmoothingLoss(PairLoss):
     function = staticmethod(label_smoothing_loss)
 
     def __init__(
-        self, smoothing: float = 0.1, convention: Literal["paper", "torch"] = "paper", **contract: "Unpack[Contract]"
+        self, smoothing: float = 0.1, convention: Literal["paper", "torch"] = "paper", **contract: Unpack[Contract]
     ) -> None:
         super().__init__(**contract)
         checks.check_smoothing(smoothing, convention)

@@ -1,7 +1,7 @@
 """OTTER: targets from entropic optimal transport."""
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -9,14 +9,11 @@ from torch import Tensor
 from otter_losses import checks
 from otter_losses import official as official_code
 from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
-from otter_losses.losses.base import PairLoss, PerPairCheck
+from otter_losses.losses.base import Contract, PairLoss, PerPairCheck, Unpack
 from otter_losses.losses.batch import PairBatch, Parts
 from otter_losses.ops.cross_entropy import cross_entropy
 from otter_losses.ops.problem import Student
 from otter_losses.ops.targets import HardTargets, SoftTargets, logit_range
-
-if TYPE_CHECKING:
-    from otter_losses.losses.base import Contract, Unpack
 
 
 def otter_loss(
@@ -58,14 +55,14 @@ def otter_loss(
     checks.check_alpha(alpha, batch.local_size, student.image_features.device)
     checks.check_transport(epsilon, iterations, gamma_image, gamma_text)
     checks.check_scope(scope, official)
-    distilled = student
+    second_scale = None
     if distill_logit_scale is not None:
-        distilled = student._replace(logit_scale=batch.scalar("distill_logit_scale", distill_logit_scale))
+        second_scale = batch.scalar("distill_logit_scale", distill_logit_scale)
     if official and shard.is_distributed:
         batch.check_teacher(dist_image_features, dist_text_features)
-        given, matched = official_code.losses(
+        given, transported = official_code.losses(
             student,
-            distilled.logit_scale,
+            student.logit_scale if second_scale is None else second_scale,
             image_features if dist_image_features is None else dist_image_features,
             text_features if dist_text_features is None else dist_text_features,
             shard,
@@ -74,7 +71,7 @@ def otter_loss(
             gamma_image=gamma_image,
             gamma_text=gamma_text,
         )
-        return batch.mixed(alpha, given, matched, output_dict)
+        return batch.mixed(alpha, given, transported, output_dict)
 
     believes_all = batch.believes_all(alpha)
     within_rank = scope == "local" and shard.is_distributed
@@ -93,52 +90,52 @@ def otter_loss(
         divergence=official,
     )
     if believes_all:
-        losses = _given_only(batch, distilled)
+        losses = _given_only(batch, second_scale)
     elif within_rank:
-        losses = _matched_within_rank(batch, distilled, soft)
+        losses = _transported_within_rank(batch, second_scale, soft)
     else:
-        losses = _matched(batch, distilled, soft)
-    given, matched = losses
+        losses = _transported(batch, second_scale, soft)
+    given, transported = losses
     if official:
-        given, matched = 2 * given, 2 * matched  # the released code sums the directions
-    return batch.mixed(alpha, given, matched, output_dict)
+        given, transported = 2 * given, 2 * transported  # the released code sums the directions
+    return batch.mixed(alpha, given, transported, output_dict)
 
 
-# Each of these returns the losses of the given and of the matched targets, (b,), means of both directions. `distilled` is the
-# student with the scale that its logits have against the matched ones: its own, or a second one.
+# Each of these returns the losses of the given and of the transported targets, (b,), means of both directions. The student's
+# logits have its own scale against both, or a second one against the transported targets.
 
 
-def _given_only(batch: PairBatch, distilled: Student) -> tuple[Tensor, Tensor]:
+def _given_only(batch: PairBatch, second_scale: Tensor | None) -> tuple[Tensor, Tensor]:
     given = cross_entropy(batch.student, HardTargets(), None, batch.execution).given.mean(0)
-    unmatched = torch.zeros_like(given)
-    if distilled is not batch.student:
-        unmatched = unmatched + 0 * distilled.logit_scale  # a parameter that DDP expects a gradient of
-    return given, unmatched
+    nothing = torch.zeros_like(given)
+    if second_scale is not None:
+        nothing = nothing + 0 * second_scale  # a parameter that DDP expects a gradient of
+    return given, nothing
 
 
-def _matched(batch: PairBatch, distilled: Student, soft: SoftTargets) -> tuple[Tensor, Tensor]:
-    if distilled is batch.student:
-        losses = cross_entropy(distilled, HardTargets(), soft, batch.execution)
+def _transported(batch: PairBatch, second_scale: Tensor | None, soft: SoftTargets) -> tuple[Tensor, Tensor]:
+    if second_scale is None:
+        losses = cross_entropy(batch.student, HardTargets(), soft, batch.execution)
         return losses.given.mean(0), losses.soft.mean(0)
     # Two matrices of the transported part share the memory with one of the given pairs at another scale.
     third, rest = batch.execution.divided(3)
-    matched = cross_entropy(distilled, HardTargets(), soft, rest).soft
+    transported = cross_entropy(batch.student.at_scale(second_scale), HardTargets(), soft, rest).soft
     given = cross_entropy(batch.student, HardTargets(), None, third).given
-    return given.mean(0), matched.mean(0)
+    return given.mean(0), transported.mean(0)
 
 
-def _matched_within_rank(batch: PairBatch, distilled: Student, soft: SoftTargets) -> tuple[Tensor, Tensor]:
+def _transported_within_rank(batch: PairBatch, second_scale: Tensor | None, soft: SoftTargets) -> tuple[Tensor, Tensor]:
     """Targets transported among the local pairs, softmaxes over the pairs of all ranks."""
-    one_scale = distilled is batch.student
-    execution, _ = batch.execution.divided(2 if one_scale else 3)
-    matched = cross_entropy(distilled, HardTargets(), None, execution).given.mean(0)
-    given = matched if one_scale else cross_entropy(batch.student, HardTargets(), None, execution).given.mean(0)
+    student = batch.student if second_scale is None else batch.student.at_scale(second_scale)
+    execution, _ = batch.execution.divided(2 if second_scale is None else 3)
+    transported = given = cross_entropy(student, HardTargets(), None, execution).given.mean(0)
+    if second_scale is not None:
+        given = cross_entropy(batch.student, HardTargets(), None, execution).given.mean(0)
     if batch.local_size > 1:
-        local = cross_entropy(
-            distilled._replace(all_text_features=distilled.text_features), HardTargets(), soft, execution.within_rank()
-        )
-        matched = matched + (local.soft - local.given).mean(0)  # the softmaxes within the rank cancel
-    return given, matched
+        x, y, _, scale = student
+        local = cross_entropy(Student(x, y, y, scale), HardTargets(), soft, execution.within_rank(x))
+        transported = transported + (local.soft - local.given).mean(0)  # the softmaxes within the rank cancel
+    return given, transported
 
 
 class OTTERLoss(PairLoss):
@@ -200,7 +197,7 @@ class OTTERLoss(PairLoss):
         gamma_image: float = 1.0,
         gamma_text: float = 1.0,
         scope: Literal["global", "local"] = "global",
-        **contract: "Unpack[Contract]",
+        **contract: Unpack[Contract],
     ) -> None:
         super().__init__(**contract)
         checks.check_number("alpha", alpha, low=0.0, high=1.0)

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from otter_losses import checks
 from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
 from otter_losses.losses.base import PairLoss
 from otter_losses.losses.batch import PairBatch, Parts
@@ -31,6 +32,8 @@ def siglip_loss(
         >>> round(float(siglip_loss(torch.eye(2), torch.eye(2), 10.0, -10.0)), 4)
         0.6932
     """
+    if logit_bias is not None:
+        checks.check_scalar("logit_bias", logit_bias)
     batch = PairBatch.prepare(
         image_features, text_features, logit_scale, None, backend=backend, max_memory=max_memory, shard=shard
     )

@@ -62,20 +62,20 @@ class Arguments(NamedTuple):
     max_memory: int
     group_name: str
     shard_sizes: Sequence[int]
-    teacher_image_features: Tensor | None = None
-    teacher_text_features: Tensor | None = None
-    inv_epsilon: Tensor | None = None
-    gamma_image: float = 0.0
-    gamma_text: float = 0.0
-    diagonal_penalty: float = 0.0
-    logit_range: float | None = None
-    iterations: int = 0
-    divergence: bool = False
+    teacher_image_features: Tensor | None
+    teacher_text_features: Tensor | None
+    inv_epsilon: Tensor | None
+    gamma_image: float
+    gamma_text: float
+    diagonal_penalty: float
+    logit_range: float | None
+    iterations: int
+    divergence: bool
 
     @classmethod
     def pack(cls, student: Student, hard: HardTargets, soft: SoftTargets | None, execution: Execution) -> "Arguments":
         x, y, texts, scale = student
-        arguments = cls(
+        return cls(
             image_features=x,
             text_features=y,
             all_text_features=None if texts is y else texts,
@@ -86,19 +86,15 @@ class Arguments(NamedTuple):
             max_memory=execution.max_memory,
             group_name=execution.shard.group_name,
             shard_sizes=execution.shard.sizes,
-        )
-        if soft is None:
-            return arguments
-        return arguments._replace(
-            teacher_image_features=soft.image_features,
-            teacher_text_features=soft.text_features,
-            inv_epsilon=soft.inv_epsilon,
-            gamma_image=soft.gamma_image,
-            gamma_text=soft.gamma_text,
-            diagonal_penalty=soft.diagonal_penalty,
-            logit_range=soft.logit_range,
-            iterations=soft.iterations,
-            divergence=soft.divergence,
+            teacher_image_features=None if soft is None else soft.image_features,
+            teacher_text_features=None if soft is None else soft.text_features,
+            inv_epsilon=None if soft is None else soft.inv_epsilon,
+            gamma_image=0.0 if soft is None else soft.gamma_image,
+            gamma_text=0.0 if soft is None else soft.gamma_text,
+            diagonal_penalty=0.0 if soft is None else soft.diagonal_penalty,
+            logit_range=None if soft is None else soft.logit_range,
+            iterations=0 if soft is None else soft.iterations,
+            divergence=soft is not None and soft.divergence,
         )
 
     @property
@@ -191,7 +187,7 @@ def _forward(*flat: Any) -> tuple[Tensor, ...]:
 @_forward.register_fake
 def _(*flat: Any) -> tuple[Tensor, ...]:
     arguments = Arguments(*flat)
-    return arguments.logit_scale.new_empty(4, arguments.image_features.shape[0]), *Saved.empty(arguments.problem)
+    return arguments.logit_scale.new_empty(4, arguments.image_features.shape[0]), *Saved.unwritten(arguments.problem)
 
 
 @torch.library.custom_op(
@@ -203,7 +199,8 @@ def _backward(*flat: Any) -> tuple[Tensor, ...]:
     given = arguments.forward
     with torch.no_grad(), torch.autocast(given.image_features.device.type, enabled=False):
         problem, shard = given.problem, given.shard
-        weights = Weights.of(shard.all_gather_columns(arguments.gradient), given.hard, problem)
+        local = arguments.gradient if problem.soft is not None else arguments.gradient[:2]
+        weights = Weights.of(shard.all_gather_columns(local), given.hard, problem)
         with memory.advice_when_exhausted(given.max_memory):
             wants = arguments.wants_image, arguments.wants_text
             gradients: Gradients = given.arithmetic.backward(problem, weights, arguments.saved, *wants, shard)

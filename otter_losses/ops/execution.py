@@ -1,6 +1,6 @@
 """How an operator computes, apart from what."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ class Execution:
 
     backend: str
     max_memory: int
-    shard: BatchShard = WHOLE_BATCH
+    shard: BatchShard
 
     @classmethod
     def resolve(cls, backend: str, max_memory: int | None, shard: BatchShard, features: Tensor) -> "Execution":
@@ -31,8 +31,8 @@ class Execution:
     def divided(self, parts: int) -> "tuple[Execution, Execution]":
         """With one of so many parts of the memory, and with the rest, for operators that have matrices at the same time."""
         part = self.max_memory // parts
-        return replace(self, max_memory=part), replace(self, max_memory=self.max_memory - part)
+        return Execution(self.backend, part, self.shard), Execution(self.backend, self.max_memory - part, self.shard)
 
-    def within_rank(self) -> "Execution":
-        """Of the local pairs alone."""
-        return replace(self, shard=WHOLE_BATCH)
+    def within_rank(self, features: Tensor) -> "Execution":
+        """Of the local pairs alone, with these features."""
+        return Execution(dispatch.resolve(self.backend, features, features.shape[0]), self.max_memory, WHOLE_BATCH)

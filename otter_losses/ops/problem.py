@@ -26,6 +26,10 @@ class Student(NamedTuple):
     all_text_features: Tensor
     logit_scale: Tensor
 
+    def at_scale(self, logit_scale: Tensor) -> "Student":
+        """The same features with another scale."""
+        return Student(self.image_features, self.text_features, self.all_text_features, logit_scale)
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -97,15 +101,17 @@ class Saved(NamedTuple):
     scalars: Tensor
 
     @classmethod
-    def empty(cls, problem: Problem, matrices: bool = True) -> "Saved":
-        """Memory for it all, unwritten; of the matrices only where asked."""
+    def unwritten(
+        cls, problem: Problem, row_lse: Tensor | None = None, column_lse: Tensor | None = None, matrices: bool = True
+    ) -> "Saved":
+        """Memory for all that is not given; of the matrices only where asked."""
         like, storage = problem.student.logit_scale, problem.storage
         b, n = problem.student.image_features.shape[0], problem.student.all_text_features.shape[0]
         has_soft_targets = problem.soft is not None
         gibbs = storage.gibbs if matrices else None
         return cls(
-            row_lse=like.new_empty(b),
-            column_lse=like.new_empty(n),
+            row_lse=like.new_empty(b) if row_lse is None else row_lse,
+            column_lse=like.new_empty(n) if column_lse is None else column_lse,
             row_scalings=like.new_empty(2, b if has_soft_targets else 0),
             column_scalings=like.new_empty(2, n if has_soft_targets else 0),
             gibbs=like.new_empty(0) if gibbs is None else like.new_empty(b, n, dtype=gibbs),

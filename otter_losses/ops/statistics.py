@@ -25,7 +25,7 @@ from otter_losses.ops.targets import HardTargets, SoftTargets
 class Statistics(NamedTuple):
     """Of the logits' rows, (b,), and of all their columns, (N,): sums over the local rows until `reduce_columns`.
 
-    Expected logits and entropies are those of the soft targets, zeros where there are none or nobody asks for them.
+    Expected logits and entropies are those of the soft targets, of no account where there are none or nobody asks for them.
     """
 
     row_lse: Tensor
@@ -37,9 +37,14 @@ class Statistics(NamedTuple):
     column_entropy: Tensor
 
     @classmethod
-    def empty(cls, like: Tensor, rows: int, columns: int) -> "Statistics":
-        """Nothing added up yet."""
-        statistics = cls(*like.new_zeros(4, rows).unbind(), *like.new_zeros(3, columns).unbind())
+    def unwritten(cls, like: Tensor, rows: int, columns: int) -> "Statistics":
+        """Memory for it."""
+        return cls(*like.new_empty(4, rows).unbind(), *like.new_empty(3, columns).unbind())
+
+    @classmethod
+    def of_nothing(cls, like: Tensor, rows: int, columns: int) -> "Statistics":
+        """To which columns are added block by block."""
+        statistics = cls(*like.new_empty(4, rows).unbind(), *like.new_zeros(3, columns).unbind())
         statistics.column_lse.fill_(-torch.inf)
         return statistics
 
@@ -105,15 +110,19 @@ class Weights(NamedTuple):
 
     @classmethod
     def of(cls, gradient: Tensor, hard: HardTargets, problem: Problem) -> "Weights":
-        """For gradients (4, N) of the cross entropies of all ranks' pairs, of which the problem's rows are this rank's."""
+        """For gradients of the cross entropies of all ranks' pairs, of which the problem's rows are this rank's.
+
+        (4, N), or (2, N) without soft targets.
+        """
         gradient, magnitude = over_magnitude(gradient)
-        given_row, given_column, soft_row, soft_column = gradient
-        rows, has_soft_targets = problem.rows, problem.soft is not None
+        given_row, given_column, *soft = gradient
+        rows = problem.rows
         diagonal = (given_row + given_column)[rows]
         uniform = gradient[:2] * hard.uniform if hard.uniform else None
+        soft_row, soft_column = soft or (given_row, given_column)  # of no account without soft targets
         return cls(
-            row_lse=(given_row + soft_row)[rows] if has_soft_targets else given_row[rows],
-            column_lse=given_column + soft_column if has_soft_targets else given_column,
+            row_lse=(given_row + soft_row)[rows] if soft else given_row[rows],
+            column_lse=given_column + soft_column if soft else given_column,
             diagonal=diagonal if hard.on_diagonal == 1 else diagonal * hard.on_diagonal,
             row_plan=soft_row[rows],
             column_plan=soft_column,

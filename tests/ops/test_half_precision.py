@@ -188,7 +188,7 @@ def test_codes_are_off_by_half_a_step_at_most() -> None:
     image, text = (each.to(DEVICE, torch.bfloat16) for each in make_features("random", 50, 16))
     soft = transported(image, text, torch.tensor(1 / 0.15, device=DEVICE), gamma=0.0, logit_range=2 / 0.15)
     problem = make_problem(image, text, torch.tensor(1.0, device=DEVICE), Storage(torch.int16, False), soft)
-    saved = Saved.empty(problem)
+    saved = Saved.unwritten(problem)
     solve(GibbsKernel.build(problem, saved), 5, saved, "triton", WHOLE_BATCH)
     codes = saved.gibbs
     gain, shift, step, *_ = (float(number) for number in saved.scalars)

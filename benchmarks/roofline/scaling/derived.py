@@ -21,7 +21,7 @@ def collectives(scheme: str, pairs: int, width: int = WIDTH, itemsize: int = 2, 
     features = Collective("features", "gather", float(itemsize) * pairs * width)
     vector = 4.0 * pairs
     backward = [
-        Collective("gradients of the cross entropies", "gather", 4 * vector),
+        Collective("gradients of the cross entropies", "gather", (4 if scheme == "global" else 2) * vector),
         Collective("gradient of the texts", "scatter", vector * width),
     ]
     column_lse = [Collective("column statistics", "sum", vector)] * 2

@@ -16,8 +16,8 @@ def forward(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]:
     soft, similarity, storage = problem.soft, problem.similarity, problem.storage
     x, y, scale = _computing(problem.student)
     b, n = len(x), len(y)
-    statistics = Statistics.empty(scale, b, n)
-    saved = Saved.empty(problem, matrices=False)._replace(row_lse=statistics.row_lse, column_lse=statistics.column_lse)
+    statistics = Statistics.of_nothing(scale, b, n)
+    saved = Saved.unwritten(problem, statistics.row_lse, statistics.column_lse, matrices=False)
     row_scalings, column_scalings, scalars = saved.row_scalings, saved.column_scalings, saved.scalars
 
     kernel = cosines = None
@@ -31,14 +31,14 @@ def forward(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]:
         )
         column_scalings[0], row_scalings[1], column_scalings[1] = solve(kernel, soft.iterations, reduce)
         scalars[Scalar.GIBBS_SHIFT] = kernel.shift
-        scalars[Scalar.GIBBS_IS_LOGARITHMIC] = float(kernel.domain is LOGARITHMIC)
+        scalars[Scalar.GIBBS_IS_LOGARITHMIC].fill_(float(kernel.domain is LOGARITHMIC))  # an assignment would copy from the host
         if storage.cosines and cosines is None:
             cosines = x @ y.T
 
     shift = _common_shift(x, y, scale, cosines)
     if shift is not None:
-        scalars[Scalar.LOGIT_SHIFT] = shift
-        scalars[Scalar.HAS_EXPONENTIALS] = 1.0
+        scalars[Scalar.LOGIT_SHIFT].fill_(shift)
+        scalars[Scalar.HAS_EXPONENTIALS].fill_(1.0)
     blocks = row_blocks(b, n, x.device)
     # Fresh memory costs a page fault per 4 KiB, more than the arithmetic on it: row blocks share theirs.
     logits = x.new_empty(blocks[0].stop, n)

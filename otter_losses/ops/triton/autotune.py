@@ -29,7 +29,7 @@ def fastest(name: str, like: Tensor, shape: tuple[int, int], choices: Sequence[T
     and where the environment says ``OTTER_LOSSES_AUTOTUNE=0``, it is the first; so it is without a trial, or under graph
     capture, where nothing was chosen before.
     """
-    if not like.is_cuda or shape[0] * shape[1] < LEAST_TUNED:
+    if len(choices) == 1 or not like.is_cuda or shape[0] * shape[1] < LEAST_TUNED:
         return choices[0]
     if os.environ.get("OTTER_LOSSES_AUTOTUNE") == "0" or torch.are_deterministic_algorithms_enabled():
         return choices[0]

@@ -20,8 +20,8 @@ def forward(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]:
     """Statistics of the local rows, columns not yet reduced, and what the backward needs."""
     student, soft, storage = problem.student, problem.soft, problem.storage
     b, n = len(student.image_features), len(student.all_text_features)
-    statistics = Statistics.empty(student.logit_scale, b, n)
-    saved = Saved.empty(problem)._replace(row_lse=statistics.row_lse, column_lse=statistics.column_lse)
+    statistics = Statistics.unwritten(student.logit_scale, b, n)
+    saved = Saved.unwritten(problem, statistics.row_lse, statistics.column_lse)
     gibbs = None
     if soft is not None:
         gibbs = GibbsKernel.build(problem, saved)
@@ -77,7 +77,7 @@ def _add_statistics(
         )
         return row_parts, column_parts
 
-    name = f"statistics {switches} {read} {source.computed}"
+    name = f"statistics {switches} {read} {source.key}"
     row_parts, column_parts = run(fastest(name, source.left, (m, n), source.choices(kernels.STATISTICS), run))
     row_tile = kernels.MERGE_ROWS.tiles[0]
     launch(
@@ -183,5 +183,5 @@ def _logits_gradient(
         return out
 
     in_place = g.data_ptr() == source.left.data_ptr()
-    name = f"logits_gradient {switches} {source.computed} {in_place}"
+    name = f"logits_gradient {switches} {source.key} {in_place}"
     return run(fastest(name, source.left, (m, n), source.choices(kernels.GRADIENT), None if in_place else run))

@@ -118,6 +118,11 @@ class TileSource:
         is_odd = len(self.left) % 16 != 0 or len(self.right) % 16 != 0 or self.left.shape[1] % last["BK"] != 0
         return (last,) if is_odd else kernel.computing_tiles
 
+    @property
+    def key(self) -> str:
+        """For the tuner: a computed tile's cost depends on the width."""
+        return f"width {self.left.shape[1]}" if self.computed else "stored"
+
     def arguments(self, tile: Tile) -> dict[str, object]:
         """What a kernel's `cosine_tile` is given."""
         width = self.left.shape[1]

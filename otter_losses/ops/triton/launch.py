@@ -38,10 +38,11 @@ class Kernel:
     """A Triton function as it is declared.
 
     Attributes:
-        function: what ``triton.jit`` made. tiles: those it may be launched with, the first where none was tried.
-        computing_tiles: the same where it computes its tile of cosines instead of loading it. reads, writes: the N x N matrices
-        it walks over: "cosines" of its product, the Gibbs kernel "K", the logits' gradient "G". All
-            else is vectors.
+        function: what ``triton.jit`` made.
+        tiles: those it may be launched with, the first where none was tried.
+        computing_tiles: the same where it computes its tile of cosines instead of loading it.
+        reads, writes: the N x N matrices it walks over at most: "cosines" of its product, the Gibbs kernel "K", the logits'
+            gradient "G". All else is vectors.
     """
 
     function: Any

@@ -51,7 +51,7 @@ def _row_parts(problem: SigmoidProblem, source: TileSource, rows: slice) -> Tens
         )
         return row_parts
 
-    name = f"sigmoid_losses {source.computed}"
+    name = f"sigmoid_losses {source.key}"
     return run(fastest(name, source.left, (m, n), source.choices(kernels.LOSSES), run))
 
 
@@ -106,5 +106,5 @@ def _logits_gradient(
         return out, row_parts
 
     in_place = g.data_ptr() == source.left.data_ptr()
-    name = f"sigmoid_gradient {gradients.is_half} {source.computed} {in_place}"
+    name = f"sigmoid_gradient {gradients.is_half} {source.key} {in_place}"
     return run(fastest(name, source.left, (m, n), source.choices(kernels.GRADIENT), None if in_place else run))

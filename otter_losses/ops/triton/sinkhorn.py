@@ -35,7 +35,8 @@ def solve(gibbs: GibbsKernel, iterations: int, saved: Saved, backend: str, reduc
                 f"backend='cuda' solves the transport on the chip, in one launch: {obstacle} Use backend='triton'."
             )
     nothing = 0.0 if gibbs.is_logarithmic else 1.0
-    saved.row_scalings.fill_(nothing)
+    if iterations == 0:
+        saved.row_scalings.fill_(nothing)
     saved.column_scalings[0].fill_(nothing)
     _update_scalings(gibbs, _open(gibbs), saved.column_scalings[1], reduce)
     for _ in range(iterations):
