@@ -1,15 +1,17 @@
 """The registry has every loss, and under a loss's name there is everything about it."""
 
 import re
+import typing
+from typing import Any
 
 import pytest
 import torch
 
 import otter_losses
-from otter_losses import functional
+from otter_losses import OTTERLoss, functional
 from otter_losses.losses.base import PairLoss
 from otter_losses.losses.registry import LOSSES, RegisteredLoss
-from tests.helpers.batches import make_batch
+from tests.helpers.batches import make_batch, make_features
 from tests.helpers.checks import relative, worst_error
 from tests.helpers.paths import ROOT
 
@@ -49,3 +51,44 @@ def test_it_uses_a_teacher_or_does_not(loss: RegisteredLoss) -> None:
     batch, other = make_batch(9, 6), make_batch(9, 6, seed=7)
     taught = [loss.module()(batch.x, batch.y, batch.scale, **each.teacher()) for each in (batch, other)]
     assert (relative(taught[0], taught[1]) > 1e-3) == loss.uses_teacher
+
+
+# ---- what a loss of somebody else's may look like ----
+
+
+def passed_on(*arguments: object, q: float = 0.5, **execution: object) -> torch.Tensor:
+    return torch.tensor(q)
+
+
+class KeywordOnly(PairLoss):
+    function = staticmethod(passed_on)
+
+    def __init__(self, *, q: float = 0.7) -> None:
+        super().__init__()
+        self.q = q
+
+
+class Preset(OTTERLoss):
+    def __init__(self, name: str, **contract: Any) -> None:
+        super().__init__(alpha=0.9, epsilon=0.3, **contract)
+        self.name = name
+
+
+def test_options_are_kept_whatever_the_constructor_looks_like() -> None:
+    x, y = make_features("random", 6, 4)
+    assert float(KeywordOnly(q=0.1)(image_features=x, text_features=y, logit_scale=1.0)) == pytest.approx(0.1)
+    assert Preset("mine")(x, y, 10.0) == OTTERLoss(alpha=0.9, epsilon=0.3)(x, y, 10.0)
+    assert "alpha=0.9, epsilon=0.3" in repr(Preset("mine"))
+
+
+def test_a_loss_without_a_function_says_so() -> None:
+    class Nameless(PairLoss): ...
+
+    with pytest.raises(NotImplementedError, match="Nameless must name the function it computes"):
+        Nameless()
+
+
+def test_constructors_have_types_that_resolve() -> None:
+    for row in LOSSES.values():
+        if "__init__" in vars(row.module):
+            assert typing.get_type_hints(row.module.__init__)

@@ -97,6 +97,14 @@ def test_without_a_trial_it_is_the_first(trials: list[int], monkeypatch: pytest.
     assert trials == []
 
 
+def test_sizes_with_one_choice_leave_what_is_known(trials: list[int]) -> None:
+    block: Any = Block()
+    assert choose() == 16
+    assert autotune.fastest("statistics", block, (4001, 4001), CHOICES[2:], lambda tile: None)["BM"] == 32
+    assert choose(tries=False) == 16
+    assert len(trials) == 3
+
+
 def test_on_a_cpu_there_is_nothing_to_time(trials: list[int]) -> None:
     block, shape = torch.zeros(1, 1), (4096, 4096)
     assert autotune.fastest("statistics", block, shape, CHOICES, lambda tile: None) == CHOICES[0]
