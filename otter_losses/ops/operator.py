@@ -43,25 +43,32 @@ def make_differentiable(forward: Any, backward: Any, arguments: type[tuple[Any, 
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        flat = (*inputs, *output[1:])
-        ctx.is_tensor = tuple(isinstance(each, Tensor) for each in flat)
-        ctx.others = tuple(each for each in flat if not isinstance(each, Tensor))
-        ctx.save_for_backward(*(each for each in flat if isinstance(each, Tensor)))
+        flat = [*inputs, *output[1:]]
+        ctx.places = [place for place, each in enumerate(flat) if isinstance(each, Tensor)]
+        ctx.save_for_backward(*[flat[place] for place in ctx.places])
+        ctx.flat = [None if isinstance(each, Tensor) else each for each in flat]
         ctx.set_materialize_grads(False)
 
     names: tuple[str, ...] = arguments._fields  # type: ignore[attr-defined]
+    places = [names.index(name) for name in gradients._fields]  # type: ignore[attr-defined]
     image, text = names.index("image_features"), names.index("text_features")
 
     def differentiate(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        results: list[Tensor | None] = [None] * len(names)
         if gradient is None:
-            return (None,) * len(names)
-        tensors, others = iter(ctx.saved_tensors), iter(ctx.others)
-        flat = [next(tensors if is_tensor else others) for is_tensor in ctx.is_tensor]
+            return tuple(results)
+        flat = ctx.flat.copy()
+        for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
+            flat[place] = tensor
         wants_text = ctx.needs_input_grad[text]
         wants_image = ctx.needs_input_grad[image] or not wants_text  # the scale's gradient needs one of the products
-        found = gradients(*backward(gradient, *flat, wants_image, wants_text))._asdict()  # type: ignore[attr-defined]
-        wanted = {**found, **({} if wants_text else {"text_features": None}), **({} if wants_image else {"image_features": None})}
-        return tuple(wanted.get(name) for name in names)
+        for place, result in zip(places, backward(gradient, *flat, wants_image, wants_text), strict=True):
+            results[place] = result
+        if not wants_image:
+            results[image] = None
+        if not wants_text:
+            results[text] = None
+        return tuple(results)
 
     forward.register_autograd(differentiate, setup_context=setup_context)
     backward.register_autograd(_refuse_second_derivative)
