@@ -26,7 +26,7 @@ from otter_losses.ops.domains import safe_range
 from otter_losses.ops.eager import cross_entropy as eager
 from otter_losses.ops.execution import Execution
 from otter_losses.ops.memory import Storage, wanted
-from otter_losses.ops.operator import make_differentiable, schema
+from otter_losses.ops.operator import make_differentiable, schema, unflatten
 from otter_losses.ops.problem import Gradients, Problem, Saved, Student
 from otter_losses.ops.statistics import Weights, cross_entropies, reduce_columns
 from otter_losses.ops.targets import HardTargets, SoftTargets
@@ -165,12 +165,6 @@ class BackwardArguments(NamedTuple):
     wants_image: bool
     wants_text: bool
 
-    @classmethod
-    def of(cls, flat: tuple[Any, ...]) -> "BackwardArguments":
-        given = 1 + len(Arguments._fields)
-        saved = given + len(Saved._fields)
-        return cls(flat[0], Arguments(*flat[1:given]), Saved(*flat[given:saved]), *flat[saved:])
-
 
 @torch.library.custom_op("otter_losses::cross_entropy", mutates_args=(), schema=schema(Arguments, 1 + len(Saved._fields)))
 def _forward(*flat: Any) -> tuple[Tensor, ...]:
@@ -195,7 +189,7 @@ def _(*flat: Any) -> tuple[Tensor, ...]:
 )
 def _backward(*flat: Any) -> tuple[Tensor, ...]:
     """`Gradients`."""
-    arguments = BackwardArguments.of(flat)
+    arguments = unflatten(BackwardArguments, iter(flat))
     given = arguments.forward
     with torch.no_grad(), torch.autocast(given.image_features.device.type, enabled=False):
         problem, shard = given.problem, given.shard
@@ -209,7 +203,7 @@ def _backward(*flat: Any) -> tuple[Tensor, ...]:
 
 @_backward.register_fake
 def _(*flat: Any) -> tuple[Tensor, ...]:
-    arguments = BackwardArguments.of(flat)
+    arguments = unflatten(BackwardArguments, iter(flat))
     features = arguments.forward.image_features
     scale = arguments.forward.logit_scale
     return wanted(features, arguments.wants_image), wanted(features, arguments.wants_text), scale.new_empty(())

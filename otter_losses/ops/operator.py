@@ -5,9 +5,11 @@ NamedTuple here: its fields are the schema, and whoever gets the list unpacks it
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from torch import Tensor
+
+Fields = TypeVar("Fields", bound=tuple[Any, ...])
 
 _SCHEMA_TYPES: dict[Any, str] = {
     Tensor: "Tensor",
@@ -33,6 +35,12 @@ def _parameters(fields: type[tuple[Any, ...]]) -> Iterator[str]:
             yield from _parameters(kind)
         else:
             yield f"{_SCHEMA_TYPES[kind]} {name}"
+
+
+def unflatten(fields: type[Fields], flat: Iterator[Any]) -> Fields:
+    """The NamedTuple of a flat list that `schema` describes, those among its fields filled likewise."""
+    kinds = fields.__annotations__.values()
+    return fields(*[unflatten(kind, flat) if hasattr(kind, "_fields") else next(flat) for kind in kinds])
 
 
 def make_differentiable(forward: Any, backward: Any, arguments: type[tuple[Any, ...]], gradients: type[tuple[Any, ...]]) -> None:

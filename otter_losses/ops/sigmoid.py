@@ -18,7 +18,7 @@ from otter_losses.ops import dispatch, memory
 from otter_losses.ops.eager import sigmoid as eager
 from otter_losses.ops.execution import Execution
 from otter_losses.ops.memory import wanted
-from otter_losses.ops.operator import make_differentiable, schema
+from otter_losses.ops.operator import make_differentiable, schema, unflatten
 from otter_losses.ops.problem import SigmoidGradients, SigmoidProblem, Student
 
 
@@ -97,11 +97,6 @@ class BackwardArguments(NamedTuple):
     wants_image: bool
     wants_text: bool
 
-    @classmethod
-    def of(cls, flat: tuple[Any, ...]) -> "BackwardArguments":
-        given = 1 + len(Arguments._fields)
-        return cls(flat[0], Arguments(*flat[1:given]), *flat[given:])
-
 
 @torch.library.custom_op("otter_losses::sigmoid", mutates_args=(), schema=schema(Arguments, 2))
 def _forward(*flat: Any) -> tuple[Tensor, Tensor]:
@@ -127,7 +122,7 @@ def _(*flat: Any) -> tuple[Tensor, Tensor]:
 )
 def _backward(*flat: Any) -> tuple[Tensor, ...]:
     """`SigmoidGradients`."""
-    arguments = BackwardArguments.of(flat)
+    arguments = unflatten(BackwardArguments, iter(flat))
     given = arguments.forward
     with torch.no_grad(), torch.autocast(given.image_features.device.type, enabled=False):
         problem, wants = given.problem, (arguments.wants_image, arguments.wants_text)
@@ -140,7 +135,7 @@ def _backward(*flat: Any) -> tuple[Tensor, ...]:
 
 @_backward.register_fake
 def _(*flat: Any) -> tuple[Tensor, ...]:
-    arguments = BackwardArguments.of(flat)
+    arguments = unflatten(BackwardArguments, iter(flat))
     x, scale = arguments.forward.image_features, arguments.forward.logit_scale
     return wanted(x, arguments.wants_image), wanted(x, arguments.wants_text), scale.new_empty(()), scale.new_empty(())
 

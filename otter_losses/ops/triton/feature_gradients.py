@@ -50,7 +50,6 @@ class FeatureGradients:
                 self.half_y, self.y_power = to_float16(self.y)
             if wants_text:
                 self.x_magnitude = reduce.all_reduce_max(magnitude(self.x))
-                self.x_power = self.x_magnitude
 
     def block(self, rows: slice, g: Tensor, grid: tuple[int, int]) -> GradientBlock:
         """Memory for a row block of tiles in a grid, its G in `g`."""
