@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from otter_losses import checks
-from otter_losses.ops.domains import LOGARITHMIC, SCALING, Domain, reads_freely, safe_range
+from otter_losses.ops.domains import SCALING, Domain, Logarithmic, has_numbers, is_tracked, reads_freely, safe_range
 
 
 class SinkhornResult(NamedTuple):
@@ -119,22 +119,22 @@ def sinkhorn_knopp(
     dtype = torch.promote_types(scores.dtype, torch.float32)
     rows = _marginal("row_marginal", row_marginal, scores, m, dtype)
     columns = _marginal("column_marginal", column_marginal, scores, n, dtype)
-    checks.check_masses(rows, columns)
+    given = [each.dtype for each in (row_marginal, column_marginal) if each is not None]
+    checks.check_masses(rows, columns, 2 * max((torch.finfo(each).eps for each in given), default=0.0))
     start = None
     if column_potential is not None:
         checks.check_vector("column_potential", column_potential, scores, n)
         checks.check_start(column_potential)
         start = column_potential.to(dtype).expand(*batch, n)
     with torch.autocast("cpu" if scores.device.type == "meta" else scores.device.type, enabled=False):
-        logits = scores.to(dtype) / epsilon
         if implicit:
             if rows.requires_grad or columns.requires_grad:
                 raise ValueError("implicit=True differentiates in scores only, but a marginal requires a gradient. Detach it.")
-            result = _solve(logits.detach(), rows, columns, iterations, tolerance, start)
-            plan: Tensor = _FixedPoint.apply(logits, result.plan, rows, columns)  # type: ignore[no-untyped-call]
+            result = _solve(scores.detach().to(dtype), epsilon, rows, columns, iterations, tolerance, start)
+            plan: Tensor = _FixedPoint.apply(scores.to(dtype) / epsilon, result.plan, rows, columns)  # type: ignore[no-untyped-call]
             result = result._replace(plan=plan)
         else:
-            result = _solve(logits, rows, columns, iterations, tolerance, start)
+            result = _solve(scores.to(dtype), epsilon, rows, columns, iterations, tolerance, start)
     return result if return_result else result.plan
 
 
@@ -147,17 +147,31 @@ def _marginal(name: str, marginal: Tensor | None, scores: Tensor, size: int, dty
 
 
 def _solve(
-    logits: Tensor, rows: Tensor, columns: Tensor, iterations: int, tolerance: float | None, start: Tensor | None
+    scores: Tensor,
+    epsilon: float,
+    rows: Tensor,
+    columns: Tensor,
+    iterations: int,
+    tolerance: float | None,
+    start: Tensor | None,
 ) -> SinkhornResult:
-    differentiated = torch.is_grad_enabled() and (logits.requires_grad or rows.requires_grad or columns.requires_grad)
-    shift = None if differentiated or start is not None else _scaling_shift(logits, rows, columns)
-    domain: Domain = LOGARITHMIC if shift is None else SCALING
-    kernel = logits if shift is None else (logits - shift).exp_()
+    low, high = _extremes(scores)
+    differentiated = any(is_tracked(each) for each in (scores, rows, columns))
+    domain: Domain
+    if start is None and not differentiated and _are_safe_as_numbers((high - low) / epsilon, rows, columns):
+        domain, centre, v = SCALING, high, torch.ones_like(columns)
+        kernel = (scores - centre).div_(epsilon).exp_()
+    else:
+        low, high = _finite(scores, low, high)
+        # Of scores that are alike the difference is exact, and keeps the digits that the quotient would round away.
+        centre = torch.where(high - low <= high.abs() / 2, high, 0.0)
+        domain, v = _logarithmic(torch.maximum(high - centre, centre - low) / epsilon, columns, start)
+        kernel = domain.open(domain.hold((scores - centre) / epsilon))
     a, b = domain.enter(rows), domain.enter(columns)
     u = domain.enter(torch.ones_like(rows))
-    v = domain.enter(torch.ones_like(columns)) if start is None else start
     row_sums = domain.row_sums(kernel, v)
     active: Tensor | None = None
+    plan: Tensor | None = None
     done = 0
     while done < iterations:
         done += 1
@@ -167,35 +181,66 @@ def _solve(
             u, v = new_u, new_v
         else:
             u, v = torch.where(active, new_u, u), torch.where(active, new_v, v)
+        plan = None
         row_sums = domain.row_sums(kernel, v)
         if tolerance is not None:
-            error = _row_error(domain, u, row_sums, rows)
-            active = (error > tolerance).unsqueeze(-1)
-            if not bool(active.any()):
-                break
-    plan = domain.plan(kernel, u, v)
-    error = _row_error(domain, u, row_sums, rows)
-    if shift is not None:
-        u, v = u.log() - shift, v.log()
-    return SinkhornResult(plan, u, v, error, done)
+            active = (_distance(domain.product(u, row_sums), rows) > tolerance).unsqueeze(-1)
+            if has_numbers(active) and not bool(active.any()):
+                # What is promised is the error of the plan, in which every entry has been rounded.
+                plan = domain.plan(kernel, u, v)
+                active = (_distance(plan.sum(-1), rows) > tolerance).unsqueeze(-1)
+                if not bool(active.any()):
+                    break
+    if plan is None:
+        plan = domain.plan(kernel, u, v)
+    row_potential, column_potential = domain.logarithm(u) - centre.squeeze(-1) / epsilon, domain.logarithm(v)
+    return SinkhornResult(plan, row_potential, column_potential, _distance(plan.sum(-1), rows), done)
 
 
-def _row_error(domain: Domain, u: Tensor, row_sums: Tensor, rows: Tensor) -> Tensor:
-    actual = u * row_sums if domain is SCALING else (u + row_sums).exp()
-    return (actual - rows).abs().sum(-1)
+def _distance(sums: Tensor, marginal: Tensor) -> Tensor:
+    return (sums - marginal).abs().sum(-1)
 
 
-def _scaling_shift(logits: Tensor, rows: Tensor, columns: Tensor) -> float | None:
-    """The maximum to subtract where plain numbers are known to be safe, else None."""
-    if not checks.may_read(logits) or not reads_freely(logits) or logits.numel() == 0:
-        return None
-    low, high = (float(bound) for bound in torch.aminmax(logits))
-    span = high - low
+def _extremes(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest score of each problem, (..., 1, 1), as constants; 0 where there are none."""
+    values = scores.detach()
+    if 0 in values.shape[-2:]:
+        nothing = values.new_zeros(*values.shape[:-2], 1, 1)
+        return nothing, nothing
+    return values.amin((-2, -1), keepdim=True), values.amax((-2, -1), keepdim=True)
+
+
+def _finite(scores: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The extremes without forbidden pairs; 0 where all are."""
+    if 0 in scores.shape[-2:]:
+        return low, high
+    high = high.masked_fill(high == -torch.inf, 0.0)
+    values = scores.detach()
+    return torch.where(values == -torch.inf, high, values).amin((-2, -1), keepdim=True), high
+
+
+def _are_safe_as_numbers(spans: Tensor, rows: Tensor, columns: Tensor) -> bool:
+    """Whether `Scaling` is known to survive logits that span so much."""
+    if spans.numel() == 0 or not all(checks.may_read(each) and reads_freely(each) for each in (spans, rows, columns)):
+        return False
+    span = float(spans.amax())
     for marginal in (rows, columns):
         positive = marginal[marginal > 0]
         if positive.numel():
             span += float(positive.max().log() - positive.min().log())
-    return high if span <= safe_range(logits.dtype) else None
+    return span <= safe_range(spans.dtype)
+
+
+def _logarithmic(largest: Tensor, columns: Tensor, start: Tensor | None) -> tuple[Logarithmic, Tensor]:
+    """The domain for logits of at most that magnitude, (..., 1, 1), and the scalings of the columns to start with."""
+    if start is None:
+        return Logarithmic(5 * largest), columns.new_zeros(2, *columns.shape)
+    nothing = start == -torch.inf
+    if start.numel():
+        largest = torch.maximum(largest, start.abs().masked_fill(nothing, 0.0).amax(-1, keepdim=True).unsqueeze(-1))
+    domain = Logarithmic(5 * largest)
+    maximum = domain.maximum(start.unsqueeze(-2)).squeeze(-2)
+    return domain, torch.stack((maximum, (start - maximum).masked_fill(nothing, 0.0)))
 
 
 class _FixedPoint(torch.autograd.Function):
@@ -205,10 +250,15 @@ class _FixedPoint(torch.autograd.Function):
     vanish: ``a alpha + P beta = (P * G) 1`` and ``P^T alpha + b beta = (P * G)^T 1``.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, plan: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        ctx.save_for_backward(plan, rows, columns)
+    def forward(logits: Tensor, plan: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return plan.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     @torch.autograd.function.once_differentiable

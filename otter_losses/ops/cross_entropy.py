@@ -45,6 +45,8 @@ def cross_entropy(student: Student, hard: HardTargets, soft: SoftTargets | None,
     Of several ranks each brings its own pairs, and the text features of all as constants. The text features' gradient is summed
     over the ranks before it is rounded to their dtype.
     """
+    if soft is not None:
+        execution = execution.for_targets(soft)
     losses: Tensor = _forward(*Arguments.pack(student, hard, soft, execution))[0]
     return CrossEntropies(*losses.view(2, 2, -1).unbind())
 

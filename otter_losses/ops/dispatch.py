@@ -15,6 +15,9 @@ FEWEST_PAIRS = 64
 
 LEAST_CAPABILITY = (7, 0)
 
+LARGEST_RANGE = 1024.0
+"""Of a teacher's logits, for kernels: one float, in which they hold a logarithm, rounds the targets by 1e-4 there."""
+
 UNEXPECTED = "Triton could not compile or run a kernel"
 """How a reason begins that nobody expects where all that is needed is there."""
 

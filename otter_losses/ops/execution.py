@@ -1,11 +1,12 @@
 """How an operator computes, apart from what."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
 from otter_losses.ops import dispatch, memory
+from otter_losses.ops.targets import SoftTargets
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,17 @@ class Execution:
         """For local features (b, D) and what a caller asked for."""
         resolved = dispatch.resolve(backend, features, shard.batch_size(features.shape[0]))
         return cls(resolved, memory.budget(max_memory, features.device), shard)
+
+    def for_targets(self, soft: SoftTargets) -> "Execution":
+        """With a backend that can hold those targets' logarithms: kernels have one float for each."""
+        if not dispatch.is_fused(self.backend) or soft.logit_range is None or soft.logit_range <= dispatch.LARGEST_RANGE:
+            return self
+        if self.backend != "auto":
+            raise RuntimeError(
+                f"backend={self.backend!r} takes logits of a teacher that span at most {dispatch.LARGEST_RANGE:g}; this epsilon "
+                f"makes them span up to {soft.logit_range:.3g}. Use backend='auto' or 'torch', or raise epsilon."
+            )
+        return replace(self, backend="torch")
 
     def divided(self, parts: int) -> "tuple[Execution, Execution]":
         """With one of so many parts of the memory, and with the rest, for operators that have matrices at the same time."""

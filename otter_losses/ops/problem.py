@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from otter_losses.ops import dispatch
 from otter_losses.ops.memory import Storage
 from otter_losses.ops.similarity import Similarity
 from otter_losses.ops.targets import SoftTargets
@@ -84,9 +85,9 @@ class Saved(NamedTuple):
     Attributes:
         row_lse: log-sum-exps of the local rows of the logits, (b,).
         column_lse: of all columns, over the rows of all ranks, (N,).
-        row_scalings: of the transport of image to text and of text to image, local rows, (2, b); plain numbers, or logarithms
-            where the Gibbs kernel is held as its logarithm; empty without a teacher.
-        column_scalings: the same of all columns, (2, N).
+        row_scalings: of the transport of image to text and of text to image, local rows, (parts, 2, b); empty without a teacher.
+            One part, plain numbers or logarithms; of eager torch two, for `domains.Logarithmic`, of which plain numbers use one.
+        column_scalings: the same of all columns, (parts, 2, N).
         gibbs: local rows of the teacher's Gibbs kernel, (b, N); empty where `Storage` does not keep it.
         cosines: those of the student, or exponentials of its logits, (b, N); empty where `Storage` does not keep them.
         scalars: see `Scalar`.
@@ -109,11 +110,12 @@ class Saved(NamedTuple):
         b, n = problem.student.image_features.shape[0], problem.student.all_text_features.shape[0]
         has_soft_targets = problem.soft is not None
         gibbs = storage.gibbs if matrices else None
+        parts = 1 if dispatch.is_fused(problem.backend) else 2
         return cls(
             row_lse=like.new_empty(b) if row_lse is None else row_lse,
             column_lse=like.new_empty(n) if column_lse is None else column_lse,
-            row_scalings=like.new_empty(2, b if has_soft_targets else 0),
-            column_scalings=like.new_empty(2, n if has_soft_targets else 0),
+            row_scalings=like.new_zeros(parts, 2, b if has_soft_targets else 0),
+            column_scalings=like.new_zeros(parts, 2, n if has_soft_targets else 0),
             gibbs=like.new_empty(0) if gibbs is None else like.new_empty(b, n, dtype=gibbs),
             cosines=like.new_empty(b, n) if matrices and storage.cosines else like.new_empty(0),
             scalars=like.new_zeros(len(Scalar)),

@@ -113,6 +113,10 @@ class Similarity:
             logits.diagonal(offset).sub_(self.diagonal_penalty * self.inv_epsilon)
         return logits
 
+    def lowering(self) -> Tensor:
+        """What the diagonal is lowered by in ``L``, 0-D; 0 where it is removed."""
+        return self.inv_epsilon.abs() * (self.diagonal_penalty if self.diagonal_penalty < math.inf else 0.0)
+
     def bound(self) -> Tensor:
         """No entry is further from 0 than this, a penalised diagonal aside."""
         dtype, features = self.inv_epsilon.dtype, (self.image_features, self.text_features)

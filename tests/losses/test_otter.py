@@ -1,5 +1,6 @@
 """OTTERLoss: values and gradients against the float64 reference, and what must follow from them."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,6 +30,22 @@ def test_value_and_gradients_equal_the_reference_at_odd_sizes(n: int, d: int, ep
 def test_value_and_gradients_equal_the_reference_over_several_row_blocks(epsilon: float) -> None:
     batch = make_batch(2050, 8, family="clustered")
     check(batch, reference_of(batch, epsilon=epsilon, iterations=2), (torch.float32,), epsilon, iterations=2)
+
+
+@memories
+@pytest.mark.parametrize("dtype", BOTH)
+@pytest.mark.parametrize("norm", [1.0, 50.0])
+@pytest.mark.parametrize("epsilon", [1e-4, 1e-7, 1e-9, 1e-13, 1e-18, 1e-27])
+def test_value_and_gradients_equal_the_reference_for_every_epsilon(
+    epsilon: float, norm: float, dtype: torch.dtype, max_memory: int
+) -> None:
+    """Also where a rounding of ``similarity / epsilon`` is larger than a logarithm of the targets."""
+    rounded = make_batch(37, 16, seed=3).to(dtype)
+    batch = replace(rounded, v=norm * rounded.v, t=norm * rounded.t)
+    value = value_of(batch, OTTERLoss(epsilon=epsilon, max_memory=max_memory))
+    expected = reference_of(batch, epsilon=epsilon)
+    error = worst_error(value, batch.gradients(value), *expected, float(batch.scale.detach()))
+    assert error <= (1e-9 if dtype == torch.float64 else 2e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -41,6 +41,17 @@ def test_targets_are_distributions_over_the_other_pairs(dtype: torch.dtype, n: i
         assert relative(plan, expected) <= 2 * bound(rounding, epsilon)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", [1.0, 40.0])
+def test_rows_sum_to_1_for_every_epsilon_and_norm(family: str, dtype: torch.dtype, norm: float) -> None:
+    v, t = (norm * each for each in make_features(family, 33, 8, dtype=dtype))
+    rounding = 1e-13 if dtype == torch.float64 else 2e-6
+    for epsilon in (0.15, 1e-3, 1e-6, 1e-8, 1e-12, 1e-17, 1e-25):
+        for plan in otter_targets(v, t, epsilon=epsilon):
+            torch.testing.assert_close(plan.sum(1), torch.ones(33, dtype=plan.dtype), rtol=rounding, atol=0)
+
+
 def test_targets_of_swapped_modalities_are_swapped() -> None:
     v, t = make_features("random", 9, 8)
     image_to_text, text_to_image = otter_targets(v, t, gamma_image=0.4, gamma_text=1.3)

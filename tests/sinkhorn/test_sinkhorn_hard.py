@@ -1,6 +1,7 @@
 """sinkhorn_knopp: half precision and hard inputs."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -63,12 +64,52 @@ def test_hard_inputs_give_the_reference_plan(name: str, epsilon: float, tracked:
     assert l1(result.plan.detach(), reference.sinkhorn(scores.double(), epsilon, 5)) <= bound
 
 
-@pytest.mark.parametrize("epsilon", [1e-6, 1e30])
-def test_extreme_epsilon_keeps_the_mass(epsilon: float) -> None:
-    scores = make_scores("random", 9, 9, 0)
-    plan = sinkhorn_knopp(scores, epsilon)
-    assert bool(torch.isfinite(plan).all())
-    assert float(plan.sum()) == pytest.approx(1.0, rel=1e-6)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("tracked", [False, True])
+@pytest.mark.parametrize("size", [1.0, 3e4])
+def test_every_epsilon_gives_the_reference_plan(family: str, dtype: torch.dtype, tracked: bool, size: float) -> None:
+    """Its columns exact, its error told: also where a rounding of ``score / epsilon`` is larger than a logarithm of the plan."""
+    scores = (size * make_scores(family, 23, 17, 4)).to(dtype)
+    scores[3, 5] = scores[7, 2] = -math.inf
+    rounding = 1e-13 if dtype == torch.float64 else 1e-6
+    for epsilon in (1e30, 0.15, 1e-4, 1e-7, 3e-8, 1e-10, 1e-16, 1e-20, 1e-27):
+        result = sinkhorn_knopp(scores.clone().requires_grad_(tracked), epsilon, 7, return_result=True)
+        plan = result.plan.detach().double()
+        torch.testing.assert_close(plan.sum(0), torch.full((17,), 1 / 17, dtype=torch.float64), rtol=rounding, atol=0)
+        told = result.marginal_error.detach().double()
+        torch.testing.assert_close(told, (plan.sum(1) - 1 / 23).abs().sum(), rtol=rounding, atol=rounding)
+        assert l1(result.plan.detach(), reference.sinkhorn(scores.double(), epsilon, 7)) <= 30 * rounding
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 1e-9, 1e-25])
+def test_a_tiny_epsilon_with_marginals_and_batches(epsilon: float) -> None:
+    scores = torch.stack([make_scores("random", 12, 9, seed).float() * 10**seed for seed in range(3)])
+    rows, columns = torch.linspace(0, 2, 12), torch.linspace(3, 1, 9)
+    rows, columns = rows / rows.sum(), columns / columns.sum()
+    options: dict[str, Any] = {"row_marginal": rows, "column_marginal": columns}
+    plans = sinkhorn_knopp(scores, epsilon, 9, **options)
+    torch.testing.assert_close(plans.sum(1), columns.expand(3, 9), rtol=2e-6, atol=0)
+    for plan, problem in zip(plans, scores, strict=True):
+        assert torch.equal(plan, sinkhorn_knopp(problem, epsilon, 9, **options))
+        assert l1(plan, reference.sinkhorn(problem.double(), epsilon, 9, rows.double(), columns.double())) <= 1e-5
+
+
+def test_a_tiny_epsilon_stops_at_its_tolerance() -> None:
+    """Where a matching is the answer, and found."""
+    scores = torch.eye(6).flip(0) + 1e-3 * make_scores("random", 6, 6, 0).float()
+    result = sinkhorn_knopp(scores, 1e-12, 100, tolerance=1e-6, return_result=True)
+    assert result.iterations == 1
+    assert float(result.marginal_error) == pytest.approx(float((result.plan.sum(1) - 1 / 6).abs().sum()), abs=1e-9)
+    torch.testing.assert_close(result.plan, torch.eye(6).flip(0) / 6, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("offset", [1e3, -1e3, 1e6])
+def test_scores_far_from_zero_keep_the_digits_that_tell_them_apart(offset: float) -> None:
+    scores = offset + make_scores("random", 9, 9, 0).float()
+    for tracked in (False, True):
+        plan = sinkhorn_knopp(scores.clone().requires_grad_(tracked), 0.05).detach()
+        assert l1(plan, reference.sinkhorn(scores.double(), 0.05, 5)) <= 1e-5
 
 
 @pytest.mark.parametrize("spread", [60.0, 79.0, 81.0, 100.0, 170.0, 200.0])

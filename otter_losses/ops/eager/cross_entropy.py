@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from otter_losses.ops.domains import LOGARITHMIC, SCALING, Domain, reads_freely, safe_range
+from otter_losses.ops.domains import SCALING, Domain, reads_freely, safe_range
 from otter_losses.ops.eager.sinkhorn import GibbsKernel, last_row_scalings, solve
 from otter_losses.ops.memory import computing_dtype, row_blocks, wanted
 from otter_losses.ops.problem import Gradients, Problem, Saved, Scalar, Student
@@ -18,7 +18,7 @@ def forward(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]:
     b, n = len(x), len(y)
     statistics = Statistics.of_nothing(scale, b, n)
     saved = Saved.unwritten(problem, statistics.row_lse, statistics.column_lse, matrices=False)
-    row_scalings, column_scalings, scalars = saved.row_scalings, saved.column_scalings, saved.scalars
+    scalars = saved.scalars
 
     kernel = cosines = None
     if similarity is None or soft is None:
@@ -29,9 +29,10 @@ def forward(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]:
         kernel = GibbsKernel.build(
             similarity.to(x.dtype), soft.logit_range, storage.gibbs is not None, reduce, cosines if own_teacher else None
         )
-        column_scalings[0], row_scalings[1], column_scalings[1] = solve(kernel, soft.iterations, reduce)
+        row_scalings, column_scalings = _scalings(saved, kernel.domain)
+        column_scalings[..., 0, :], row_scalings[..., 1, :], column_scalings[..., 1, :] = solve(kernel, soft.iterations, reduce)
         scalars[Scalar.GIBBS_SHIFT] = kernel.shift
-        scalars[Scalar.GIBBS_IS_LOGARITHMIC].fill_(float(kernel.domain is LOGARITHMIC))  # an assignment would copy from the host
+        scalars[Scalar.GIBBS_IS_LOGARITHMIC].fill_(float(kernel.is_logarithmic))  # an assignment would copy from the host
         if storage.cosines and cosines is None:
             cosines = x @ y.T
 
@@ -52,8 +53,8 @@ def forward(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]:
         statistics.own_logit[rows] = z.diagonal(problem.rows_of(rows).start)
         if kernel is not None and soft is not None:
             block = kernel.block(rows)
-            row_scalings[0, rows] = last_row_scalings(kernel, block, column_scalings[0])
-            scalings = row_scalings[:, rows], column_scalings
+            row_scalings[..., 0, rows] = last_row_scalings(kernel, block, column_scalings[..., 0, :])
+            scalings = row_scalings[..., rows], column_scalings
             _add_expected_logits(
                 statistics, rows, z, block, kernel.domain, scalings, divergence=soft.divergence, scratch=scratch[: len(z)]
             )
@@ -77,6 +78,12 @@ def _computing(student: Student) -> tuple[Tensor, Tensor, Tensor]:
     """Local image features, all text features, and the scale, in the computing dtype."""
     dtype = computing_dtype(student.image_features)
     return student.image_features.to(dtype), student.all_text_features.to(dtype), student.logit_scale
+
+
+def _scalings(saved: Saved, domain: Domain) -> tuple[Tensor, Tensor]:
+    """Of rows (..., 2, b) and columns (..., 2, N), as the domain has them."""
+    rows, columns = saved.row_scalings, saved.column_scalings
+    return (rows[0], columns[0]) if domain is SCALING else (rows, columns)
 
 
 def _common_shift(x: Tensor, y: Tensor, scale: Tensor, cosines: Tensor | None) -> float | None:
@@ -103,7 +110,7 @@ def _add_expected_logits(
     scratch: Tensor,
 ) -> None:
     """Add up the logits of a block, and the plans' entropies, under both plans."""
-    (image_rows, text_rows), (image_columns, text_columns) = scalings
+    (image_rows, text_rows), (image_columns, text_columns) = (each.unbind(-2) for each in scalings)
     if domain is SCALING and not divergence:
         weighted = torch.mul(gibbs, z, out=scratch)
         statistics.row_expected_logit[rows] = image_rows * (weighted @ image_columns)
@@ -162,8 +169,7 @@ class _LogitsGradient:
         self.kernel = None
         if similarity is not None:
             stored = None if problem.storage.gibbs is None else saved.gibbs
-            domain: Domain = LOGARITHMIC if logarithmic else SCALING
-            self.kernel = GibbsKernel(similarity.to(self.x.dtype), domain, scalars[Scalar.GIBBS_SHIFT], stored)
+            self.kernel = GibbsKernel(similarity.to(self.x.dtype), logarithmic, scalars[Scalar.GIBBS_SHIFT], stored)
         self.row_lse, self.column_lse = weights.row_lse, weights.column_lse
         if self.has_exponentials:  # about shifts that differ by up to e^80
             shift = scalars[Scalar.LOGIT_SHIFT]
@@ -189,7 +195,8 @@ class _LogitsGradient:
     def _subtract_plans(self, rows: slice, g: Tensor, scratch: Tensor) -> None:
         assert self.kernel is not None
         domain, gibbs = self.kernel.domain, self.kernel.block(rows)
-        (image_rows, text_rows), (image_columns, text_columns) = self.saved.row_scalings[:, rows], self.saved.column_scalings
+        row_scalings, column_scalings = _scalings(self.saved, domain)
+        (image_rows, text_rows), (image_columns, text_columns) = row_scalings[..., rows].unbind(-2), column_scalings.unbind(-2)
         row_weight, column_weight = self.weights.row_plan[rows], self.weights.column_plan
         if domain is SCALING:
             # Kernel times row scaling first: row times column scaling of a removed entry can overflow.

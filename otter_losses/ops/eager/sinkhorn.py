@@ -12,14 +12,15 @@ with each row block as it is used.
 With no iteration this is the row softmax of ``L`` and of ``L^T``: plain distillation.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from otter_losses.ops.domains import LOGARITHMIC, SCALING, Domain, reads_freely, safe_range
+from otter_losses.ops.domains import NEARLY_NORMALISED, SCALING, Domain, Logarithmic, reads_freely, safe_range
 from otter_losses.ops.memory import row_blocks
 from otter_losses.ops.reduction import Reduction
 from otter_losses.ops.similarity import Similarity
@@ -32,13 +33,13 @@ class GibbsKernel:
 
     Attributes:
         similarity: what ``L`` is computed from.
-        domain: numbers, or their logarithms.
-        shift: 0-D.
+        is_logarithmic: whether it is held as its logarithm.
+        shift: 0-D; in the logarithmic domain no entry is further from 0.
         stored: (b, N), or None.
     """
 
     similarity: Similarity
-    domain: Domain
+    is_logarithmic: bool
     shift: Tensor
     stored: Tensor | None
 
@@ -54,33 +55,43 @@ class GibbsKernel:
         shift = similarity.bound()
         limit = safe_range(shift.dtype)
         logits = similarity.matrix(cross) if store else None
+        lowered = similarity.lowering()
         if reads_freely(shift):
-            penalty = similarity.diagonal_penalty
-            lowered = penalty * abs(float(similarity.inv_epsilon)) if penalty else 0.0
-            logit_range = 2 * float(shift) + (0.0 if diagonal_vanishes(lowered, shift.dtype) else lowered)
-            if reduce.is_distributed:
-                # One decision, whatever a rank stores or rounds.
-                logit_range = float(reduce.all_reduce_max(shift.new_full((), logit_range)))
-            elif logits is not None and not logit_range <= limit:
-                low, shift = _extremes(logits)
-                logit_range = float(shift - low)
-        domain: Domain = SCALING if logit_range is not None and logit_range <= limit else LOGARITHMIC
-        return cls(similarity, domain, shift, logits)
+            shift = reduce.all_reduce_max(shift)  # one decision, whatever a rank rounds
+            logit_range = 2 * float(shift) + (0.0 if diagonal_vanishes(float(lowered), shift.dtype) else float(lowered))
+            if logits is not None and not reduce.is_distributed and not logit_range <= limit:
+                low, high = _extremes(logits)
+                logit_range = float(high - low)
+                shift = high if logit_range <= limit else torch.maximum(-low, high)
+        is_logarithmic = logit_range is None or logit_range > limit
+        if is_logarithmic:
+            shift = shift + lowered
+        elif not reads_freely(shift):
+            # Not normalised, and known too late for the other domain: rather no number than a wrong one.
+            shift = torch.where(2 * shift <= NEARLY_NORMALISED * limit, shift, torch.nan)
+        return cls(similarity, is_logarithmic, shift, logits)
+
+    @cached_property
+    def domain(self) -> Domain:
+        return Logarithmic(5 * self.shift) if self.is_logarithmic else SCALING
 
     def _enter(self, logits: Tensor) -> Tensor:
-        return logits.sub_(self.shift).exp_() if self.domain is SCALING else logits
+        return self.domain.hold(logits) if isinstance(self.domain, Logarithmic) else logits.sub_(self.shift).exp_()
 
     def row_blocks(self) -> list[slice]:
         return row_blocks(*self.similarity.shape, self.shift.device)
 
     def block(self, rows: slice) -> Tensor:
         """The local rows asked for. Do not write to it: it may be the stored matrix itself."""
-        return self._enter(self.similarity.block(rows)) if self.stored is None else self.stored[rows]
+        held = self._enter(self.similarity.block(rows)) if self.stored is None else self.stored[rows]
+        return self.domain.open(held)
 
     def opening(self) -> Iterator[tuple[slice, Tensor]]:
         """The first sweep, which a kernel that was just built needs: it brings the stored logits into the domain."""
         for rows in self.row_blocks():
-            yield rows, self.block(rows) if self.stored is None else self._enter(self.stored[rows])
+            if self.stored is not None:
+                self._enter(self.stored[rows])
+            yield rows, self.block(rows)
 
     def sweep(self) -> Iterator[tuple[slice, Tensor]]:
         for rows in self.row_blocks():
@@ -112,42 +123,38 @@ class Scalings(NamedTuple):
 def solve(kernel: GibbsKernel, iterations: int, reduce: Reduction) -> Scalings:
     """Open the kernel and solve both problems on it."""
     domain = kernel.domain
-    all_reduce_ = reduce.all_reduce_sum_ if domain is SCALING else reduce.all_reduce_logsumexp_
     b, n = kernel.similarity.shape
     one = domain.enter(kernel.shift.new_ones(n))
     total: Tensor | None = None
     for rows, block in kernel.opening():
-        sums = domain.column_sums(block, one[rows])
+        sums = domain.column_sums(block, one[..., rows])
         total = sums if total is None else domain.merge(total, sums)
     assert total is not None
-    scalings = Scalings(one, one[:b], domain.match(one, all_reduce_(total)))
+    scalings = Scalings(one, one[..., :b], domain.match(one, domain.all_reduce(total, reduce)))
     for _ in range(iterations):
-        scalings = _round(kernel, scalings, one, all_reduce_)
+        scalings = _round(kernel, scalings, one, reduce)
     return scalings
 
 
-def _round(kernel: GibbsKernel, before: Scalings, one: Tensor, all_reduce_: Callable[[Tensor], Tensor]) -> Scalings:
+def _round(kernel: GibbsKernel, before: Scalings, one: Tensor, reduce: Reduction) -> Scalings:
     """Match the rows of both problems, and in the same sweep the columns."""
     domain = kernel.domain
-    image_total = text_total = None
+    total: Tensor | None = None
     text_rows = []
     for rows, block in kernel.sweep():
-        image_rows = domain.match(one[rows], domain.row_sums(block, before.image_columns))
-        text_rows.append(domain.match(one[rows], domain.row_sums(block, before.text_columns)))
-        image_sums = domain.column_sums(block, image_rows)
-        text_sums = domain.column_sums(block, text_rows[-1])
-        image_total = image_sums if image_total is None else domain.merge(image_total, image_sums)
-        text_total = text_sums if text_total is None else domain.merge(text_total, text_sums)
-    assert image_total is not None
-    assert text_total is not None
-    totals = all_reduce_(torch.stack((image_total, text_total)))
-    return Scalings(domain.match(one, totals[0]), torch.cat(text_rows), domain.match(one, totals[1]))
+        image_rows = domain.match(one[..., rows], domain.row_sums(block, before.image_columns))
+        text_rows.append(domain.match(one[..., rows], domain.row_sums(block, before.text_columns)))
+        sums = torch.stack([domain.column_sums(block, each) for each in (image_rows, text_rows[-1])], -2)
+        total = sums if total is None else domain.merge(total, sums)
+    assert total is not None
+    image_columns, text_columns = domain.match(one.unsqueeze(-2), domain.all_reduce(total, reduce)).unbind(-2)
+    return Scalings(image_columns, torch.cat(text_rows, -1), text_columns)
 
 
 def last_row_scalings(kernel: GibbsKernel, block: Tensor, columns: Tensor) -> Tensor:
     """The image problem's last row normalisation, of a block."""
-    sums = kernel.domain.row_sums(block, columns)
-    return kernel.domain.match(kernel.domain.enter(torch.ones_like(sums)), sums)
+    one = kernel.domain.enter(kernel.shift.new_ones(block.shape[-2]))
+    return kernel.domain.match(one, kernel.domain.row_sums(block, columns))
 
 
 def plans(similarity: Similarity, logit_range: float | None, iterations: int, reduce: Reduction) -> tuple[Tensor, Tensor]:

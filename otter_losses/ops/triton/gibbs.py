@@ -1,12 +1,13 @@
 """The Gibbs kernel of a batch's transport for Triton's kernels: stored, or made anew from its product. See `kernels.tiles`."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from otter_losses.ops.domains import safe_range
+from otter_losses.ops.domains import NEARLY_NORMALISED, safe_range
 from otter_losses.ops.memory import row_blocks
 from otter_losses.ops.problem import Problem, Saved
 from otter_losses.ops.similarity import Similarity
@@ -47,7 +48,7 @@ class GibbsKernel:
         """Kept in ``saved.gibbs`` where it is to be stored; `solve` fills that. Its numbers go to ``saved.scalars``."""
         similarity, stored, kind = _decided(problem, saved)
         source, peaks = _factors(similarity, kind)
-        _write_params(similarity, peaks, saved.scalars)
+        _write_params(similarity, peaks, kind, saved.scalars)
         return cls._of(similarity, source, saved.scalars, kind, stored)
 
     @classmethod
@@ -149,7 +150,7 @@ def _factors(similarity: Similarity, kind: int) -> tuple[TileSource, Tensor]:
     return TileSource.of(a[similarity.rows], b), peaks
 
 
-def _write_params(similarity: Similarity, peaks: Tensor, out: Tensor) -> None:
+def _write_params(similarity: Similarity, peaks: Tensor, kind: int, out: Tensor) -> None:
     kernel = kernels.GIBBS_PARAMS
     launch(
         kernel,
@@ -162,4 +163,5 @@ def _write_params(similarity: Similarity, peaks: Tensor, out: Tensor) -> None:
         penalty=similarity.diagonal_penalty,
         gamma_image=similarity.gamma_image,
         gamma_text=similarity.gamma_text,
+        limit=math.inf if kind == LOGARITHMIC.value else NEARLY_NORMALISED * safe_range(torch.float32) / 2,
     )

@@ -37,8 +37,8 @@ def solve(gibbs: GibbsKernel, iterations: int, saved: Saved, backend: str, reduc
     nothing = 0.0 if gibbs.is_logarithmic else 1.0
     if iterations == 0:
         saved.row_scalings.fill_(nothing)
-    saved.column_scalings[0].fill_(nothing)
-    _update_scalings(gibbs, _open(gibbs), saved.column_scalings[1], reduce)
+    saved.column_scalings[0, 0].fill_(nothing)
+    _update_scalings(gibbs, _open(gibbs), saved.column_scalings[0, 1], reduce)
     for _ in range(iterations):
         sums: Columns | None = None
         for rows, block in gibbs.sweep():
@@ -68,9 +68,9 @@ def _solve_on_chip(gibbs: GibbsKernel, iterations: int, saved: Saved) -> None:
     assert gibbs.stored is not None
     _open(replace(gibbs, kind=int(LOGARITHMIC.value)))
     image_columns, text_rows, text_columns = cuda.solve(gibbs.stored, gibbs.params[Scalar.GIBBS_SHIFT], iterations)
-    saved.column_scalings[0].copy_(image_columns)
-    saved.row_scalings[1].copy_(text_rows)
-    saved.column_scalings[1].copy_(text_columns)
+    saved.column_scalings[0, 0].copy_(image_columns)
+    saved.row_scalings[0, 1].copy_(text_rows)
+    saved.column_scalings[0, 1].copy_(text_columns)
 
 
 def _segments(rows: int, columns: int, tile: Tile) -> tuple[int, int]:
@@ -122,10 +122,10 @@ def _match_rows(gibbs: GibbsKernel, block: Tensor, rows: slice, saved: Saved) ->
             tile,
             gibbs=block,
             params=gibbs.params,
-            columns_1=saved.column_scalings[0],
-            columns_2=saved.column_scalings[1],
-            rows_1=saved.row_scalings[0, rows],
-            rows_2=saved.row_scalings[1, rows],
+            columns_1=saved.column_scalings[0, 0],
+            columns_2=saved.column_scalings[0, 1],
+            rows_1=saved.row_scalings[0, 0, rows],
+            rows_2=saved.row_scalings[0, 1, rows],
             row_offset=gibbs.row_offset(rows),
             m=m,
             n=n,
@@ -148,8 +148,8 @@ def _column_sums(gibbs: GibbsKernel, block: Tensor, rows: slice, saved: Saved, b
             tile,
             gibbs=block,
             params=gibbs.params,
-            rows_1=saved.row_scalings[0, rows],
-            rows_2=saved.row_scalings[1, rows],
+            rows_1=saved.row_scalings[0, 0, rows],
+            rows_2=saved.row_scalings[0, 1, rows],
             totals=totals,
             row_offset=gibbs.row_offset(rows),
             m=m,

@@ -64,8 +64,11 @@ def similarity_factors(
 
 
 @triton.jit
-def gibbs_params(peaks, inv_epsilon, out, programs, penalty, gamma_image, gamma_text, BM: tl.constexpr):
-    """What `gibbs_tile` reads a Gibbs kernel with; the bound of `Similarity.bound` is its shift."""
+def gibbs_params(peaks, inv_epsilon, out, programs, penalty, gamma_image, gamma_text, limit, BM: tl.constexpr):
+    """What `gibbs_tile` reads a Gibbs kernel with; the bound of `Similarity.bound` is its shift.
+
+    Beyond the limit, where plain numbers might be lost, it is not a number, and so is everything made with it.
+    """
     image = tl.zeros((BM,), tl.float32)
     text = tl.zeros((BM,), tl.float32)
     nan = tl.zeros((BM,), tl.float32)
@@ -79,6 +82,7 @@ def gibbs_params(peaks, inv_epsilon, out, programs, penalty, gamma_image, gamma_
     s = tl.load(inv_epsilon)
     image_peak, text_peak = tl.sqrt(tl.max(image, 0)), tl.sqrt(tl.max(text, 0) + tl.sum(nan, 0))
     shift = (gamma_image * image_peak * image_peak + gamma_text * text_peak * text_peak + image_peak * text_peak) * tl.abs(s)
+    shift = tl.where(shift <= limit, shift, float("nan"))
     tl.store(out, s)
     tl.store(out + 1, shift)
     tl.store(out + 2, shift * (2 * OCTAVES / (LAST_CODE - 1)))
