@@ -45,7 +45,7 @@ def set_debug(enabled: bool) -> None:
 
 def may_read(tensor: Tensor) -> bool:
     """Whether looking at the tensor's values now costs nothing, or was asked for."""
-    return not torch.compiler.is_compiling() and has_numbers(tensor) and (reads_freely(tensor) or _debug)
+    return has_numbers(tensor) and (reads_freely(tensor) or _debug)
 
 
 def ranks_may_talk(features: object) -> bool:
@@ -285,15 +285,15 @@ def check_non_negative(name: str, marginal: Tensor) -> None:
             raise ValueError(f"{name} has values from {low:g} to {high:g}; need finite masses of at least 0.")
 
 
-def check_masses(rows: Tensor, columns: Tensor, rounding: float) -> None:
-    """Equal positive total mass in both marginals, for each problem of a batch, but for the rounding of their entries."""
+def check_masses(rows: Tensor, columns: Tensor, given: list[torch.dtype]) -> None:
+    """Equal positive total mass in both marginals, for each problem of a batch, but for the rounding of the dtypes given."""
     if may_read(rows) and may_read(columns) and rows.numel() and columns.numel():
         row_mass, column_mass = rows.detach().sum(-1), columns.detach().sum(-1)
         if bool((row_mass == 0).any()):
             raise ValueError("row_marginal sums to 0; need some mass to transport.")
         difference = ((row_mass - column_mass).abs() / row_mass).flatten()
         worst = int(difference.argmax())
-        if float(difference[worst]) > max(1e-3, rounding):
+        if float(difference[worst]) > max([1e-3, *(2 * torch.finfo(dtype).eps for dtype in given)]):
             raise ValueError(
                 f"row_marginal sums to {float(row_mass.flatten()[worst]):g} and column_marginal to "
                 f"{float(column_mass.flatten()[worst]):g}; need equal masses. Scale one: b * (a.sum() / b.sum())."

@@ -119,8 +119,7 @@ def sinkhorn_knopp(
     dtype = torch.promote_types(scores.dtype, torch.float32)
     rows = _marginal("row_marginal", row_marginal, scores, m, dtype)
     columns = _marginal("column_marginal", column_marginal, scores, n, dtype)
-    given = [each.dtype for each in (row_marginal, column_marginal) if each is not None]
-    checks.check_masses(rows, columns, 2 * max((torch.finfo(each).eps for each in given), default=0.0))
+    checks.check_masses(rows, columns, [each.dtype for each in (row_marginal, column_marginal) if each is not None])
     start = None
     if column_potential is not None:
         checks.check_vector("column_potential", column_potential, scores, n)

@@ -64,7 +64,7 @@ class PairBatch:
     @property
     def local_size(self) -> int:
         """Pairs b of this rank."""
-        return len(self.student.image_features)
+        return self.student.image_features.shape[0]
 
     @property
     def size(self) -> int:
@@ -77,8 +77,7 @@ class PairBatch:
 
     def constant(self, value: float) -> Tensor:
         """0-D, beside the features, in the computing dtype."""
-        x = self.student.image_features
-        return x.new_full((), value, dtype=computing_dtype(x))
+        return constant(value, self.student.image_features)
 
     def check_teacher(self, image_features: Tensor | None, text_features: Tensor | None) -> None:
         checks.check_teacher(image_features, text_features, self.local_size, self.student.image_features.device)
@@ -132,4 +131,10 @@ def scalar(name: str, value: Tensor | float, features: Tensor) -> Tensor:
     dtype = computing_dtype(features)
     if isinstance(value, Tensor):
         return checks.savable(value).to(features.device, dtype).reshape(())
-    return features.new_ones((), dtype=dtype) * value  # new_full would make torch.compile specialise on every value
+    return constant(value, features)
+
+
+def constant(value: float, features: Tensor) -> Tensor:
+    """0-D, beside the features, in the computing dtype."""
+    # new_full would make torch.compile specialise on every value.
+    return features.new_ones((), dtype=computing_dtype(features)) * value

@@ -52,7 +52,7 @@ def distillation_loss(
     penalty = math.inf if remove_diagonal else 0.0
     if epsilon is None:
         scale = batch.student.logit_scale if dist_logit_scale is None else batch.scalar("dist_logit_scale", dist_logit_scale)
-        inv_epsilon, bound = scale.detach(), None
+        inv_epsilon, bound = scale.detach(), math.inf
     else:
         inv_epsilon = batch.constant(1 / epsilon)
         bound = logit_range(epsilon, gamma_image, gamma_text, penalty, inv_epsilon.dtype)

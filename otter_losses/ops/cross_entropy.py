@@ -13,6 +13,7 @@ The N x N matrices are kept from forward to backward where they fit `max_memory`
 A backend computes this rank's rows; what crosses between the ranks is reduced here, or by the `Reduction` a backend is given.
 """
 
+import math
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from otter_losses.distributed.shard import BatchShard
 from otter_losses.ops import dispatch, memory
-from otter_losses.ops.domains import safe_range
+from otter_losses.ops.domains import has_numbers
 from otter_losses.ops.eager import cross_entropy as eager
 from otter_losses.ops.execution import Execution
 from otter_losses.ops.memory import Storage, wanted
@@ -52,7 +53,12 @@ def cross_entropy(student: Student, hard: HardTargets, soft: SoftTargets | None,
 
 
 class Arguments(NamedTuple):
-    """The forward's flat list: `cross_entropy`'s arguments field by field."""
+    """The forward's flat list: `cross_entropy`'s arguments field by field.
+
+    Numbers that may be annealed are tensors where torch.compile looks, which would compile anew for every value of a number:
+    `traced_hard` in place of the given targets' numbers, and on the CPU `traced_weights` in place of the soft ones', of which the
+    numbers then say no more than whether they are 0 or infinite.
+    """
 
     image_features: Tensor
     text_features: Tensor
@@ -60,6 +66,7 @@ class Arguments(NamedTuple):
     logit_scale: Tensor
     on_diagonal: float
     uniform: float
+    traced_hard: Tensor | None
     backend: str
     max_memory: int
     group_name: str
@@ -70,20 +77,34 @@ class Arguments(NamedTuple):
     gamma_image: float
     gamma_text: float
     diagonal_penalty: float
-    logit_range: float | None
+    traced_weights: Tensor | None
+    fits_plain_numbers: bool
     iterations: int
     divergence: bool
 
     @classmethod
     def pack(cls, student: Student, hard: HardTargets, soft: SoftTargets | None, execution: Execution) -> "Arguments":
         x, y, texts, scale = student
+        on_diagonal, uniform = hard.on_diagonal, hard.uniform
+        assert not isinstance(on_diagonal, Tensor)
+        assert not isinstance(uniform, Tensor)
+        gamma_image, gamma_text, penalty = (0.0, 0.0, 0.0) if soft is None else soft.weights
+        traced_hard = traced_weights = None
+        if torch.compiler.is_compiling():
+            if hard.has_uniform:
+                traced_hard = _as_tensor(scale, on_diagonal, uniform)
+                on_diagonal, uniform = 1.0, 0.0
+            if soft is not None and scale.device.type == "cpu":
+                traced_weights = _as_tensor(scale, gamma_image, gamma_text, penalty)
+                gamma_image, gamma_text, penalty = (_kind(each) for each in (gamma_image, gamma_text, penalty))
         return cls(
             image_features=x,
             text_features=y,
             all_text_features=None if texts is y else texts,
             logit_scale=scale,
-            on_diagonal=hard.on_diagonal,
-            uniform=hard.uniform,
+            on_diagonal=on_diagonal,
+            uniform=uniform,
+            traced_hard=traced_hard,
             backend=execution.backend,
             max_memory=execution.max_memory,
             group_name=execution.shard.group_name,
@@ -91,10 +112,11 @@ class Arguments(NamedTuple):
             teacher_image_features=None if soft is None else soft.image_features,
             teacher_text_features=None if soft is None else soft.text_features,
             inv_epsilon=None if soft is None else soft.inv_epsilon,
-            gamma_image=0.0 if soft is None else soft.gamma_image,
-            gamma_text=0.0 if soft is None else soft.gamma_text,
-            diagonal_penalty=0.0 if soft is None else soft.diagonal_penalty,
-            logit_range=None if soft is None else soft.logit_range,
+            gamma_image=gamma_image,
+            gamma_text=gamma_text,
+            diagonal_penalty=penalty,
+            traced_weights=traced_weights,
+            fits_plain_numbers=soft is not None and soft.fit(scale.dtype),
             iterations=0 if soft is None else soft.iterations,
             divergence=soft is not None and soft.divergence,
         )
@@ -108,20 +130,25 @@ class Arguments(NamedTuple):
 
     @property
     def hard(self) -> HardTargets:
-        return HardTargets(self.on_diagonal, self.uniform)
+        if self.traced_hard is None:
+            return HardTargets(self.on_diagonal, self.uniform)
+        return HardTargets(*self.traced_hard.unbind())
 
     @property
     def soft(self) -> SoftTargets | None:
         if self.inv_epsilon is None:
             return None
+        gamma_image, gamma_text, penalty = self.gamma_image, self.gamma_text, self.diagonal_penalty
+        if self.traced_weights is not None and has_numbers(self.traced_weights):
+            gamma_image, gamma_text, penalty = self.traced_weights.tolist()
         return SoftTargets(
             image_features=self.teacher_image_features,
             text_features=self.teacher_text_features,
             inv_epsilon=self.inv_epsilon,
-            gamma_image=self.gamma_image,
-            gamma_text=self.gamma_text,
-            diagonal_penalty=self.diagonal_penalty,
-            logit_range=self.logit_range,
+            gamma_image=gamma_image,
+            gamma_text=gamma_text,
+            diagonal_penalty=penalty,
+            logit_range=0.0 if self.fits_plain_numbers else math.inf,
             iterations=self.iterations,
             divergence=self.divergence,
         )
@@ -133,9 +160,7 @@ class Arguments(NamedTuple):
     def _storage(self, columns: int) -> Storage:
         """What is kept for the backward, which asks again and gets the same."""
         # Codes have no room for a diagonal that is lowered but stays.
-        may_encode = self.diagonal_penalty in (0.0, float("inf")) and (
-            self.logit_range is not None and self.logit_range <= safe_range(torch.float32)
-        )
+        may_encode = self.diagonal_penalty in (0.0, math.inf) and self.fits_plain_numbers
         return memory.storage(
             self.image_features,
             columns,
@@ -153,6 +178,15 @@ class Arguments(NamedTuple):
         from otter_losses.ops.triton import cross_entropy as fused
 
         return fused
+
+
+def _as_tensor(like: Tensor, *numbers: float) -> Tensor:
+    one = like.new_ones(())
+    return torch.stack([one * each for each in numbers])
+
+
+def _kind(number: float) -> float:
+    return math.inf if number == math.inf else 1.0 if number else 0.0
 
 
 class BackwardArguments(NamedTuple):

@@ -197,9 +197,12 @@ SCALING = Scaling()
 
 
 def has_numbers(tensor: Tensor) -> bool:
-    """Whether there are numbers to look at: none are in a fake or meta tensor, nor inside a transform of torch.func."""
+    """Whether there are numbers to look at: not under torch.compile, in fake and meta tensors, in torch.func's transforms."""
     return not (
-        tensor.device.type == "meta" or isinstance(tensor, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        torch.compiler.is_compiling()
+        or tensor.device.type == "meta"
+        or isinstance(tensor, FakeTensor)
+        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )
 
 
@@ -208,7 +211,7 @@ def is_tracked(tensor: Tensor) -> bool:
     return (
         (tensor.requires_grad and torch.is_grad_enabled())
         or not has_numbers(tensor)
-        or (not torch.compiler.is_compiling() and forward_ad.unpack_dual(tensor).tangent is not None)  # type: ignore[no-untyped-call]
+        or forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
     )
 
 

@@ -1,5 +1,6 @@
 """How an operator computes, apart from what."""
 
+import math
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -31,7 +32,7 @@ class Execution:
 
     def for_targets(self, soft: SoftTargets) -> "Execution":
         """With a backend that can hold those targets' logarithms: kernels have one float for each."""
-        if not dispatch.is_fused(self.backend) or soft.logit_range is None or soft.logit_range <= dispatch.LARGEST_RANGE:
+        if not dispatch.is_fused(self.backend) or not dispatch.LARGEST_RANGE < soft.logit_range < math.inf:
             return self
         if self.backend != "auto":
             raise RuntimeError(

@@ -71,9 +71,9 @@ def cross_entropies(statistics: Statistics, hard: HardTargets, problem: Problem,
         torch.sub(lse, expected, out=losses[2:])
         if soft.divergence:
             losses[2:] -= torch.stack((statistics.row_entropy, statistics.column_entropy[rows]))
-    lse.sub_(statistics.own_logit, alpha=hard.on_diagonal)
-    if hard.uniform:
-        lse.sub_(_logit_sums(problem.student, reduce), alpha=hard.uniform)
+    lse.sub_(hard.of_diagonal(statistics.own_logit))
+    if hard.has_uniform:
+        lse.sub_(_logit_sums(problem.student, reduce).mul_(hard.uniform))
     return losses
 
 
@@ -118,12 +118,12 @@ class Weights(NamedTuple):
         given_row, given_column, *soft = gradient
         rows = problem.rows
         diagonal = (given_row + given_column)[rows]
-        uniform = gradient[:2] * hard.uniform if hard.uniform else None
+        uniform = gradient[:2] * hard.uniform if hard.has_uniform else None
         soft_row, soft_column = soft or (given_row, given_column)  # of no account without soft targets
         return cls(
             row_lse=(given_row + soft_row)[rows] if soft else given_row[rows],
             column_lse=given_column + soft_column if soft else given_column,
-            diagonal=diagonal if hard.on_diagonal == 1 else diagonal * hard.on_diagonal,
+            diagonal=hard.of_diagonal(diagonal),
             row_plan=soft_row[rows],
             column_plan=soft_column,
             row_uniform=None if uniform is None else uniform[0, rows],

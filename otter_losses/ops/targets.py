@@ -11,10 +11,19 @@ from otter_losses.ops.similarity import Similarity
 
 @dataclass(frozen=True)
 class HardTargets:
-    """The given pairs: ``T_ij = on_diagonal * delta_ij + uniform``."""
+    """The given pairs: ``T_ij = on_diagonal * delta_ij + uniform``; both numbers, or 0-D tensors of the computing dtype."""
 
-    on_diagonal: float = 1.0
-    uniform: float = 0.0
+    on_diagonal: float | Tensor = 1.0
+    uniform: float | Tensor = 0.0
+
+    @property
+    def has_uniform(self) -> bool:
+        return isinstance(self.uniform, Tensor) or self.uniform != 0
+
+    def of_diagonal(self, values: Tensor) -> Tensor:
+        """Values times `on_diagonal`."""
+        is_one = not isinstance(self.on_diagonal, Tensor) and self.on_diagonal == 1
+        return values if is_one else values * self.on_diagonal
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class SoftTargets:
         inv_epsilon: 0-D, of the computing dtype: what the similarities are multiplied with.
         gamma_image, gamma_text: weights of the similarities within a modality.
         diagonal_penalty: what the diagonal is lowered by, in units of the cosines; infinite takes it out.
-        logit_range: upper bound on ``max L - min L`` for unit features, a diagonal that vanishes aside; None for no bound.
+        logit_range: upper bound on ``max L - min L`` for unit features, a diagonal that vanishes aside; infinite for no bound.
         iterations: rounds of Sinkhorn-Knopp.
         divergence: whether the targets' own entropy is taken off the cross entropy, which leaves a Kullback-Leibler divergence.
     """
@@ -37,7 +46,7 @@ class SoftTargets:
     gamma_image: float
     gamma_text: float
     diagonal_penalty: float
-    logit_range: float | None
+    logit_range: float
     iterations: int = 0
     divergence: bool = False
 
@@ -52,6 +61,14 @@ class SoftTargets:
             self.diagonal_penalty,
             rows,
         )
+
+    @property
+    def weights(self) -> tuple[float, float, float]:
+        return self.gamma_image, self.gamma_text, self.diagonal_penalty
+
+    def fit(self, dtype: torch.dtype) -> bool:
+        """Whether plain numbers of the type hold their Gibbs kernel, if the teacher's features have unit norm."""
+        return self.logit_range <= safe_range(dtype)
 
     @property
     def uses_student(self) -> bool:

@@ -32,7 +32,7 @@ def transported(
     inv_epsilon: Tensor,
     *,
     gamma: float = 1.0,
-    logit_range: float | None = 40.0,
+    logit_range: float = 40.0,
     iterations: int = 5,
     divergence: bool = False,
 ) -> SoftTargets:

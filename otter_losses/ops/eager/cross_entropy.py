@@ -163,8 +163,7 @@ class _LogitsGradient:
                 bool(scalars[each]) for each in (Scalar.GIBBS_IS_LOGARITHMIC, Scalar.HAS_EXPONENTIALS)
             )
         else:
-            limit = safe_range(self.x.dtype)
-            logarithmic = soft is not None and (soft.logit_range is None or soft.logit_range > limit)
+            logarithmic = soft is not None and not soft.fit(self.x.dtype)
             self.has_exponentials = False
         self.kernel = None
         if similarity is not None:

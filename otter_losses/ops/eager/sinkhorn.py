@@ -45,7 +45,7 @@ class GibbsKernel:
 
     @classmethod
     def build(
-        cls, similarity: Similarity, logit_range: float | None, store: bool, reduce: Reduction, cross: Tensor | None = None
+        cls, similarity: Similarity, logit_range: float, store: bool, reduce: Reduction, cross: Tensor | None = None
     ) -> "GibbsKernel":
         """Choose the domain, and store the matrix where asked; `solve` opens it.
 
@@ -63,7 +63,7 @@ class GibbsKernel:
                 low, high = _extremes(logits)
                 logit_range = float(high - low)
                 shift = high if logit_range <= limit else torch.maximum(-low, high)
-        is_logarithmic = logit_range is None or logit_range > limit
+        is_logarithmic = logit_range > limit
         if is_logarithmic:
             shift = shift + lowered
         elif not reads_freely(shift):
@@ -157,7 +157,7 @@ def last_row_scalings(kernel: GibbsKernel, block: Tensor, columns: Tensor) -> Te
     return kernel.domain.match(one, kernel.domain.row_sums(block, columns))
 
 
-def plans(similarity: Similarity, logit_range: float | None, iterations: int, reduce: Reduction) -> tuple[Tensor, Tensor]:
+def plans(similarity: Similarity, logit_range: float, iterations: int, reduce: Reduction) -> tuple[Tensor, Tensor]:
     """``M`` and ``M'``, (N, N) each, written out."""
     kernel = GibbsKernel.build(similarity, logit_range, store=True, reduce=reduce)
     scalings = solve(kernel, iterations, reduce)

@@ -107,8 +107,7 @@ def _decided(problem: Problem, saved: Saved) -> tuple[Similarity, Tensor | None,
 def _kind(soft: SoftTargets, stored: torch.dtype | None) -> int:
     if stored == torch.int16:
         return int(CODES.value)
-    plain = soft.logit_range is not None and soft.logit_range <= safe_range(torch.float32)
-    return int(PLAIN.value if plain else LOGARITHMIC.value)
+    return int(PLAIN.value if soft.fit(torch.float32) else LOGARITHMIC.value)
 
 
 def _factors(similarity: Similarity, kind: int) -> tuple[TileSource, Tensor]:
