@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from otter_losses import checks
-from otter_losses.distributed import agreement, world
+from otter_losses.distributed import agreement
 from otter_losses.distributed.dtensor import full_tensor
 from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
+from otter_losses.losses import world
 from otter_losses.losses.batch import Parts
 from otter_losses.losses.signature import option_names, spell_out
 from otter_losses.ops import dispatch
