@@ -281,7 +281,8 @@ def test_features_used_twice_get_both_gradients(ranks: list[dict[Any, Any]]) -> 
 def test_a_world_that_disagrees_is_refused(ranks: list[dict[Any, Any]]) -> None:
     world = len(ranks)
     for rank, results in enumerate(ranks):
-        here = f"this process is rank {rank} of {world}; pass rank=torch.distributed.get_rank()"
+        here = f"this process is rank {rank} of {world}; pass rank=torch.distributed.get_rank(), "
+        assert results["wrong world"].endswith("world_size=torch.distributed.get_world_size(), or leave both out.")
         assert f"rank={rank}, world_size={world + 1} were given" in results["wrong world"]
         assert here in results["wrong world"]
         assert f"rank={(rank + 1) % world}, world_size={world} were given" in results["wrong rank"]
