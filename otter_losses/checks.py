@@ -7,6 +7,8 @@ only (`set_debug`, or the environment variable ``OTTER_LOSSES_DEBUG=1``), and a 
 
 import math
 import os
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from numbers import Real
 
 import torch
@@ -298,3 +300,16 @@ def check_masses(rows: Tensor, columns: Tensor, given: list[torch.dtype]) -> Non
                 f"row_marginal sums to {float(row_mass.flatten()[worst]):g} and column_marginal to "
                 f"{float(column_mass.flatten()[worst]):g}; need equal masses. Scale one: b * (a.sum() / b.sum())."
             )
+
+
+def check_reduction(reduction: str) -> None:
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction is {reduction!r}; need 'mean', the loss of the batch, or 'none', one loss a pair.")
+
+
+def refuse_names(unknown: Iterable[str], known: Sequence[str], owner: str) -> None:
+    """An error for the first of keyword arguments that nothing takes."""
+    for name in unknown:
+        near = get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise TypeError(f"{name} is no argument of {owner}; need one of {', '.join(known)}.{hint}")

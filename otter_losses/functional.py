@@ -1,9 +1,10 @@
 """The losses as pure functions: features and numbers in, a scalar or its parts out. Each stands in the file of its module.
 
 All of them are weighted means of what `otter_losses.ops.cross_entropy` (or `.sigmoid`) finds for every pair from the logits
-``z = s x y^T``. Shapes: N pairs, D the width of the student's features, E that of the teacher's. Dtypes: float64 is computed in
-float64; float32, float16 and bfloat16 in float32, also under autocast; gradients come back in each input's own dtype. `shard`
-says how several ranks share the batch, each with its own rows of every argument; the modules make it.
+``z = s x y^T``; ``reduction="none"`` returns one loss a pair, (N,), instead of their mean. Shapes: N pairs, D the width of the
+student's features, E that of the teacher's. Dtypes: float64 is computed in float64; float32, float16 and bfloat16 in float32,
+also under autocast; gradients come back in each input's own dtype. `shard` says how several ranks share the batch, each with its
+own rows of every argument; the modules make it.
 """
 
 import math

@@ -34,7 +34,7 @@ def main() -> list[float]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         model = DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    loss = OTTERLoss(rank=rank, world_size=world_size)
+    loss = OTTERLoss()
     teacher = EMATeacher(model)
     teacher.follow(model, optimizer)
 

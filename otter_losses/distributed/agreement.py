@@ -3,16 +3,14 @@
 import json
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
+from zlib import crc32
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from otter_losses.distributed.failures import naming_missing_ranks
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup  # not there where torch is built without it
 
 MESSAGE_BYTES = 2048
 """In which a rank describes to the others what it brings."""
@@ -21,23 +19,16 @@ ALIKE = 1e-2
 """Relative difference of two ranks' scales that is rounding: half precision's, of an exponential taken on different hardware."""
 
 
-def check_initialised(world_size: int) -> None:
-    if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError(
-            f"world_size is {world_size} but torch.distributed is not initialised; call torch.distributed.init_process_group "
-            "first, or build the loss with world_size=1."
-        )
+class Agreement(NamedTuple):
+    """What the ranks found.
 
+    Attributes:
+        sizes: how many pairs each rank brings.
+        are_copies: whether all were seen to bring the very same pairs.
+    """
 
-def check_world(rank: int, world_size: int, group: "ProcessGroup | None") -> None:
-    """The rank and world size a loss was built with are those of its process group."""
-    actual_rank, size = dist.get_rank(group), dist.get_world_size(group)
-    if (rank, world_size) != (actual_rank, size):
-        of = "" if group is None else "group"
-        raise ValueError(
-            f"rank={rank}, world_size={world_size} were given, but this process is rank {actual_rank} of "
-            f"{size}; pass rank=torch.distributed.get_rank({of}), world_size=torch.distributed.get_world_size({of})."
-        )
+    sizes: tuple[int, ...]
+    are_copies: bool
 
 
 def agree(
@@ -46,38 +37,41 @@ def agree(
     loss: str,
     check: Callable[[], None],
     exchange: bool,
+    pairs: tuple[Tensor, ...],
     group: Any,
-) -> tuple[int, ...]:
-    """How many pairs each rank brings, where every rank's `check` passes and tensors, scalars and loss are alike.
+) -> Agreement:
+    """What the ranks bring, where every rank's `check` passes and tensors, scalars and loss are alike.
 
     Alike: types and widths of tensors, the scalars, and whether a gradient is asked for. Whatever is wrong on one rank
     is an error on all of them, instead of a wait that never ends. Ranks may bring different numbers of pairs. The exchange costs
     one small collective and a look at its result, for which a GPU would stop; without it each rank speaks for itself, and all
-    must bring as many pairs.
+    must bring as many pairs. Whether ranks bring copies of one batch is told by the bits of `pairs`; none of them: do not tell.
     """
     size = dist.get_world_size(group)
     if not exchange:
         check()
         first = next(tensor for tensor in tensors.values() if tensor is not None)
-        return (len(first),) * size
+        return Agreement((len(first),) * size, are_copies=False)
     problem: Exception | None = None
     try:
         check()
     except Exception as error:
         problem = error
-    own_message = {
+    own_message: dict[str, Any] = {
         "problem": None if problem is None else _ascii(str(problem))[: MESSAGE_BYTES // 4],
         "loss": _ascii(loss)[: MESSAGE_BYTES // 4],
     }
     if problem is None:
         own_message |= {name: _describe_tensor(tensor) for name, tensor in tensors.items()}
         own_message |= {name: _describe_number(number) for name, number in scalars.items()}
+        own_message["digest"] = _digest(pairs)
     messages = _exchanged(own_message, group, next(iter(tensors.values())))
     if problem is not None:
         raise problem
     for rank, message in enumerate(messages):
         if message["problem"] is not None:
             raise ValueError(f"rank {rank} of {size} stopped, and so all do: {message['problem']}")
+    digests = {message.pop("digest") for message in messages}
     for rank, message in enumerate(messages):
         for name, first in messages[0].items():
             if message[name] != first and not _are_compatible(first, message[name]):
@@ -86,11 +80,20 @@ def agree(
                     "rank. Use the same loss, model and precision everywhere."
                 )
     name = next(name for name, tensor in tensors.items() if tensor is not None)
-    return tuple(message[name][1][0] for message in messages)
+    sizes = tuple(message[name][1][0] for message in messages)
+    return Agreement(sizes, are_copies=len(digests) == 1 and None not in digests)
 
 
 def _ascii(text: str) -> str:
     return text.encode("ascii", "replace").decode()
+
+
+def _digest(tensors: tuple[Tensor, ...]) -> int | None:
+    """Of the tensors' bits."""
+    digest: int | None = None
+    for tensor in tensors:
+        digest = crc32(bytes(tensor.detach().flatten().cpu().view(torch.uint8).numpy()), digest or 0)
+    return digest
 
 
 def _describe_tensor(tensor: Tensor | None) -> Any:

@@ -25,7 +25,7 @@ def naming_missing_ranks(group: Any) -> Iterator[None]:
         _failures[_name_of(group)] += 1
         raise RuntimeError(
             f"the ranks could not be gathered: {_missing_ranks(group)}. A rank that gives none has died, hangs, never called the "
-            f"loss or still waits for one that has. ({error})"
+            f"loss or still waits for one that has; a loss that one rank calls alone needs world_size=1. ({error})"
         ) from error
 
 

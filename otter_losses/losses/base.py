@@ -4,7 +4,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,9 @@ from otter_losses import checks
 from otter_losses.distributed import agreement
 from otter_losses.distributed.dtensor import full_tensor
 from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
+from otter_losses.losses import world
 from otter_losses.losses.batch import Parts
+from otter_losses.losses.signature import option_names, spell_out
 from otter_losses.ops import dispatch
 
 if sys.version_info >= (3, 11):
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Contract", "PairLoss", "PerPairCheck", "Unpack"]
 
-EXECUTION = ("backend", "max_memory", "shard")
-"""Keyword arguments of every loss function that are no options of its loss."""
+COMMON = ("reduction", "backend", "max_memory", "shard")
+"""Keyword arguments of every loss function that are no options of its loss alone."""
 
 PerPairCheck = Callable[[Tensor | float, int, torch.device], None]
 """Raises where a call's argument is no number, nor one for each of so many pairs on that device."""
@@ -39,11 +41,12 @@ class Contract(TypedDict, total=False):
     local_loss: bool
     gather_with_grad: bool
     cache_labels: bool
-    rank: int
-    world_size: int
+    rank: int | None
+    world_size: int | None
     use_horovod: bool
     group: "ProcessGroup | None"
     uneven: bool
+    reduction: Literal["mean", "none"]
     backend: str
     max_memory: int | None
 
@@ -51,15 +54,24 @@ class Contract(TypedDict, total=False):
 class PairLoss(nn.Module):
     """A loss over a batch of pairs, called as open_clip calls its own. It has no parameters.
 
-    With ``world_size`` above 1 every rank computes the rows of its own images against the texts of all ranks, transport included,
-    and returns the loss of the whole batch; no rank holds an N x N matrix, and under DDP the towers' gradient is exact.
-    `local_loss`, `gather_with_grad` and `cache_labels` are taken so that open_clip can build the loss; every combination gives
-    that exact gradient, and there are no labels to cache.
+    Where torch.distributed is initialised, the ranks share a batch: every rank computes the rows of its own images against the
+    texts of all ranks, transport included, and returns the loss of the whole batch; no rank holds an N x N matrix, and under DDP
+    the towers' gradient is exact. `local_loss`, `gather_with_grad` and `cache_labels` are taken so that open_clip can build the
+    loss; every combination gives that exact gradient, and there are no labels to cache.
 
-    `group` is the process group that shares a batch, by default all processes; `rank` and `world_size` are this process's in it.
+    `group` is the process group that shares a batch, by default all processes. `rank` and `world_size` are this process's in it,
+    looked up at every call unless they are given; ``world_size=1`` is the loss of each process's own pairs. Where they are not
+    given and all ranks bring the very same pairs, each rank computes the loss of those alone, with a warning: see
+    docs/distributed.md. Copies of a loss share its group. A pickle leaves it out, unless it is that of all processes.
+
     Ranks may bring different numbers of pairs, as in an uneven last batch: on the CPU always, on a GPU and for a compiled loss
     with ``uneven=True`` on all ranks, which stops the device at every step to compare the numbers. What is wrong on one rank is
     then an error on all.
+
+    ``reduction="none"`` gives the loss of each of this rank's pairs, (b,), of which the mean over all ranks' pairs is the loss.
+    Under DDP the mean over a rank's pairs of whatever is made of them, as ``(weights * losses).mean()``, has the gradient that
+    one process with the whole batch would have; where ranks bring different numbers of pairs, take the sum, times the number of
+    ranks, over the number of all pairs.
 
     A subclass names the function it computes, and keeps that function's options as attributes of their names.
 
@@ -73,14 +85,19 @@ class PairLoss(nn.Module):
     per_pair: ClassVar[dict[str, PerPairCheck]] = {}
     scales: ClassVar[tuple[str, ...]] = ()
     _option_names: ClassVar[tuple[str, ...]] = ()
+    _call_names: ClassVar[tuple[str, ...] | None] = None
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
+        if "__init__" in vars(cls):
+            spell_out(cls.__init__, super(cls, cls).__init__)
         if hasattr(cls, "function"):
             parameters = inspect.signature(cls.function).parameters.values()
-            names = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY and each.name not in EXECUTION]
+            names = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY and each.name not in COMMON]
             # A method of an option's name, as `OTTERLoss.official`, is not its value.
             cls._option_names = tuple(name for name in names if not callable(getattr(cls, name, None)))
+            takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+            cls._call_names = None if takes_any else tuple(each.name for each in parameters if each.name != "shard")
 
     def __init__(
         self,
@@ -88,41 +105,76 @@ class PairLoss(nn.Module):
         local_loss: bool = False,
         gather_with_grad: bool = False,
         cache_labels: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
         use_horovod: bool = False,
         group: "ProcessGroup | None" = None,
         uneven: bool = False,
+        reduction: Literal["mean", "none"] = "mean",
         backend: str = "auto",
         max_memory: int | None = None,
+        **unknown: NoReturn,
     ) -> None:
         super().__init__()
         if not hasattr(self, "function"):
             raise NotImplementedError(f"{type(self).__name__} must name the function it computes.")
+        checks.refuse_names(unknown, option_names(type(self)), type(self).__name__)
+        checks.check_reduction(reduction)
         checks.check_backend(backend)
         if max_memory is not None:
             checks.check_count("max_memory", max_memory, 0)
-        checks.check_count("world_size", world_size, 1)
-        checks.check_count("rank", rank, 0)
-        if rank >= world_size:
+        if world_size is not None:
+            checks.check_count("world_size", world_size, 1)
+        if rank is not None:
+            checks.check_count("rank", rank, 0)
+        if rank is not None and world_size is not None and rank >= world_size:
             raise ValueError(f"rank is {rank} and world_size {world_size}; need a rank below world_size.")
         if use_horovod:
             raise ValueError("use_horovod is True; otter_losses gathers with torch.distributed only. Launch with torchrun.")
-        if world_size > 1 and local_loss and not gather_with_grad:
+        self._rank = rank
+        self._world_size = world_size
+        self._held = world.HeldGroup(group)
+        self._pairs_differed = False
+        self.uneven = uneven
+        self.reduction = reduction
+        self.backend = backend
+        self.max_memory = max_memory
+        if local_loss and not gather_with_grad and self.world_size > 1:
             warnings.warn(
                 "local_loss is True and gather_with_grad False: in open_clip that trains the towers in a wrong direction. Here "
                 "every combination gives the exact gradient; pass gather_with_grad=True to say that you want it.",
                 stacklevel=3,
             )
-        self.rank = rank
-        self.world_size = world_size
-        self.group = group
-        self.uneven = uneven
-        self.backend = backend
-        self.max_memory = max_memory
+
+    @property
+    def group(self) -> "ProcessGroup | None":
+        """The process group that shares a batch; None for all processes."""
+        return self._held.group
+
+    @group.setter
+    def group(self, group: "ProcessGroup | None") -> None:
+        self._held = world.HeldGroup(group)
+
+    @property
+    def rank(self) -> int:
+        """This process's in the group: as given, or as it is now."""
+        return world.rank_in(self.group) if self._rank is None else self._rank
+
+    @rank.setter
+    def rank(self, rank: int | None) -> None:
+        self._rank = rank
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the group: as given, or as they are now."""
+        return world.size_of(self.group) if self._world_size is None else self._world_size
+
+    @world_size.setter
+    def world_size(self, world_size: int | None) -> None:
+        self._world_size = world_size
 
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of the function beneath, beyond `backend`, `max_memory` and `shard`."""
+        """Keyword arguments of the function beneath, beyond `reduction`, `backend`, `max_memory` and `shard`."""
         return {name: getattr(self, name) for name in self._option_names if hasattr(self, name)}
 
     def extra_repr(self) -> str:
@@ -153,13 +205,18 @@ class PairLoss(nn.Module):
             dist_logit_scale: the teacher's scale; matters to DistillationLoss only.
             dist_logit_bias: ignored; a constant changes no softmax.
             output_dict: return the parts, weights applied, instead of their sum.
+            overrides: options of the constructor for this call alone, as ``alpha=0.7`` or ``reduction="none"``.
 
         Returns:
-            A float32 scalar (float64 for float64 features), or ``{"contrastive_loss": ..., "distill_loss": ...}``.
+            A float32 scalar (float64 for float64 features), with ``reduction="none"`` one loss a pair, (N,), of this rank's (b,);
+            or ``{"contrastive_loss": ..., "distill_loss": ...}`` of such.
 
         Raises:
             ValueError, TypeError: naming the argument, what came, what is needed and the fix.
         """
+        if self._call_names is not None:
+            unknown = [name for name in overrides if name not in self._call_names]
+            checks.refuse_names(unknown, self._call_names, f"a call of {type(self).__name__}")
         features = {
             "image_features": image_features,
             "text_features": text_features,
@@ -171,26 +228,29 @@ class PairLoss(nn.Module):
             "logit_bias": full_tensor(logit_bias),
             "dist_logit_scale": full_tensor(dist_logit_scale),
         }
-        options = {**self.options(), "backend": self.backend, "max_memory": self.max_memory, **overrides}
+        common = {"reduction": self.reduction, "backend": self.backend, "max_memory": self.max_memory}
+        options = {**self.options(), **common, **overrides}
         for name in self.scales:
             if name in options:
                 options[name] = full_tensor(options[name])
         shard = WHOLE_BATCH
-        if self.world_size > 1:
+        if self.world_size != 1:
             more = {name: options.get(name) for name in self.scales}
             compared = {name: value for name, value in options.items() if name != "max_memory" or name in overrides}
             shard = self._agreed(features, {**scalars, **more}, compared)
+        elif self._rank is not None:
+            world.warn_if_not_alone(self._rank, self.group)
         arguments = {**features, **scalars, "dist_logit_bias": dist_logit_bias, "output_dict": output_dict}
         return type(self).function(**arguments, **{"shard": shard, **options})
 
     def _agreed(self, features: dict[str, Any], scalars: dict[str, Tensor | float | None], options: dict[str, Any]) -> BatchShard:
         """This rank's share of the batch, once all ranks have found nothing wrong."""
-        agreement.check_initialised(self.world_size)
+        world.check_group(self._held, self.world_size)
         image = features["image_features"]
         per_pair = {name: options[name] for name in self.per_pair if isinstance(options.get(name), Tensor)}
 
         def check() -> None:
-            agreement.check_world(self.rank, self.world_size, self.group)
+            world.check_place(self.rank, self.world_size, self.group)
             checks.check_features("image_features", image, "text_features", features["text_features"])
             checks.check_teacher(features["dist_image_features"], features["dist_text_features"], len(image), image.device)
             for name, value in scalars.items():
@@ -198,12 +258,23 @@ class PairLoss(nn.Module):
                     checks.check_scalar(name, value)
             for name, value in per_pair.items():
                 self.per_pair[name](value, len(image), image.device)
+            checks.check_reduction(options["reduction"])
             checks.check_backend(options["backend"])
             dispatch.resolve(options["backend"], image, len(image))
 
         vectors = {name: value if value.dim() == 1 else None for name, value in per_pair.items()}
         named = {**features, **{name: vectors.get(name) for name in self.per_pair}}
         words = {name: "a tensor" if isinstance(value, Tensor) else value for name, value in options.items()}
-        exchange = self.uneven or checks.ranks_may_talk(image)
-        sizes = agreement.agree(named, scalars, f"{type(self).__name__}({words})", check, exchange, self.group)
-        return BatchShard.of(self.group, sizes)
+        looks = self._world_size is None and not torch.compiler.is_compiling()
+        exchange = self.uneven or checks.ranks_may_talk(image) or (looks and not self._pairs_differed)
+        pairs = (image, features["text_features"]) if looks else ()
+        found = agreement.agree(named, scalars, f"{type(self).__name__}({words})", check, exchange, pairs, self.group)
+        if found.are_copies:
+            world.warn_of_copies(self.group)
+            return WHOLE_BATCH
+        if looks:
+            self._pairs_differed = True
+        return BatchShard.of(self.group, found.sizes)
+
+
+spell_out(PairLoss.__init__)

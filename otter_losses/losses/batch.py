@@ -26,11 +26,13 @@ class PairBatch:
     Attributes:
         student: the local features and those of all texts, in one dtype; the scale in the computing dtype.
         logit_bias: as the caller gave it; see `result`.
+        reduction: "mean" or "none"; see `result`.
         execution: how the core computes.
     """
 
     student: Student
     logit_bias: Tensor | float | None
+    reduction: str
     execution: Execution
 
     @classmethod
@@ -41,11 +43,13 @@ class PairBatch:
         logit_scale: Tensor | float,
         logit_bias: Tensor | float | None,
         *,
+        reduction: str,
         backend: str,
         max_memory: int | None,
         shard: BatchShard,
     ) -> "PairBatch":
         """Check a loss function's first arguments, and gather the text features where ranks share the batch."""
+        checks.check_reduction(reduction)
         checks.check_backend(backend)
         if max_memory is not None:
             checks.check_count("max_memory", max_memory, 0)
@@ -55,7 +59,7 @@ class PairBatch:
         x, y = of_one_dtype(image_features, text_features)
         execution = Execution.resolve(backend, max_memory, shard, x)
         scale = scalar("logit_scale", logit_scale, x)
-        return cls(Student(x, y, shard.all_gather(y), scale), logit_bias, execution)
+        return cls(Student(x, y, shard.all_gather(y), scale), logit_bias, reduction, execution)
 
     @property
     def shard(self) -> BatchShard:
@@ -95,8 +99,12 @@ class PairBatch:
         return shard.all_gather(v), shard.all_gather(t)
 
     def result(self, output_dict: bool, **losses: Tensor) -> Tensor | Parts:
-        """The mean over all pairs of the losses (b,) of local ones, by their parts or summed."""
-        parts = {name: self.shard.mean(values) for name, values in losses.items()}
+        """The losses (b,) of the local pairs, or their mean over the pairs of all ranks; by their parts or summed.
+
+        A mean's gradient is W times this rank's share, for DDP's mean over W ranks. Single losses have their own: DDP then makes
+        the mean over all pairs of a mean over this rank's, whatever is made of them.
+        """
+        parts = losses if self.reduction == "none" else {name: self.shard.mean(values) for name, values in losses.items()}
         if isinstance(self.logit_bias, Tensor):
             # Softmaxes do not see a common bias: its gradient is zero, which DDP wants rather than none.
             first = parts["contrastive_loss"]

@@ -1,7 +1,7 @@
 """Self-distillation: InfoNCE beside a teacher's row softmaxes."""
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -29,6 +29,7 @@ def distillation_loss(
     gamma_image: float = 0.0,
     gamma_text: float = 0.0,
     remove_diagonal: bool = False,
+    reduction: Literal["mean", "none"] = "mean",
     backend: str = "auto",
     max_memory: int | None = None,
     shard: BatchShard = WHOLE_BATCH,
@@ -43,7 +44,14 @@ def distillation_loss(
         ['contrastive_loss', 'distill_loss']
     """
     batch = PairBatch.prepare(
-        image_features, text_features, logit_scale, logit_bias, backend=backend, max_memory=max_memory, shard=shard
+        image_features,
+        text_features,
+        logit_scale,
+        logit_bias,
+        reduction=reduction,
+        backend=backend,
+        max_memory=max_memory,
+        shard=shard,
     )
     checks.check_alpha(alpha, batch.local_size, batch.student.image_features.device)
     checks.check_transport(1.0 if epsilon is None else epsilon, 1, gamma_image, gamma_text)
@@ -90,7 +98,7 @@ class DistillationLoss(PairLoss):
             docs/kernels.md.
         max_memory: bytes the N x N matrices may take before they are recomputed in row blocks; by default 2 GiB, on a GPU
             an eighth of its memory where that is more.
-        local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod: open_clip's; see `PairLoss`.
+        reduction, rank, world_size, group, uneven, local_loss, gather_with_grad, cache_labels, use_horovod: see `PairLoss`.
 
     Shape: see `PairLoss.forward`.
 

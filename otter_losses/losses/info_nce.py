@@ -1,5 +1,7 @@
 """InfoNCE, the plain CLIP loss."""
 
+from typing import Literal
+
 from torch import Tensor
 
 from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
@@ -20,6 +22,7 @@ def info_nce_loss(
     dist_logit_bias: Tensor | float | None = None,
     output_dict: bool = False,
     *,
+    reduction: Literal["mean", "none"] = "mean",
     backend: str = "auto",
     max_memory: int | None = None,
     shard: BatchShard = WHOLE_BATCH,
@@ -33,7 +36,14 @@ def info_nce_loss(
         0.7437
     """
     batch = PairBatch.prepare(
-        image_features, text_features, logit_scale, logit_bias, backend=backend, max_memory=max_memory, shard=shard
+        image_features,
+        text_features,
+        logit_scale,
+        logit_bias,
+        reduction=reduction,
+        backend=backend,
+        max_memory=max_memory,
+        shard=shard,
     )
     given, _ = cross_entropy(batch.student, HardTargets(), None, batch.execution)
     return batch.result(output_dict, contrastive_loss=given.mean(0))
@@ -52,7 +62,7 @@ class InfoNCELoss(PairLoss):
             docs/kernels.md.
         max_memory: bytes the N x N matrix may take before it is recomputed in row blocks; by default 2 GiB, on a GPU an
             eighth of its memory where that is more.
-        local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod: open_clip's; see `PairLoss`.
+        reduction, rank, world_size, group, uneven, local_loss, gather_with_grad, cache_labels, use_horovod: see `PairLoss`.
 
     Shape: see `PairLoss.forward`.
 

@@ -25,6 +25,7 @@ def label_smoothing_loss(
     *,
     smoothing: float = 0.1,
     convention: Literal["paper", "torch"] = "paper",
+    reduction: Literal["mean", "none"] = "mean",
     backend: str = "auto",
     max_memory: int | None = None,
     shard: BatchShard = WHOLE_BATCH,
@@ -38,7 +39,14 @@ def label_smoothing_loss(
         0.8437
     """
     batch = PairBatch.prepare(
-        image_features, text_features, logit_scale, logit_bias, backend=backend, max_memory=max_memory, shard=shard
+        image_features,
+        text_features,
+        logit_scale,
+        logit_bias,
+        reduction=reduction,
+        backend=backend,
+        max_memory=max_memory,
+        shard=shard,
     )
     checks.check_smoothing(smoothing, convention)
     given, _ = cross_entropy(batch.student, smoothed(smoothing, convention, batch.size), None, batch.execution)
@@ -71,7 +79,7 @@ class LabelSmoothingLoss(PairLoss):
             docs/kernels.md.
         max_memory: bytes the N x N matrix may take before it is recomputed in row blocks; by default 2 GiB, on a GPU an
             eighth of its memory where that is more.
-        local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod: open_clip's; see `PairLoss`.
+        reduction, rank, world_size, group, uneven, local_loss, gather_with_grad, cache_labels, use_horovod: see `PairLoss`.
 
     Shape: see `PairLoss.forward`.
 

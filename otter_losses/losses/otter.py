@@ -11,6 +11,7 @@ from otter_losses import official as official_code
 from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
 from otter_losses.losses.base import Contract, PairLoss, PerPairCheck, Unpack
 from otter_losses.losses.batch import PairBatch, Parts
+from otter_losses.losses.signature import spell_out
 from otter_losses.ops.cross_entropy import cross_entropy
 from otter_losses.ops.problem import Student
 from otter_losses.ops.targets import HardTargets, SoftTargets, logit_range
@@ -35,6 +36,7 @@ def otter_loss(
     distill_logit_scale: Tensor | float | None = None,
     scope: Literal["global", "local"] = "global",
     official: bool = False,
+    reduction: Literal["mean", "none"] = "mean",
     backend: str = "auto",
     max_memory: int | None = None,
     shard: BatchShard = WHOLE_BATCH,
@@ -49,7 +51,14 @@ def otter_loss(
         torch.Size([])
     """
     batch = PairBatch.prepare(
-        image_features, text_features, logit_scale, logit_bias, backend=backend, max_memory=max_memory, shard=shard
+        image_features,
+        text_features,
+        logit_scale,
+        logit_bias,
+        reduction=reduction,
+        backend=backend,
+        max_memory=max_memory,
+        shard=shard,
     )
     student = batch.student
     checks.check_alpha(alpha, batch.local_size, student.image_features.device)
@@ -168,7 +177,7 @@ class OTTERLoss(PairLoss):
             docs/kernels.md.
         max_memory: bytes the N x N matrices may take (there are two; three with `distill_logit_scale`) before they are
             recomputed in row blocks; by default 2 GiB, on a GPU an eighth of its memory where that is more.
-        local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod: open_clip's; see `PairLoss`.
+        reduction, rank, world_size, group, uneven, local_loss, gather_with_grad, cache_labels, use_horovod: see `PairLoss`.
 
     Shape: see `PairLoss.forward`; beyond it the call takes ``alpha`` and ``distill_logit_scale``, a second scale (float, 0-D or
     [1]) for the student's logits in the transported part.
@@ -236,3 +245,6 @@ class OTTERLoss(PairLoss):
 
     def options(self) -> dict[str, Any]:
         return {**super().options(), "official": self.is_official}
+
+
+spell_out(OTTERLoss.official.__func__, OTTERLoss)  # type: ignore[attr-defined]

@@ -1,5 +1,7 @@
 """SigLIP: a sigmoid for every pair of the batch."""
 
+from typing import Literal
+
 from torch import Tensor
 
 from otter_losses import checks
@@ -20,6 +22,7 @@ def siglip_loss(
     dist_logit_bias: Tensor | float | None = None,
     output_dict: bool = False,
     *,
+    reduction: Literal["mean", "none"] = "mean",
     backend: str = "auto",
     max_memory: int | None = None,
     shard: BatchShard = WHOLE_BATCH,
@@ -35,7 +38,7 @@ def siglip_loss(
     if logit_bias is not None:
         checks.check_scalar("logit_bias", logit_bias)
     batch = PairBatch.prepare(
-        image_features, text_features, logit_scale, None, backend=backend, max_memory=max_memory, shard=shard
+        image_features, text_features, logit_scale, None, reduction=reduction, backend=backend, max_memory=max_memory, shard=shard
     )
     bias = batch.scalar("logit_bias", 0.0 if logit_bias is None else logit_bias)
     return batch.result(output_dict, contrastive_loss=sigmoid(batch.student, bias, batch.execution))
@@ -54,7 +57,7 @@ class SigLIPLoss(PairLoss):
             docs/kernels.md.
         max_memory: bytes the N x N matrix may take before it is recomputed in row blocks; by default 2 GiB, on a GPU an
             eighth of its memory where that is more.
-        local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod: open_clip's; see `PairLoss`.
+        reduction, rank, world_size, group, uneven, local_loss, gather_with_grad, cache_labels, use_horovod: see `PairLoss`.
 
     Shape: see `PairLoss.forward`.
 

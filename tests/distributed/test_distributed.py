@@ -51,6 +51,9 @@ BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-2}
 HAS_TRITON = find_spec("triton") is not None
 SWITCHES = ("gather_with_grad", "cache_labels")
 TEACHERS = ("own", "given", "alpha per pair")
+SCALED = ("otter", "otter, local", "otter, official")
+WEIGHTED = (*MODULES, "otter, blocks", "otter, local", "otter, official", "directions", "otter, triton", "siglip, triton")
+"""Those whose single losses are weighted too."""
 
 
 def counts_of(world: int, sharing: str) -> list[int]:
@@ -68,8 +71,9 @@ def cases(sharing: str = EVEN) -> list[tuple[str, str, str | None]]:
         for teacher in TEACHERS
         if (teacher != "alpha per pair" or name.startswith(("otter", "distillation"))) and (HAS_TRITON or "triton" not in name)
     ]
-    scaled = [(name, "second scale", None) for name in ("otter", "otter, local", "otter, official")]
-    return plain + scaled + [("otter", "given", switch) for switch in SWITCHES if sharing == EVEN]
+    scaled = [(name, kind, None) for name in SCALED for kind in ("second scale", "weights and second scale")]
+    weighted = [(name, "weights", None) for name in WEIGHTED if HAS_TRITON or "triton" not in name]
+    return plain + scaled + weighted + [("otter", "given", switch) for switch in SWITCHES if sharing == EVEN]
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -78,9 +82,14 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def run_case(
-    model: nn.Module, loss: "PairLoss | InBlocks", batch: dict[str, Tensor], teacher: str, dtype: torch.dtype = torch.float64
+    model: nn.Module,
+    loss: "PairLoss | InBlocks",
+    batch: dict[str, Tensor],
+    teacher: str,
+    dtype: torch.dtype = torch.float64,
+    share: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Value and gradients of the model's parameters."""
+    """Value and gradients of the model's parameters; `share`: of a rank's pairs in the batch, times the ranks."""
     call: dict[str, Any] = {}
     if teacher != "own":
         call = {"dist_image_features": batch["v"], "dist_text_features": batch["t"]}
@@ -88,10 +97,14 @@ def run_case(
         call["alpha"] = batch["alpha"]
     model.zero_grad()
     x, y, scale, bias = model(batch["images"], batch["texts"])
-    if teacher == "second scale":
+    if "second scale" in teacher:
         call["distill_logit_scale"] = 0.5 * scale
-    value = loss(x.to(dtype), y.to(dtype), scale, bias, **call)
-    value.backward()
+    if "weights" in teacher:
+        losses = loss(x.to(dtype), y.to(dtype), scale, bias, **call, reduction="none")
+        value = share * ((0.2 + batch["alpha"]) * losses).mean()
+    else:
+        value = loss(x.to(dtype), y.to(dtype), scale, bias, **call)
+    torch.autograd.backward(value)
     gradients = {name.removeprefix("module."): parameter.grad for name, parameter in model.named_parameters()}
     assert all(gradient is not None for gradient in gradients.values())
     return {"value": value.detach(), **{name: gradient.clone() for name, gradient in gradients.items() if gradient is not None}}
@@ -109,16 +122,16 @@ class InBlocks:
         x, y = x.double(), y.double()
         v, t = (call.get(f"dist_{name}_features", own.detach()).double() for name, own in (("image", x), ("text", y)))
         alpha = torch.as_tensor(call.get("alpha", 0.5), dtype=torch.float64).expand(len(x))
-        value = 0.0 * bias.sum()
+        losses = 0.0 * bias.sum()
         for image, text, targets in ((x, y, self.targets(v, t)), (y, x, self.targets(t, v))):
             if self.is_official and len(self.counts) > 1:
                 text = text.detach()  # gathered
             logits = (scale * image @ text.T).log_softmax(1)
             second = (call.get("distill_logit_scale", scale) * image @ text.T).log_softmax(1)
             distill = -(targets * second).sum(1) - self.is_official * torch.special.entr(targets).sum(1)
-            value = value - ((alpha * logits.diagonal()).sum() - ((1 - alpha) * distill).sum()) / len(x)
-        whole: Tensor = value if self.is_official else value / 2
-        return whole
+            losses = losses - alpha * logits.diagonal() + (1 - alpha) * distill
+        losses = losses if self.is_official else losses / 2
+        return losses if call.get("reduction") == "none" else losses.mean()
 
     def targets(self, v: Tensor, t: Tensor) -> Tensor:
         n, blocks = len(v), torch.block_diag(*(torch.ones(c, c) for c in self.counts))  # type: ignore[no-untyped-call]
@@ -170,8 +183,10 @@ def work(rank: int, world: int, folder: str) -> None:
         batch = part_of(counts_of(world, sharing), contract["rank"])
         for name, kind, switch in cases(sharing):
             switches: dict[str, Any] = {switch: True} if switch else {}
+            counts = counts_of(world, sharing)
+            share = len(batch["images"]) * len(counts) / sum(counts)
             results[sharing, name, kind, switch] = run_case(
-                model, BUILDERS[name](**contract, **switches), batch, kind, dtype_of(name)
+                model, BUILDERS[name](**contract, **switches), batch, kind, dtype_of(name), share
             )
     batch = part_of(counts_of(world, EVEN), rank)
     images = batch["images"]
@@ -183,6 +198,8 @@ def work(rank: int, world: int, folder: str) -> None:
     teacher = {"dist_image_features": batch["v"], "dist_text_features": batch["t"]}
     results["one teacher"] = message_of(loss, images, **({} if last else teacher))
     results["other epsilon"] = message_of(OTTERLoss(rank=rank, world_size=world, epsilon=0.1 if last else 0.15), images)
+    results["other reduction"] = message_of(loss, images, reduction="none" if last else "mean")
+    results["no reduction"] = message_of(loss, images, reduction="sum" if last else "mean")
     results["other loss"] = message_of((InfoNCELoss if last else SigLIPLoss)(rank=rank, world_size=world), images)
     spoilt = images.clone()
     spoilt[2, 1] = torch.nan
@@ -230,8 +247,11 @@ def test_values_and_mean_gradients_are_those_of_the_whole_batch(
     pairs = sum(counts_of(len(ranks), sharing))
     alone = alone_of(name, counts_of(len(ranks), sharing))
     expected = run_case(TwoTowers(), alone, whole_batch(pairs), teacher, dtype_of(name))
-    for results in ranks[1:] if sharing == GROUP else ranks:
-        actual = results[sharing, name, teacher, switch]
+    found = [results[sharing, name, teacher, switch] for results in (ranks[1:] if sharing == GROUP else ranks)]
+    if "weights" in teacher:  # a mean over a rank's own pairs
+        value = torch.stack([actual["value"] for actual in found]).mean()
+        found = [{**actual, "value": value} for actual in found]
+    for actual in found:
         assert actual.keys() == expected.keys()
         for key, wanted in expected.items():
             assert relative(actual[key], wanted, floor=1e-4) <= BOUNDS[dtype_of(name)], key
@@ -261,7 +281,8 @@ def test_features_used_twice_get_both_gradients(ranks: list[dict[Any, Any]]) -> 
 def test_a_world_that_disagrees_is_refused(ranks: list[dict[Any, Any]]) -> None:
     world = len(ranks)
     for rank, results in enumerate(ranks):
-        here = f"this process is rank {rank} of {world}; pass rank=torch.distributed.get_rank()"
+        here = f"this process is rank {rank} of {world}; pass rank=torch.distributed.get_rank(), "
+        assert results["wrong world"].endswith("world_size=torch.distributed.get_world_size(), or leave both out.")
         assert f"rank={rank}, world_size={world + 1} were given" in results["wrong world"]
         assert here in results["wrong world"]
         assert f"rank={(rank + 1) % world}, world_size={world} were given" in results["wrong rank"]
@@ -283,6 +304,7 @@ def test_ranks_with_another_loss_are_named_on_every_rank(ranks: list[dict[Any, A
             rf"loss is OTTERLoss\(.*0\.15.*\) on rank 0 and OTTERLoss\(.*0\.1,.*\) on rank {last};", results["other epsilon"]
         )
         assert re.search(rf"loss is SigLIPLoss\(.*\) on rank 0 and InfoNCELoss\(.*\) on rank {last};", results["other loss"])
+        assert re.search(rf"loss is .*'mean'.* on rank 0 and .*'none'.* on rank {last};", results["other reduction"])
 
 
 @pytest.mark.parametrize(
@@ -291,6 +313,7 @@ def test_ranks_with_another_loss_are_named_on_every_rank(ranks: list[dict[Any, A
         ("nan", "image_features holds nan at [2, 1]"),
         ("no tensor", "image_features is a str"),
         ("nan scale", "logit_scale is nan"),
+        ("no reduction", "reduction is 'sum'; need 'mean'"),
     ],
 )
 def test_what_is_wrong_on_one_rank_is_an_error_on_all(ranks: list[dict[Any, Any]], name: str, cause: str) -> None:

@@ -5,9 +5,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from otter_losses import OTTERLoss
-from otter_losses.ops import reference
+from otter_losses.distributed.shard import WHOLE_BATCH
+from otter_losses.ops import memory, reference
+from otter_losses.ops.execution import Execution
 from tests.helpers.batches import Batch, make_batch
 from tests.helpers.checks import relative, worst_error
 from tests.helpers.losses import BLOCKS, DENSE, memories
@@ -114,21 +117,38 @@ def test_second_temperature_gets_a_gradient_of_zero_where_nothing_is_transported
     assert float(second.grad) == 0
 
 
+def matrices_saved(batch: Batch, loss: OTTERLoss, **call: Any) -> int:
+    """N x N matrices kept for the backward."""
+    sizes: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        value_of(batch, loss, **call)
+    return sizes.count(len(batch.x) ** 2)
+
+
 def test_second_temperature_keeps_its_third_matrix_within_max_memory() -> None:
-    batch, n = make_batch(40, 8, dtype=torch.float32), 40
+    n = 40
+    batch, matrix = make_batch(n, 8, dtype=torch.float32), 4 * n * n
+    for max_memory, expected in ((3 * matrix, 3), (3 * matrix - 1, 2), (2 * matrix, 0)):
+        assert matrices_saved(batch, OTTERLoss(max_memory=max_memory), distill_logit_scale=20.0) == expected
 
-    def stored(max_memory: int) -> int:
-        """Matrices kept for the backward."""
-        sizes: list[int] = []
 
-        def pack(tensor: Tensor) -> Tensor:
-            sizes.append(tensor.numel())
-            return tensor
+def test_second_temperature_keeps_its_third_matrix_within_the_default_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Divided as a given one is: each share stays below what would keep a matrix more."""
+    n = 40
+    batch, matrix = make_batch(n, 8, dtype=torch.float32), 4 * n * n
+    for budget, expected in ((3 * matrix, 3), (3 * matrix - 1, 2), (2 * matrix, 0)):
+        monkeypatch.setattr(memory, "DEFAULT_BYTES", budget)
+        assert matrices_saved(batch, OTTERLoss(), distill_logit_scale=20.0) == expected
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            value_of(batch, OTTERLoss(max_memory=max_memory), distill_logit_scale=20.0)
-        return sizes.count(n * n)
 
-    assert stored(3 * n * n * 4) == 3
-    assert stored(3 * n * n * 4 - 1) == 2
-    assert stored(2 * n * n * 4) == 0
+def test_a_gpus_default_budget_is_divided_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_device_budget", lambda device: 900)
+    with FakeTensorMode():
+        features = torch.empty(4, 2, device="cuda")
+    third, rest = Execution.resolve("torch", None, WHOLE_BATCH, features).divided(3)
+    assert (third.max_memory, rest.max_memory) == (300, 600)
