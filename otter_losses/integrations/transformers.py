@@ -25,7 +25,7 @@ SAVED = "teacher.pt"
 class TeacherCallback(TrainerCallback):
     """An `EMATeacher` in any of transformers' Trainers: it follows the model, and is saved and resumed with it.
 
-    It is updated after each optimizer step. Each checkpoint gets a ``teacher.pt`` with its ``state_dict()``, ``save_only_model``
+    It is updated after each optimizer step; do not call `follow` as well. Each checkpoint gets a ``teacher.pt`` with its ``state_dict()``, ``save_only_model``
     or not, and a resumed run goes on with it. With ``load_best_model_at_end`` it ends as the best checkpoint's teacher.
     `PairLossTrainer` has this callback by itself.
 
@@ -53,7 +53,7 @@ class TeacherCallback(TrainerCallback):
         if not isinstance(teacher, EMATeacher):
             raise TypeError(f"teacher is a {type(teacher).__name__}; need an EMATeacher. A frozen teacher needs no callback.")
         self.teacher = teacher
-        self.checkpoint: str | None = None
+        self.checkpoint: str | None = None  # told by PairLossTrainer, which knows
         self._following: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
