@@ -25,9 +25,9 @@ SAVED = "teacher.pt"
 class TeacherCallback(TrainerCallback):
     """An `EMATeacher` in any of transformers' Trainers: it follows the model, and is saved and resumed with it.
 
-    It is updated after each optimizer step; do not call `EMATeacher.follow` as well. Each checkpoint gets a ``teacher.pt`` with its
-    ``state_dict()``, ``save_only_model`` or not, and a resumed run goes on with it. With ``load_best_model_at_end`` it ends as the
-    best checkpoint's teacher. `PairLossTrainer` has this callback by itself.
+    It is updated after each optimizer step; do not call `EMATeacher.follow` as well. Each checkpoint gets a ``teacher.pt``, its
+    ``state_dict()``, ``save_only_model`` or not, and a resumed run goes on with it. With ``load_best_model_at_end`` it ends as
+    the best checkpoint's teacher. `PairLossTrainer` has this callback by itself.
 
     The Trainer does not tell a callback where it resumes from. The folder is looked for in the arguments'
     ``resume_from_checkpoint`` and ``output_dir``, and taken if its state is the one that was resumed.
