@@ -20,7 +20,7 @@ from otter_losses import EMATeacher, OTTERLoss, SigLIPLoss
 from otter_losses.integrations.teachers import check_separate, teaching
 
 RECORD = "otter_losses"
-"""Its place in open_clip's checkpoints."""
+"""The entry of open_clip's checkpoints with our options and the teacher."""
 
 
 def create_loss(args: argparse.Namespace, **options: Any) -> nn.Module:

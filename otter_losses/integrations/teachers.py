@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 def check_separate(teacher: nn.Module, model: nn.Module) -> None:
@@ -35,5 +36,5 @@ def teaching(teacher: nn.Module) -> Iterator[None]:
 
 
 def _memory(tensor: Tensor) -> int:
-    """Where a parameter's numbers lie; its identity where they have no address: on the meta device, or sharded."""
-    return tensor.data_ptr() or id(tensor)
+    """Where a parameter's numbers lie; its identity where they have no address: not yet made, on the meta device, or sharded."""
+    return (0 if is_lazy(tensor) else tensor.data_ptr()) or id(tensor)

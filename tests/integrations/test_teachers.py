@@ -145,9 +145,13 @@ def test_a_frozen_model_does_not_teach_itself() -> None:
             add_teacher(model, teacher)
 
 
-def test_parameters_without_an_address_are_told_apart() -> None:
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
+@pytest.mark.parametrize("lazy", [False, True], ids=["on the meta device", "not yet made"])
+def test_parameters_without_an_address_are_told_apart(lazy: bool) -> None:
     with torch.device("meta"):
         model, other = Model(), Model()
+    if lazy:
+        model.adapter, other.adapter = nn.LazyLinear(5), nn.LazyLinear(5)
     check_separate(other, model)
     other.adapter = model.adapter
     with pytest.raises(ValueError, match=r"shares 'adapter\.weight'"):
