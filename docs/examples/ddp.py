@@ -1,7 +1,8 @@
 """A plain training loop for any number of processes, which share every batch.
 
+pip install -e '.[pictures]'
 python -m docs.examples.ddp
-torchrun --nproc_per_node 2 -m docs.examples.ddp
+torchrun --standalone --nproc_per_node 2 -m docs.examples.ddp
 """
 
 import os

@@ -1,5 +1,6 @@
 """A LightningModule for any number of devices, which share every batch.
 
+pip install -e '.[lightning]'
 python -m docs.examples.lightning
 python -m docs.examples.lightning 2
 """

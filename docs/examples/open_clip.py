@@ -1,4 +1,8 @@
-"""open_clip's own training loop on real pairs: ``python -m docs.examples.open_clip``. Needs the extra ``clients``."""
+"""open_clip's own training loop on real pairs.
+
+pip install -e '.[open-clip]'
+python -m docs.examples.open_clip
+"""
 
 from types import SimpleNamespace
 from typing import Any

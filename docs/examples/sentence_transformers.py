@@ -1,4 +1,8 @@
-"""English and German names of emoji meet in sentence-transformers' trainer: ``python -m docs.examples.sentence_transformers``."""
+"""English and German names of emoji meet in sentence-transformers' trainer.
+
+pip install -e '.[sentence-transformers]'
+python -m docs.examples.sentence_transformers
+"""
 
 from tempfile import mkdtemp
 

@@ -1,4 +1,8 @@
-"""A tiny CLIPModel learns drawings and their names in transformers' Trainer: ``python -m docs.examples.transformers``."""
+"""A tiny CLIPModel learns drawings and their names in transformers' Trainer.
+
+pip install -e '.[transformers]'
+python -m docs.examples.transformers
+"""
 
 from tempfile import mkdtemp
 from typing import Any

@@ -1,7 +1,8 @@
 """open_clip 3: its `create_loss`, its training program and a teacher in its loop.
 
 ``python -m otter_losses.integrations.open_clip`` is ``python -m open_clip_train.main`` with OTTERLoss: same arguments, also under
-torchrun, and ``--otter alpha=0.5 epsilon=0.15`` (any of OTTERLoss's options) and ``--ema-decay 0.999`` (an EMATeacher).
+torchrun, and ``--otter alpha=0.5 epsilon=0.15`` (any of OTTERLoss's options) and ``--ema-decay 0.999`` (an EMATeacher). Both are
+among the parameters that it writes down, and in its checkpoints beside the teacher, with which ``--resume`` goes on.
 """
 
 import argparse
@@ -16,6 +17,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from otter_losses import EMATeacher, OTTERLoss, SigLIPLoss
+from otter_losses.integrations.teachers import check_separate, teaching
+
+RECORD = "otter_losses"
+"""The entry of open_clip's checkpoints with our options and the teacher."""
 
 
 def create_loss(args: argparse.Namespace, **options: Any) -> nn.Module:
@@ -66,13 +71,14 @@ def add_teacher(model: nn.Module, teacher: nn.Module) -> RemovableHandle:
 
     Args:
         model: the module that the loop calls, wrapped or not; its output is open_clip's dict.
-        teacher: called with the same inputs, in eval mode and without gradient; an `EMATeacher`, or any frozen model with
-            open_clip's output.
+        teacher: called with the same inputs, in eval mode and without gradient; an `EMATeacher`, or any other model with
+            open_clip's output, which is used as it is.
 
     Returns:
         A handle whose ``remove()`` ends it.
 
     Raises:
+        ValueError: the model trains a weight of the teacher, or is it.
         TypeError: at the first step, an output that is no dict.
 
     Example:
@@ -87,18 +93,95 @@ def add_teacher(model: nn.Module, teacher: nn.Module) -> RemovableHandle:
         >>> sorted(model(torch.ones(1, 4), torch.ones(1, 4)))
         ['dist_image_features', 'dist_text_features', 'image_features', 'text_features']
     """
-    teacher.eval()
+    check_separate(teacher, model)
 
     def add(module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> Any:
         if not module.training:
             return output
         if not isinstance(output, dict):
             raise TypeError(f"the model's output is a {type(output).__name__}; need a dict. Build it with output_dict=True.")
-        with torch.no_grad():
+        with teaching(teacher):
             taught = teacher(*inputs, **named)
         return {**output, **{f"dist_{name}": taught[name] for name in ("image_features", "text_features")}}
 
     return model.register_forward_hook(add, with_kwargs=True)
+
+
+class _Program:
+    """The steps of ``open_clip_train.main`` that know of the loss and its teacher, around its own."""
+
+    def __init__(self, training: Any) -> None:
+        self.parse_args, self.pt_load, self.train_one_epoch = training.parse_args, training.pt_load, training.train_one_epoch
+        self.write = torch.save
+        self.args = argparse.Namespace()
+        self.resumed: dict[str, Any] = {}
+        self.teacher: EMATeacher | None = None
+
+    def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """Their arguments and ours, which their program logs and writes to params.txt."""
+        from open_clip_train.params import ParseKwargs
+
+        parser = argparse.ArgumentParser(
+            usage="the options below, and those of open_clip_train.main", add_help=False, allow_abbrev=False
+        )
+        parser.add_argument(
+            "--otter", nargs="+", default={}, action=ParseKwargs, metavar="OPTION=VALUE", help="OTTERLoss's options."
+        )
+        parser.add_argument("--ema-decay", type=float, help="Distil from an EMATeacher with this decay; the paper's is 0.999.")
+        ours, theirs = parser.parse_known_args(arguments)
+        if {"-h", "--help"} & set(theirs):
+            parser.print_help()
+        OTTERLoss(**ours.otter)  # a mistake shows before the model is built
+        self.args = self.parse_args(theirs)
+        vars(self.args).update(vars(ours))
+        return self.args
+
+    def load(self, *arguments: Any, **named: Any) -> Any:
+        checkpoint = self.pt_load(*arguments, **named)
+        self.resumed = checkpoint.get(RECORD, {})
+        return checkpoint
+
+    def build(self, args: argparse.Namespace) -> nn.Module:
+        loss = create_loss(args, **args.otter)
+        if args.ema_decay is not None and (args.distill or not isinstance(loss, OTTERLoss)):
+            reason = "--distill-model gives a teacher" if args.distill else f"{type(loss).__name__} takes no teacher"
+            raise ValueError(f"--ema-decay given, but {reason}; drop one of the two.")
+        if args.rank == 0:
+            logging.info(f"Loss: {loss}")
+            if args.resume is not None:
+                self.warn_of_changes()
+        return loss
+
+    def warn_of_changes(self) -> None:
+        now = {"otter": self.args.otter, "ema_decay": self.args.ema_decay}
+        then = {name: self.resumed.get(name) for name in now}
+        taught = self.resumed.get("teacher") is not None
+        if self.resumed and now != then:
+            logging.warning(f"{self.args.resume} was trained with {then}, and is resumed with {now}.")
+        if taught and self.args.ema_decay is None:
+            logging.warning(f"{self.args.resume} has a teacher, which is dropped, as there is no --ema-decay.")
+        if self.args.ema_decay is not None and not taught:
+            logging.warning(f"{self.args.resume} has no teacher, which --ema-decay asks for: it starts as a copy of the model.")
+
+    def train(
+        self, model: nn.Module, data: Any, loss: nn.Module, epoch: int, optimizer: Optimizer, *rest: Any, **named: Any
+    ) -> None:
+        if self.args.ema_decay is not None and self.teacher is None:
+            self.teacher = EMATeacher(model, decay=self.args.ema_decay)
+            if self.resumed.get("teacher") is not None:
+                self.teacher.load_state_dict(self.resumed.pop("teacher"))
+            self.teacher.follow(model, optimizer)
+            add_teacher(model, self.teacher)
+        if self.teacher is not None and self.args.rank == 0:
+            logging.info(f"Teacher: EMATeacher, decay {self.args.ema_decay}, {self.teacher.updates} updates")
+        self.train_one_epoch(model, data, loss, epoch, optimizer, *rest, **named)
+
+    def save(self, checkpoint: Any, *arguments: Any, **named: Any) -> None:
+        if isinstance(checkpoint, dict) and "optimizer" in checkpoint:
+            teacher = None if self.teacher is None else self.teacher.state_dict()
+            record = {"otter": self.args.otter, "ema_decay": self.args.ema_decay, "teacher": teacher}
+            checkpoint = {**checkpoint, RECORD: record}
+        self.write(checkpoint, *arguments, **named)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -112,44 +195,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ValueError, TypeError: options that OTTERLoss does not take; ``--ema-decay`` where there is no place for a teacher.
     """
     import open_clip_train.main as training
-    from open_clip_train.params import ParseKwargs
 
     if not hasattr(training, "create_loss"):
         raise RuntimeError(
             "open_clip_train.main has no create_loss to replace; need open_clip_torch 3. One with tasks takes the loss itself: "
             "open_clip.task.CLIPTask(model, loss=OTTERLoss())."
         )
-    parser = argparse.ArgumentParser(
-        usage="the options below, and those of open_clip_train.main", add_help=False, allow_abbrev=False
-    )
-    parser.add_argument("--otter", nargs="+", default={}, action=ParseKwargs, metavar="OPTION=VALUE", help="OTTERLoss's options.")
-    parser.add_argument("--ema-decay", type=float, help="Distil from an EMATeacher with this decay; the paper's is 0.999.")
-    ours, theirs = parser.parse_known_args(arguments)
-    if {"-h", "--help"} & set(theirs):
-        parser.print_help()
-    OTTERLoss(**ours.otter)  # a mistake shows before the model is built
-    train_one_epoch = training.train_one_epoch
-    teacher: EMATeacher | None = None
-
-    def build(args: argparse.Namespace) -> nn.Module:
-        loss = create_loss(args, **ours.otter)
-        if ours.ema_decay is not None and (args.distill or not isinstance(loss, OTTERLoss)):
-            reason = "--distill-model gives a teacher" if args.distill else f"{type(loss).__name__} takes no teacher"
-            raise ValueError(f"--ema-decay given, but {reason}; drop one of the two.")
-        if args.rank == 0:
-            logging.info(f"Loss: {loss}")
-        return loss
-
-    def train(model: nn.Module, data: Any, loss: nn.Module, epoch: int, optimizer: Optimizer, *rest: Any, **named: Any) -> None:
-        nonlocal teacher
-        if ours.ema_decay is not None and teacher is None:
-            teacher = EMATeacher(model, decay=ours.ema_decay)
-            teacher.follow(model, optimizer)
-            add_teacher(model, teacher)
-        train_one_epoch(model, data, loss, epoch, optimizer, *rest, **named)
-
-    with patch.multiple(training, create_loss=build, train_one_epoch=train):
-        training.main(theirs)
+    run = _Program(training)
+    with (
+        patch.multiple(training, parse_args=run.parse, pt_load=run.load, create_loss=run.build, train_one_epoch=run.train),
+        patch.object(torch, "save", run.save),
+    ):
+        training.main(arguments)
 
 
 if __name__ == "__main__":

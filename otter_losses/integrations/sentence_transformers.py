@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from otter_losses import checks
 from otter_losses.integrations.missing import absent
+from otter_losses.integrations.teachers import check_separate, teaching
 from otter_losses.losses.base import PairLoss
 from otter_losses.losses.otter import OTTERLoss
 
@@ -32,13 +33,14 @@ class PairRankingLoss(nn.Module):
         loss: any loss of this library; SigLIPLoss without its bias.
         scale: 1 / temperature, above 0.
         teacher: what the targets are made with, by default the model's own embeddings: a SentenceTransformer, which is frozen, or
-            an `EMATeacher` that follows the model.
+            an `EMATeacher`, which a `TeacherCallback` of ``otter_losses.integrations.transformers`` lets follow the model.
+            It is called in eval mode and without gradient.
 
     Called with the features of the columns, N texts each, and with labels, which are ignored; returns a scalar.
 
     Raises:
         TypeError: the loss is not one of ours.
-        ValueError: the scale is not a positive number, or the columns are not two.
+        ValueError: the scale is not a positive number; the model trains a weight of the teacher; the columns are not two.
 
     Example:
         >>> from otter_losses import OTTERLoss
@@ -51,10 +53,13 @@ class PairRankingLoss(nn.Module):
         if not isinstance(loss, PairLoss):
             raise TypeError(f"loss is {loss!r}; need a loss of otter_losses, such as OTTERLoss().")
         checks.check_number("scale", scale, low=0.0, above=True)
+        if teacher is not None:
+            check_separate(teacher, model)
+            teacher.requires_grad_(False)  # the trainer's optimizer takes what the loss holds
         self.model = model
         self.loss = loss
         self.scale = scale
-        self.teacher: nn.Module | None = None if teacher is None else teacher.requires_grad_(False).eval()
+        self.teacher = teacher
 
     def forward(self, sentence_features: Iterable[Column], labels: Any = None) -> Tensor:
         columns = list(sentence_features)
@@ -65,7 +70,7 @@ class PairRankingLoss(nn.Module):
         """The teacher's embeddings of each column, (N, E); none without a teacher."""
         if self.teacher is None:
             return []
-        with torch.no_grad():
+        with teaching(self.teacher):
             return [self.teacher(dict(column))["sentence_embedding"] for column in columns]
 
     def compute_loss_from_embeddings(self, embeddings: Sequence[Tensor], labels: Any = None) -> Tensor:
@@ -138,7 +143,8 @@ class CachedPairRankingLoss(CachedLossMixin, PairRankingLoss):
             return []
         teacher = _Embedder(self.teacher, self.mini_batch_size)
         batches = [teacher.embed_minibatch_iter(dict(column), with_grad=False, copy_random_state=False) for column in columns]
-        return [torch.cat([embeddings for embeddings, _ in batch]) for batch in batches]
+        with teaching(self.teacher):
+            return [torch.cat([embeddings for embeddings, _ in batch]) for batch in batches]
 
     def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:
         value = self.compute_loss_from_embeddings([torch.cat(column) for column in reps], labels)

@@ -1,18 +1,99 @@
 """Hugging Face transformers: its `Trainer` with our losses, for CLIPModel, SiglipModel and other models that embed pairs."""
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from otter_losses.integrations.missing import absent
+from otter_losses.integrations.teachers import check_separate, teaching
 from otter_losses.losses.base import PairLoss
 from otter_losses.teacher import EMATeacher
 
 try:
-    from transformers import Trainer
+    from accelerate import PartialState
+    from transformers import Trainer, TrainerCallback, TrainerState
 except ImportError as error:
-    Trainer = absent("transformers and accelerate", error)
+    Trainer = TrainerCallback = absent("transformers and accelerate", error)
+
+SAVED = "teacher.pt"
+"""The teacher's file in a checkpoint."""
+
+
+class TeacherCallback(TrainerCallback):
+    """An `EMATeacher` in any of transformers' Trainers: it follows the model, and is saved and resumed with it.
+
+    It is updated after each optimizer step; do not call `EMATeacher.follow` as well. Each checkpoint gets a ``teacher.pt``, its
+    ``state_dict()``, ``save_only_model`` or not, and a resumed run goes on with it. With ``load_best_model_at_end`` it ends as
+    the best checkpoint's teacher. `PairLossTrainer` has this callback by itself.
+
+    The Trainer does not tell a callback where it resumes from. The folder is looked for in the arguments'
+    ``resume_from_checkpoint`` and ``output_dir``, and taken if its state is the one that was resumed.
+
+    Args:
+        teacher: built from the Trainer's model.
+
+    Raises:
+        TypeError: the teacher is no EMATeacher; only such a one changes.
+        RuntimeError: the checkpoint's teacher is of another architecture.
+
+    Warns:
+        UserWarning: the checkpoint has no teacher; this one then goes on as it is.
+
+    Example:
+        >>> from otter_losses import EMATeacher
+        >>> def resume(Trainer, model, **options):
+        ...     Trainer(model, callbacks=[TeacherCallback(EMATeacher(model))], **options).train(resume_from_checkpoint=True)
+    """
+
+    def __init__(self, teacher: EMATeacher) -> None:
+        super().__init__()
+        if not isinstance(teacher, EMATeacher):
+            raise TypeError(f"teacher is a {type(teacher).__name__}; need an EMATeacher. A frozen teacher needs no callback.")
+        self.teacher = teacher
+        self.checkpoint: str | None = None  # told by PairLossTrainer, which knows
+        self._following: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        self._stop_following()
+        self._following = self.teacher.follow(named["model"], named["optimizer"])
+        if state.global_step:
+            self._load(self._resumed(args, state), f"the checkpoint of step {state.global_step}, from which this run resumes,")
+
+    def on_save(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        if args.should_save and not state.is_hyper_param_search:  # whose folders have other names
+            torch.save(self.teacher.state_dict(), _folder(args, state) / SAVED)
+        PartialState().wait_for_everyone()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        self._stop_following()
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load(Path(state.best_model_checkpoint), f"the best checkpoint, {state.best_model_checkpoint},")
+
+    def _stop_following(self) -> None:
+        if self._following is not None:
+            self._following.remove()
+
+    def _resumed(self, args: Any, state: Any) -> Path | None:
+        """The folder of the checkpoint whose state this is."""
+        for folder in (self.checkpoint, args.resume_from_checkpoint, _folder(args, state)):
+            file = Path(folder or "") / "trainer_state.json"
+            if file.is_file():
+                saved = TrainerState.load_from_json(str(file))
+                if (saved.global_step, str(saved.log_history)) == (state.global_step, str(state.log_history)):
+                    return file.parent
+        return None
+
+    def _load(self, folder: Path | None, which: str) -> None:
+        if folder is not None and (folder / SAVED).is_file():
+            self.teacher.load_state_dict(torch.load(folder / SAVED, map_location="cpu", weights_only=True))
+            return
+        found = f"has no {SAVED}" if folder else "was not found; pass its path as the arguments' resume_from_checkpoint too"
+        warnings.warn(
+            f"{which} {found}. The teacher goes on as it is, after {self.teacher.updates} updates.", UserWarning, stacklevel=2
+        )
 
 
 class PairLossTrainer(Trainer):
@@ -24,7 +105,8 @@ class PairLossTrainer(Trainer):
     Args:
         loss: any loss of this library.
         teacher: what the targets are made with, by default the model's own embeddings: a frozen model, or an `EMATeacher`, which
-            follows the model after each optimizer step. It is called like the model, without gradient; checkpoints leave it out.
+            follows the model after each optimizer step and is saved and resumed with it, see `TeacherCallback`. It is called
+            like the model, in eval mode and without gradient.
         arguments: the Trainer's own, by name.
 
     The model's output has ``image_embeds`` and ``text_embeds``, (N, D) and L2-normalised; the model has a ``logit_scale``, the
@@ -32,7 +114,11 @@ class PairLossTrainer(Trainer):
 
     Raises:
         TypeError: the loss is not one of ours, or the model is not of that kind.
-        ValueError: ``compute_loss_func`` is given too.
+        ValueError: ``compute_loss_func`` is given too, or a `TeacherCallback` beside the teacher; the model trains a weight of
+            the teacher.
+
+    Warns:
+        UserWarning: a run resumes from a checkpoint without its EMATeacher, or with one that it does not use.
 
     Example:
         >>> from otter_losses import EMATeacher, OTTERLoss
@@ -45,22 +131,32 @@ class PairLossTrainer(Trainer):
             raise TypeError(f"loss is {loss!r}; need a loss of otter_losses, such as OTTERLoss().")
         if arguments.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func is given beside loss; need one of them. Use transformers.Trainer for the other.")
+        if any(isinstance(callback, TeacherCallback) for callback in arguments.get("callbacks") or ()):
+            raise ValueError("callbacks holds a TeacherCallback; need none. Pass teacher=EMATeacher(model), which has its own.")
         super().__init__(**arguments)
         if loss.group is None:
             loss.rank, loss.world_size = self.args.process_index, self.args.world_size
+        if teacher is not None:
+            check_separate(teacher, self.model)
+            teacher.to(self.args.device)
         self.loss = loss
-        self.teacher = None if teacher is None else teacher.to(self.args.device).eval()
+        self.teacher = teacher
+        self._teacher_callback = TeacherCallback(teacher) if isinstance(teacher, EMATeacher) else None
+        if self._teacher_callback is not None:
+            self.add_callback(self._teacher_callback)
         self.can_return_loss = True  # evaluate() would look for labels
         self.model_accepts_loss_kwargs = False  # the loss is a mean over its batch, to be divided by the accumulated batches
-        self._following: Any = None
 
-    def create_optimizer(self, *arguments: Any) -> Any:
-        optimizer = super().create_optimizer(*arguments)
-        if isinstance(self.teacher, EMATeacher):
-            if self._following is not None:
-                self._following.remove()
-            self._following = self.teacher.follow(self.model, optimizer)
-        return optimizer
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *arguments: Any, **named: Any) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, *arguments, **named)
+        if self._teacher_callback is not None:
+            self._teacher_callback.checkpoint = resume_from_checkpoint
+        elif (Path(resume_from_checkpoint) / SAVED).is_file():
+            warnings.warn(
+                f"{resume_from_checkpoint} has an EMATeacher, which this run does not use. Pass teacher=EMATeacher(model).",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -69,10 +165,14 @@ class PairLossTrainer(Trainer):
         outputs = model(**inputs)
         given: tuple[Any, ...] = ()
         if self.teacher is not None:
-            with torch.no_grad(), self.accelerator.autocast():
+            with teaching(self.teacher), self.accelerator.autocast():
                 given = _pairs(self.teacher(**inputs), self.teacher)
         loss = self.loss(*_pairs(outputs, self.model), *given)
         return (loss, outputs) if return_outputs else loss
+
+
+def _folder(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
 def _pairs(outputs: Any, model: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

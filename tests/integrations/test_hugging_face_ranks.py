@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     "clip, otter": {},
     "clip, otter, accumulated": {"gradient_accumulation_steps": 2},
     "clip, otter, taught": {},
+    "clip, otter, taught, resumed": {"save_strategy": "steps", "save_steps": 1},
     "siglip, otter, some unused": {"ddp_find_unused_parameters": True},
     "siglip, otter, all used": {"ddp_find_unused_parameters": False},
     "siglip, siglip": {},
@@ -58,8 +60,23 @@ def train(case: str, bert: Path, folder: str, batch: int) -> dict[str, Any]:
         teacher = EMATeacher(model, decay=0.5) if "taught" in case else None
         pairs = clips.make_pairs(PAIRS)
         trainer = clips.make_trainer(model, folder, loss=loss, teacher=teacher, pairs=pairs, **options)
-    trainer.train()
-    return {"moved": moved(case, bert, model), "eval_loss": trainer.evaluate()["eval_loss"], "world_size": loss.world_size}
+    with patch("torch.save", wraps=torch.save) as save:
+        trainer.train()
+    written = sum(str(call.args[1]).endswith("teacher.pt") for call in save.call_args_list)
+    if "resumed" in case:
+        model = start(case, bert)
+        with torch.no_grad():
+            model.logit_scale.add_(1.0)  # type: ignore[operator]
+        teacher = EMATeacher(model, decay=0.5)
+        trainer = clips.make_trainer(model, folder, loss=loss, teacher=teacher, pairs=pairs, **options)
+        trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-1")
+    return {
+        "moved": moved(case, bert, model),
+        "teacher": clips.parameters_of(trainer.teacher) if "taught" in case else {},
+        "eval_loss": trainer.evaluate()["eval_loss"],
+        "world_size": loss.world_size,
+        "written": written,
+    }
 
 
 def moved(case: str, bert: Path, model: nn.Module) -> dict[str, torch.Tensor]:
@@ -94,3 +111,14 @@ def test_two_processes_train_as_one_with_the_whole_batch(
         assert results[case]["world_size"] == WORLD
         clips.check_same(results[case]["moved"], alone["moved"], 1e-7)
         assert results[case]["eval_loss"] == pytest.approx(alone["eval_loss"], rel=1e-6)
+        if "taught" in case:
+            clips.check_same(results[case]["teacher"], alone["teacher"], 1e-7)
+
+
+def test_a_resumed_run_is_the_run_in_one_go(ranks: list[dict[str, Any]]) -> None:
+    """And only the first process writes the teacher, at each of two steps."""
+    for results in ranks:
+        resumed, whole = (results[case] for case in ("clip, otter, taught, resumed", "clip, otter, taught"))
+        clips.check_same(resumed["moved"], whole["moved"], 1e-10)
+        clips.check_same(resumed["teacher"], whole["teacher"], 1e-10)
+    assert [results["clip, otter, taught, resumed"]["written"] for results in ranks] == [STEPS, 0]

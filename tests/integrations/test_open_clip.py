@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -11,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import open_clip
 import pytest
@@ -248,6 +250,19 @@ def test_an_added_teacher_speaks_in_training_only() -> None:
     assert "dist_image_features" not in model.train()(*make_pairs())
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # dynamo's own look
+def test_an_added_teacher_in_a_compiled_model() -> None:
+    """Where the hook is part of what is compiled."""
+    model = make_model()
+    teacher = EMATeacher(model, decay=0.9)
+    add_teacher(model, teacher)
+    compiled: Any = torch.compile(model, backend="eager", fullgraph=True)
+    teacher.average.train()  # as nobody should
+    taught = compiled(*make_pairs())["dist_image_features"]
+    assert torch.equal(taught, teacher(*make_pairs())["image_features"])
+    assert not taught.requires_grad
+
+
 def test_an_added_teacher_needs_a_dict() -> None:
     model: Any = make_model()
     model.output_dict = False
@@ -405,6 +420,118 @@ def test_their_program(launched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_same(changes["two"], changes["one"])
     assert differ(changes["one"], changes["own"])
     assert "Loss: OTTERLoss(alpha=0.3, epsilon=0.1" in (launched / "two" / "out.log").read_text()
+
+
+def run_program(folder: Path, name: str, *arguments: str) -> dict[str, Any]:
+    """In this process; the checkpoint of its last epoch. Beyond those of `command_in`, six epochs and a checkpoint each third."""
+    short = [*command_in(folder, name, PAIRS), "--epochs", "6", "--save-frequency", "3"]
+    open_clip.add_model_config(folder / "tiny_otter.json")
+    main([*short, *arguments])
+    return read(folder, name, 6)
+
+
+def read(folder: Path, name: str, epoch: int) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(folder / name / "checkpoints" / f"epoch_{epoch}.pt", weights_only=True)
+    return checkpoint
+
+
+def step_from(start: Step, end: Step) -> Step:
+    """Between two states, of what is no count; the names are the model's."""
+    return {name.split("module.")[-1]: end[name] - value for name, value in start.items() if value.is_floating_point()}
+
+
+@pytest.fixture(scope="module")
+def whole(launched: Path) -> Path:
+    """Has run six epochs in one go, with a teacher, under the name "whole"."""
+    with patch("open_clip_train.main.setup_logging"):  # it would stay set up
+        run_program(launched, "whole", *OTTER, *EMA)
+    return launched
+
+
+@pytest.mark.parametrize("how", ["path", "latest", "most recent"])
+def test_a_resumed_program_is_the_program_in_one_go(
+    whole: Path, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("open_clip_train.main.setup_logging", lambda *_: None)
+    caplog.set_level("INFO")
+    name, middle = f"resumed by {how}".replace(" ", "_"), whole / "whole" / "checkpoints" / "epoch_3.pt"
+    command = ["--resume", str(middle)] if how == "path" else ["--resume", "latest"]
+    if how != "path":
+        (whole / name / "checkpoints").mkdir(parents=True)
+        file = "epoch_latest.pt" if how == "most recent" else "epoch_3.pt"
+        shutil.copy(middle, whole / name / "checkpoints" / file)
+        command += ["--save-most-recent"] if how == "most recent" else []
+    resumed = run_program(whole, name, *command, *OTTER, *EMA)
+    half, wanted = read(whole, "whole", 3), read(whole, "whole", 6)
+    check_same(step_from(half["state_dict"], resumed["state_dict"]), step_from(half["state_dict"], wanted["state_dict"]))
+    ours, theirs, before = (each["otter_losses"]["teacher"] for each in (resumed, wanted, half))
+    check_same(step_from(before, ours), step_from(before, theirs))
+    assert [int(each["average.n_averaged"]) for each in (before, ours, theirs)] == [4, 7, 7]
+    assert differ(step_from(half["state_dict"], wanted["state_dict"]), step_from(before, theirs))
+    assert "Teacher: EMATeacher, decay 0.5, 3 updates" in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "WARNING" and "teacher" in record.message]
+
+
+def test_a_run_writes_down_what_it_was_told(whole: Path, launched: Path) -> None:
+    for name in ("whole", "two"):
+        parameters = (launched / name / "params.txt").read_text().splitlines()
+        assert "ema_decay: 0.5" in parameters
+        assert "otter: {'alpha': 0.3, 'epsilon': 0.1}" in parameters
+    assert "Teacher: EMATeacher, decay 0.5, 9 updates" in (launched / "two" / "out.log").read_text()
+    record = read(launched, "two", 10)["otter_losses"]
+    assert (record["otter"], record["ema_decay"]) == ({"alpha": 0.3, "epsilon": 0.1}, 0.5)
+    assert int(record["teacher"]["average.n_averaged"]) == 11
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        (
+            EMA,
+            [],
+            ["epoch_1.pt has a teacher, which is dropped, as there is no --ema-decay", "'ema_decay': 0.5}, and is resumed"],
+        ),
+        ([], EMA, ["epoch_1.pt has no teacher, which --ema-decay asks for: it starts as a copy of the model"]),
+        (OTTER, ["--otter", "alpha=0.4"], ["with {'otter': {'alpha': 0.3, 'epsilon': 0.1}, 'ema_decay': None}, and is resumed"]),
+        (OTTER, OTTER, []),
+    ],
+)
+def test_a_resumed_program_says_what_has_changed(
+    launched: Path,
+    first: list[str],
+    second: list[str],
+    said: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("open_clip_train.main.setup_logging", lambda *_: None)
+    open_clip.add_model_config(launched / "tiny_otter.json")
+    command = [*command_in(launched, "run", PAIRS), "--logs", str(tmp_path), "--save-frequency", "1"]
+    main([*command, "--epochs", "1", *first])
+    caplog.clear()
+    main([*command, "--epochs", "2", "--resume", "latest", *second])
+    warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert all(any(line in message for message in warned) for line in said)
+    assert bool(said) == any("resumed with" in message or "teacher" in message for message in warned)
+    after = read(tmp_path, "run", 2)["otter_losses"]
+    assert (after["teacher"] is not None) == (second == EMA)
+
+
+def test_a_checkpoint_of_open_clips_own_is_resumed_with_a_new_teacher(
+    launched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("open_clip_train.main.setup_logging", lambda *_: None)
+    import open_clip_train.main as theirs
+
+    open_clip.add_model_config(launched / "tiny_otter.json")
+    command = [*command_in(launched, "run", PAIRS), "--logs", str(tmp_path), "--save-frequency", "1"]
+    theirs.main([*command, "--epochs", "1"])
+    main([*command, "--epochs", "2", "--resume", "latest", *EMA])
+    assert "epoch_1.pt has no teacher" in caplog.text
+    theirs.main([*command, "--epochs", "3", "--resume", "latest"])  # and theirs takes ours
+    assert "otter_losses" not in read(tmp_path, "run", 3)
+    assert int(read(tmp_path, "run", 2)["otter_losses"]["teacher"]["average.n_averaged"]) == 2
 
 
 @pytest.mark.parametrize(

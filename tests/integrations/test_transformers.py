@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel, TrainingArguments
 
 from otter_losses import DistillationLoss, EMATeacher, InfoNCELoss, OTTERLoss, SigLIPLoss
-from otter_losses.integrations.transformers import PairLossTrainer
+from otter_losses.integrations.transformers import PairLossTrainer, TeacherCallback
 from otter_losses.losses.base import PairLoss
 from tests.helpers.checks import relative
 from tests.helpers.examples import check_falls, load, theirs
@@ -49,7 +49,7 @@ def make_pairs(count: int = PAIRS) -> list[dict[str, Tensor]]:
 
 
 def make_trainer(model: Any, folder: Path | str, **options: Any) -> PairLossTrainer:
-    own = {name: options.pop(name) for name in ("loss", "teacher", "compute_loss_func", "data_collator") if name in options}
+    own = {name: options.pop(name) for name in ("loss", "teacher", "compute_loss_func", "callbacks") if name in options}
     pairs = options.pop("pairs", make_pairs())
     arguments = {
         "per_device_train_batch_size": BATCH,
@@ -187,8 +187,8 @@ def test_teacher_makes_the_targets(tmp_path: Path) -> None:
         for parameter in other.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     frozen = copy.deepcopy(other).train()
-    recorded: list[bool] = []
-    frozen.register_forward_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
+    recorded: list[tuple[bool, bool]] = []
+    frozen.register_forward_hook(lambda *_: recorded.append((frozen.training, torch.is_grad_enabled())))
     before, batch = parameters_of(model), make_pairs()[:BATCH]
     x, v = model(**collated(batch)), other(**collated(batch))
     loss = DistillationLoss(alpha=0.3)
@@ -205,21 +205,26 @@ def test_teacher_makes_the_targets(tmp_path: Path) -> None:
     wanted = gradient_of(value, model)
     make_trainer(model, tmp_path, loss=loss, teacher=frozen).train()
     check_same(gradient_taken(before, parameters_of(model)), wanted, 1e-8)
-    assert recorded == [False]
-    assert not frozen.training
+    assert recorded == [(False, False)]
     assert all(torch.equal(now, was) for now, was in zip(frozen.parameters(), other.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(
-    ("package", "name"), [("transformers", "PairLossTrainer"), ("sentence_transformers.base.losses", "CachedPairRankingLoss")]
+    ("package", "name"),
+    [
+        ("transformers", "PairLossTrainer"),
+        ("transformers", "TeacherCallback"),
+        ("sentence_transformers.base.losses", "CachedPairRankingLoss"),
+    ],
 )
 def test_without_the_package_the_adapter_says_what_is_missing(package: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     adapter = runpy.run_path(str(ROOT / "otter_losses" / "integrations" / f"{package.split('.')[0]}.py"))
+    arguments = {"teacher": None} if name == "TeacherCallback" else {"model": None, "loss": OTTERLoss()}
     with pytest.raises(
         ImportError, match=rf"{name} needs .*transformers.*, which cannot be imported: import of {package} halted"
     ):
-        adapter[name](model=None, loss=OTTERLoss())
+        adapter[name](**arguments)
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
@@ -228,6 +233,10 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
         make_trainer(model, tmp_path, loss=OTTERLoss)
     with pytest.raises(ValueError, match="compute_loss_func is given beside loss"):
         make_trainer(model, tmp_path, loss=OTTERLoss(), compute_loss_func=lambda *_: None)
+    with pytest.raises(ValueError, match="callbacks holds a TeacherCallback; need none"):
+        make_trainer(model, tmp_path, loss=OTTERLoss(), callbacks=[TeacherCallback(EMATeacher(model))])
+    with pytest.raises(TypeError, match="teacher is a CLIPModel; need an EMATeacher"):
+        TeacherCallback(model)
     trainer = make_trainer(model, tmp_path, loss=OTTERLoss())
     trainer.model = model.text_model
     with pytest.raises(TypeError, match="CLIPTextModel returned BaseModelOutputWithPooling; need a model with a logit_scale"):
