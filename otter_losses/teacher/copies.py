@@ -1,6 +1,8 @@
 """A second model for the average: copied, or given, with memory of its own."""
 
 import copy
+import types
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +11,9 @@ from torch import Tensor, nn
 
 from otter_losses.teacher.average import local
 
+ATOMS = (weakref.ProxyType, type, types.ModuleType, types.FunctionType)
+"""What is not looked into."""
+
 
 def copy_of(model: nn.Module) -> nn.Module:
     """Tensors that hang on a graph, as kept activations and old weight norms do, are detached in the copy."""
@@ -16,8 +21,8 @@ def copy_of(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in _in_graph(model)})
     except Exception as error:
         raise TypeError(
-            f"{_uncopyable(model)}, which copy.deepcopy refuses: {error}; need a second model for the average. Build it and hand it "
-            "over: EMATeacher(model, module=build_model())."
+            f"{_uncopyable(model)}, which copy.deepcopy refuses: {error}; need a second model for the average. "
+            "Build it again and pass it: EMATeacher(model, module=build_model())."
         ) from error
 
 
@@ -48,7 +53,7 @@ def _in_graph(model: nn.Module) -> Iterator[Tensor]:
     todo: list[Any] = [model]
     while todo:
         value = todo.pop()
-        if id(value) in seen or isinstance(value, type):
+        if id(value) in seen or isinstance(value, ATOMS):
             continue
         seen[id(value)] = value
         if isinstance(value, Tensor):
@@ -65,11 +70,12 @@ def _in_graph(model: nn.Module) -> Iterator[Tensor]:
 def _uncopyable(model: nn.Module) -> str:
     """The attribute that makes the copy fail."""
     modules = dict(model.named_modules())
-    for path, module in reversed(modules.items()):
-        for name, value in vars(module).items():
-            if name != "_modules":
-                try:
-                    copy.deepcopy(value, {id(each): each for each in (*modules.values(), *_in_graph(model))})
-                except Exception:
-                    return f"model.{path}.{name} is a {type(value).__name__}".replace("..", ".")
+    elsewhere = {id(each): each for each in (*modules.values(), *_in_graph(model))}
+    for path, module in modules.items():
+        own = {name: value for name, value in vars(module).items() if name not in ("_modules", "_parameters", "_buffers")}
+        for name, value in (own | module._parameters | module._buffers).items():
+            try:
+                copy.deepcopy(value, dict(elsewhere))
+            except Exception:
+                return f"{'.'.join(filter(None, ('model', path, name)))} is a {type(value).__name__}"
     return f"model is a {type(model).__name__}"

@@ -13,7 +13,7 @@ from otter_losses.teacher.average import beside, in_single, is_averaged, is_half
 from otter_losses.teacher.copies import copy_of, own_memory, shared
 from otter_losses.teacher.following import after_each_step
 from otter_losses.teacher.parts import Average, Exact, key, name_old_keys, tensors
-from otter_losses.teacher.students import check_same, check_sharding, check_unsharded, sharded_modules, unwrap
+from otter_losses.teacher.students import check_copyable, check_sharding, difference, sharded_modules, unwrap
 
 
 class EMATeacher(nn.Module):
@@ -65,11 +65,12 @@ class EMATeacher(nn.Module):
         self.decay = decay
         self.warmup = warmup
         model = _unwrap("model", model)
-        check_unsharded("model", model)
+        check_copyable("model", model)
         module = copy_of(model) if module is None else _unwrap("module", module)
-        check_unsharded("module", module)
+        check_copyable("module", module)
         averages, currents = tensors(module), tensors(model)
-        check_same("module", averages, "model", currents)
+        if place := difference(currents, averages):
+            raise ValueError(f"module differs from the model at {place}; need one architecture. Build both by the same call.")
         if name := shared(currents, averages):
             raise ValueError(
                 f"module shares {name} with the model, which would train the average; need a model of its own. Build it again: "
@@ -141,7 +142,8 @@ class EMATeacher(nn.Module):
             >>> teacher.updates
             1
         """
-        parameters = list(self._check_student(model).parameters())
+        student = tensors(self._check_student(model))
+        parameters = [tensor for tensor in student.values() if isinstance(tensor, nn.Parameter)]
         return after_each_step(optimizer, parameters, lambda: self.update(model))
 
     @torch.no_grad()
@@ -179,14 +181,18 @@ class EMATeacher(nn.Module):
                 f"model shares {name} with the teacher, so there is nothing to learn; need the student, with tensors of its own. "
                 "Pass the model that the optimizer trains."
             )
-        check_same("model", theirs, "teacher", ours)
+        if place := difference(ours, theirs):
+            raise ValueError(
+                f"model differs from the teacher at {place}; need the model that EMATeacher was built from. "
+                "Build a new EMATeacher after changing the architecture."
+            )
         return student
 
     @torch.no_grad()
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EMATeacher":
         """Casts leave the step count and, where they round the average, the average itself in float32."""
         count = self.average.n_averaged
-        before = {name: (tensor.detach(), self.exact.find(name)) for name, tensor in tensors(self.average.module).items()}
+        before = {name: (tensor.data, self.exact.find(name)) for name, tensor in tensors(self.average.module).items()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.average.n_averaged = self.average.n_averaged.to(count.dtype)
         for name, tensor in tensors(self.average.module).items():
@@ -209,8 +215,9 @@ class EMATeacher(nn.Module):
                 state.setdefault(place, kept if loaded is None else in_single(loaded))
             else:
                 self.exact.keep(name, None)
-                if place in state:
-                    state[f"{prefix}average.module.{name}"] = state.pop(place)
+                kept = state.pop(place, None)
+                if kept is not None and saved[name] is not None:  # a buffer that is not saved stays
+                    state[f"{prefix}average.module.{name}"] = kept
         super()._load_from_state_dict(state, prefix, *args)
 
 

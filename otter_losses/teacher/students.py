@@ -4,6 +4,7 @@ from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from otter_losses.distributed.dtensor import is_sharded
 from otter_losses.teacher.average import is_half
@@ -28,7 +29,10 @@ def sharded_modules(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if hasattr(module, "unshard") and hasattr(module, "reshard")]
 
 
-def check_unsharded(name: str, model: nn.Module) -> None:
+def check_copyable(name: str, model: nn.Module) -> None:
+    """Whole, and with all its shapes."""
+    if lazy := next((key for key, parameter in model.named_parameters() if is_lazy(parameter)), None):
+        raise ValueError(f"{name}.{lazy} has no shape yet; need a model that is initialised. Run a batch through it first.")
     if sharded_modules(model):
         raise ValueError(
             f"{name} is sharded by fully_shard, which cannot be copied; build the EMATeacher before fully_shard. Then shard "
@@ -36,16 +40,11 @@ def check_unsharded(name: str, model: nn.Module) -> None:
         )
 
 
-def check_same(name: str, ours: dict[str, Tensor], other: str, theirs: dict[str, Tensor]) -> None:
-    """Equal names and shapes, in one order."""
-    shapes = ([(key, tuple(tensor.shape)) for key, tensor in each.items()] for each in (theirs, ours))
-    for pair in zip_longest(*shapes):
-        if pair[0] != pair[1]:
-            key, shape = pair[0] or pair[1]
-            raise ValueError(
-                f"{name} differs from the {other} at {key!r}, shape {shape}; need the model that EMATeacher was built from. "
-                "Build a new EMATeacher after changing the architecture."
-            )
+def difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> str | None:
+    """The first name and shape that is not in the same place of both."""
+    shapes = ([(key, tuple(tensor.shape)) for key, tensor in each.items()] for each in (ours, theirs))
+    different = next((first or second for first, second in zip_longest(*shapes) if first != second), None)
+    return different and f"{different[0]!r}, shape {different[1]}"
 
 
 def check_sharding(name: str, average: Tensor, current: Tensor) -> None:
