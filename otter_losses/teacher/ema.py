@@ -13,7 +13,7 @@ from otter_losses.teacher.average import beside, in_single, is_averaged, is_half
 from otter_losses.teacher.copies import copy_of, own_memory, shared
 from otter_losses.teacher.following import after_each_step
 from otter_losses.teacher.parts import Average, Exact, key, name_old_keys, tensors
-from otter_losses.teacher.students import check_copyable, check_sharding, difference, sharded_modules, unwrap
+from otter_losses.teacher.students import check_copyable, check_sharding, difference, reshard, unwrap
 
 
 class EMATeacher(nn.Module):
@@ -105,8 +105,8 @@ class EMATeacher(nn.Module):
                 the model holds a FullyShardedDataParallel.
         """
         student = self._check_student(model)
-        for module in (*sharded_modules(self.average.module), *sharded_modules(student)):
-            module.reshard()  # a forward without gradient leaves the shards aside
+        reshard(self.average.module)
+        reshard(student)
         averages, currents = tensors(self.average.module), tensors(student)
         for (name, average), current in zip(averages.items(), currents.values(), strict=True):
             check_sharding(name, average, current)
@@ -191,6 +191,7 @@ class EMATeacher(nn.Module):
     @torch.no_grad()
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EMATeacher":
         """Casts leave the step count and, where they round the average, the average itself in float32."""
+        reshard(self.average.module)
         count = self.average.n_averaged
         before = {name: (tensor.data, self.exact.find(name)) for name, tensor in tensors(self.average.module).items()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

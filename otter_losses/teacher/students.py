@@ -24,16 +24,17 @@ def unwrap(name: str, model: nn.Module) -> nn.Module:
             return model
 
 
-def sharded_modules(model: nn.Module) -> list[Any]:
-    """Those that `fully_shard` was called on."""
-    return [module for module in model.modules() if hasattr(module, "unshard") and hasattr(module, "reshard")]
+def reshard(model: nn.Module) -> None:
+    """Bring back the shards, which a forward without gradient leaves aside."""
+    for module in _sharded_modules(model):
+        module.reshard()
 
 
 def check_copyable(name: str, model: nn.Module) -> None:
     """Whole, and with all its shapes."""
     if lazy := next((key for key, parameter in model.named_parameters() if is_lazy(parameter)), None):
         raise ValueError(f"{name}.{lazy} has no shape yet; need a model that is initialised. Run a batch through it first.")
-    if sharded_modules(model):
+    if _sharded_modules(model):
         raise ValueError(
             f"{name} is sharded by fully_shard, which cannot be copied; build the EMATeacher before fully_shard. Then shard "
             "teacher.module in the same way, or leave it whole on every rank."
@@ -58,6 +59,11 @@ def check_sharding(name: str, average: Tensor, current: Tensor) -> None:
             f"teacher.module is sharded and {name} of the model is not; need both sharded, or only the model. "
             "Call fully_shard on the model as well."
         )
+
+
+def _sharded_modules(model: nn.Module) -> list[Any]:
+    """Those that `fully_shard` was called on."""
+    return [module for module in model.modules() if hasattr(module, "unshard") and hasattr(module, "reshard")]
 
 
 def _check_not_flattened(name: str, model: nn.Module) -> None:
