@@ -162,11 +162,9 @@ class EMATeacher(nn.Module):
 
     def _weight(self, count: Tensor, like: Tensor) -> Tensor:
         """Of the student, 0-D."""
-        steps = count.to(like.device, torch.float32)
+        steps = count.to(like.device, like.dtype)
         weight = 1 - self.decay + 0 * steps
-        if self.warmup:
-            weight = torch.maximum(weight, 9 / (10 + steps))
-        return weight.to(like.dtype)
+        return torch.maximum(weight, 9 / (10 + steps)) if self.warmup else weight
 
     def _write(self, name: str, average: Tensor, value: Tensor) -> None:
         """Into the average, and in float32 beside it where it is in half precision."""
@@ -203,22 +201,19 @@ class EMATeacher(nn.Module):
         return self
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        """States of another precision: each float32 average goes where it is kept here."""
+        """States of any precision: the float32 averages go where they are kept here."""
         ours = tensors(self.average.module)
         saved = {name: state.get(f"{prefix}average.module.{name}") for name in ours}
         name_old_keys(state, f"{prefix}exact.", saved)
         for name, tensor in ours.items():
-            place = f"{prefix}exact.{key(name)}"
+            self.exact.keep(name, precise(tensor, self.exact.find(name)) if is_half(tensor) else None)
+            place, given = f"{prefix}exact.{key(name)}", saved[name]
+            exact = state.pop(place, None)
+            if given is not None and (is_half(given) or is_half(tensor)):
+                exact = precise(given, exact)
+                state[f"{prefix}average.module.{name}"] = exact.to(tensor.dtype)
             if is_half(tensor):
-                kept = precise(tensor.detach(), self.exact.find(name))
-                self.exact.keep(name, kept)
-                loaded = saved[name]
-                state.setdefault(place, kept if loaded is None else in_single(loaded))
-            else:
-                self.exact.keep(name, None)
-                kept = state.pop(place, None)
-                if kept is not None and saved[name] is not None:  # a buffer that is not saved stays
-                    state[f"{prefix}average.module.{name}"] = kept
+                state[place] = self.exact.find(name) if exact is None else in_single(exact)
         super()._load_from_state_dict(state, prefix, *args)
 
 
