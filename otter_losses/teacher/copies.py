@@ -3,6 +3,7 @@
 import copy
 import types
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,7 +62,7 @@ def _in_graph(model: nn.Module) -> Iterator[Tensor]:
                 yield value
         elif isinstance(value, dict):
             todo += value.values()
-        elif isinstance(value, (list, tuple, set)):
+        elif isinstance(value, (list, tuple, set, deque)):
             todo += value
         else:
             todo += getattr(value, "__dict__", {}).values()

@@ -5,13 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from otter_losses import checks
 from otter_losses.teacher.average import beside, in_single, is_averaged, is_half, local, mix, precise
 from otter_losses.teacher.copies import copy_of, own_memory, shared
-from otter_losses.teacher.following import after_each_step
+from otter_losses.teacher.following import HasStep, after_each_step
 from otter_losses.teacher.parts import Average, Exact, key, name_old_keys, tensors
 from otter_losses.teacher.students import check_copyable, check_sharding, difference, reshard, unwrap
 
@@ -119,7 +118,7 @@ class EMATeacher(nn.Module):
             self._write(name, local(average), current)
         count += 1
 
-    def follow(self, model: nn.Module, optimizer: Optimizer) -> RemovableHandle:
+    def follow(self, model: nn.Module, optimizer: HasStep) -> RemovableHandle:
         """Update after every step of the optimizer by itself, in loops that one cannot or does not want to change.
 
         That is once a step, however many batches accumulate their gradients for it, and not for a step that a gradient scaler

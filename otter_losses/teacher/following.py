@@ -6,7 +6,7 @@ import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,13 @@ from torch.utils.hooks import RemovableHandle
 INSTEAD = "or call teacher.update(model) after the step"
 
 
-def after_each_step(optimizer: Any, parameters: Sequence[nn.Parameter], act: Callable[[], None]) -> RemovableHandle:
+class HasStep(Protocol):
+    """An optimizer, or a wrapper of one."""
+
+    def step(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+def after_each_step(optimizer: HasStep, parameters: Sequence[nn.Parameter], act: Callable[[], None]) -> RemovableHandle:
     """Act once after each step of the optimizer.
 
     A wrapper of another optimizer has stepped when the inner one has, and is done when its own `step` returns.

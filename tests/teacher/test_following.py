@@ -291,7 +291,7 @@ def test_a_wrapper_that_skips_the_inner_step_has_not_stepped() -> None:
     masters = [parameter.detach().float().requires_grad_() for parameter in model.parameters()]
     optimizer, teacher, by_hand = Masters(SGD(masters, lr=0.1)), EMATeacher(model), EMATeacher(model)
     optimizer.pairs = list(zip(model.parameters(), masters, strict=True))
-    teacher.follow(model, optimizer)  # type: ignore[arg-type]
+    teacher.follow(model, optimizer)
     for optimizer.overflow in (True, False, True, False):
         for master in masters:
             master.grad = torch.ones_like(master)
