@@ -171,7 +171,7 @@ def _wrap_step(optimizer: Any, around: Callable[[], AbstractContextManager[None]
 
     step.__name__ = "step"
     try:
-        optimizer.step = types.MethodType(step, optimizer)
+        object.__setattr__(optimizer, "step", types.MethodType(step, optimizer))  # not in what a wrapper hands attributes on to
     except AttributeError as error:
         raise TypeError(
             f"optimizer is a {type(optimizer).__name__} whose step cannot be replaced; need an attribute step. "

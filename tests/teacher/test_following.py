@@ -63,6 +63,19 @@ class Unhooked(Optimizer):
         return result
 
 
+class Delegating(Unhooked):
+    """That hands its attributes on."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("parts", "leaf"):
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.leaf, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "leaf"), name)
+
+
 class Aside(Unhooked):
     """That leaves the inner step aside."""
 
@@ -115,6 +128,7 @@ MAKES: dict[str, Callable[[Any], Any]] = {
     "torch's": lambda parameters: AdamW(parameters, lr=0.1),
     "wrapped": lambda parameters: Wrapper(SGD(parameters, lr=0.1)),
     "unhooked": lambda parameters: Unhooked(SGD(parameters, lr=0.1)),
+    "wrapped, delegating": lambda parameters: Delegating(SGD(parameters, lr=0.1)),
     "wrapped twice": lambda parameters: Wrapper(Unhooked(AdamW(parameters, lr=0.1))),
     "unhooked twice": lambda parameters: Unhooked(Unhooked(SGD(parameters, lr=0.1))),
     "inner aside": lambda parameters: Aside(SGD(parameters, lr=0.1)),
