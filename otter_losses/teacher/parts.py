@@ -63,5 +63,5 @@ def name_old_keys(state: dict[str, Any], prefix: str, saved: dict[str, Tensor | 
     names = [name for name, tensor in saved.items() if tensor is not None and is_half(tensor)]
     if len(old) > len(names):  # buffers that are not saved had theirs
         names = [name for name, tensor in saved.items() if tensor is None or is_half(tensor)]
-    for place, name in zip(old, names, strict=False):
-        state[prefix + key(name)] = state.pop(place)
+    values = [state.pop(place) for place in old]
+    state.update({prefix + key(name): value for name, value in zip(names, values, strict=False)})
