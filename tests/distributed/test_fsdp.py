@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.func import functional_call
 
 from otter_losses import EMATeacher, InfoNCELoss, OTTERLoss, SigLIPLoss, grad_cache
@@ -112,6 +112,33 @@ def message_of(act: Callable[..., Any], *args: Any) -> str:
     return "no error"
 
 
+def messages_of_flattened(use_orig_params: bool) -> list[str]:
+    """What is said of FSDP1 somewhere in the model, and of a module inside it."""
+    model = TwoTowers()
+    teacher, inner = EMATeacher(model), EMATeacher(model.image)
+    optimizer, tower, options = torch.optim.SGD(model.parameters(), lr=0.5), model.image, {"device_id": torch.device("cpu")}
+    model.image = FullyShardedDataParallel(tower, use_orig_params=use_orig_params, **options)  # type: ignore[assignment, arg-type]
+    acts = (EMATeacher, teacher.update, lambda model: teacher.follow(model, optimizer), lambda _: inner.update(tower))
+    return [message_of(act, model) for act in (*acts, lambda model: EMATeacher(TwoTowers(), module=model))]
+
+
+def average_and_cast(mesh: DeviceMesh) -> dict[str, Tensor]:
+    """Of a sharded teacher, whose infinities the student has left, after a forward that leaves the shards aside."""
+    model = TwoTowers()
+    with torch.no_grad():
+        model.text.weight[::2] = torch.inf
+        model.image.get_parameter("0.weight")[0] = torch.finfo(torch.float32).min
+        teacher = EMATeacher(model, decay=0.5, warmup=False)
+        model.text.weight[::2] = 3.0
+        model.text.weight[1::2] += 1.0
+        model.image.get_parameter("0.weight")[0] = torch.finfo(torch.float32).max
+    shard(model, mesh)
+    shard(teacher.module, mesh)
+    teacher.update(model)
+    teacher(torch.ones(2, 6), torch.ones(2, 7))
+    return {name: full(tensor) for name, tensor in teacher.double().state_dict().items()}
+
+
 def work(rank: int, world: int) -> dict[Any, Any]:
     contract: dict[str, Any] = {"rank": rank, "world_size": world}
     results: dict[Any, Any] = {}
@@ -172,6 +199,9 @@ def work(rank: int, world: int) -> dict[Any, Any]:
     student = TwoTowers().bfloat16()
     shard(student, mesh)
     results["half teacher"] = message_of(teacher.update, student)
+    for use_orig_params in (False, True):
+        results["flattened", use_orig_params] = messages_of_flattened(use_orig_params)
+    results["infinities"] = average_and_cast(mesh)
     return results
 
 
@@ -261,3 +291,23 @@ def test_a_teacher_follows_a_sharded_student(ranks: list[dict[Any, Any]], kind: 
 def test_what_cannot_be_sharded_says_so(ranks: list[dict[Any, Any]], name: str, message: str) -> None:
     for results in ranks:
         assert message in results[name]
+
+
+@pytest.mark.parametrize("use_orig_params", [False, True])
+def test_fsdp1_is_refused_wherever_it_is(ranks: list[dict[Any, Any]], use_orig_params: bool) -> None:
+    for results in ranks:
+        for message in results["flattened", use_orig_params]:
+            assert "holds a FullyShardedDataParallel" in message
+            assert "call torch.distributed.fsdp.fully_shard" in message
+
+
+def test_a_sharded_teacher_leaves_infinities_and_is_cast(ranks: list[dict[Any, Any]]) -> None:
+    start = TwoTowers()
+    for results in ranks:
+        actual = results["infinities"]
+        assert actual["average.module.text.weight"].dtype == torch.float64
+        expected = start.text.weight.detach().double() + 0.5
+        expected[::2] = 3.0
+        torch.testing.assert_close(actual["average.module.text.weight"], expected, rtol=0, atol=1e-6)
+        assert bool((actual["average.module.image.0.weight"][0] == 0).all())
+        assert torch.equal(actual["average.module.image.2.weight"], start.image.get_parameter("2.weight").detach().double())
