@@ -15,8 +15,9 @@ class SinkhornResult(NamedTuple):
     Attributes:
         plan: (..., M, N), non-negative; columns sum to `column_marginal` exactly, rows to `row_marginal` within `marginal_error`.
         row_potential, column_potential: (..., M) and (..., N), dimensionless, with
-            ``plan = exp(scores / epsilon + row_potential + column_potential)``; -inf where a marginal is zero.
-        marginal_error: (...), the L1 distance of the plan's row sums from `row_marginal`.
+            ``plan = exp(scores / epsilon + row_potential + column_potential)`` but for their own rounding, which is that of
+            numbers as large as ``scores / epsilon``; -inf where a marginal is zero.
+        marginal_error: (...), the L1 distance of this plan's row sums from `row_marginal`.
         iterations: rounds done; the largest of the batch.
     """
 
@@ -75,7 +76,7 @@ def sinkhorn_knopp(
 
     (Cuturi, arXiv 1306.0895). Each round matches the rows first and the columns last. On the CPU, while the scores span less than
     80 epsilon in float32 (640 in float64) it runs on plain numbers; beyond, on other devices, and where a gradient is wanted, on
-    logarithms, which are safe for any scores and any epsilon.
+    logarithms, which are exact for any scores and any epsilon. `torch.vmap` and the other transforms of torch.func apply.
 
     Args:
         scores: (..., M, N), larger = better match; -inf forbids a pair. A row or column of which every entry is forbidden gets no
@@ -85,7 +86,7 @@ def sinkhorn_knopp(
         row_marginal, column_marginal: (M,) and (N,), or with the batch dimensions of `scores`: non-negative, of equal mass. By
             default uniform with mass 1.
         tolerance: stop once the L1 error of the row sums is at most this. Each problem of a batch stops by itself. Reading the
-            error waits for the device.
+            error waits for the device; where it cannot be read, under `torch.vmap`, all rounds are run.
         column_potential: where to start, as an earlier result gave it; k rounds and then m more are k + m rounds.
         implicit: differentiate through the fixed point rather than through the rounds: exact at convergence only, O(N^2) memory,
             one linear solve of size N. `tolerance` must be small enough.
@@ -184,7 +185,8 @@ def _solve(
         row_sums = domain.row_sums(kernel, v)
         if tolerance is not None:
             active = (_distance(domain.product(u, row_sums), rows) > tolerance).unsqueeze(-1)
-            if has_numbers(active) and not bool(active.any()):
+            may_stop = torch.compiler.is_compiling() or has_numbers(active)  # traced, it breaks the graph
+            if may_stop and not bool(active.any()):
                 # What is promised is the error of the plan, in which every entry has been rounded.
                 plan = domain.plan(kernel, u, v)
                 active = (_distance(plan.sum(-1), rows) > tolerance).unsqueeze(-1)

@@ -254,12 +254,14 @@ def test_an_added_teacher_speaks_in_training_only() -> None:
 def test_an_added_teacher_in_a_compiled_model() -> None:
     """Where the hook is part of what is compiled."""
     model = make_model()
+    visual: Any = model.visual
+    visual.ln_post = nn.Sequential(visual.ln_post, nn.Dropout(0.5))
     teacher = EMATeacher(model, decay=0.9)
     add_teacher(model, teacher)
     compiled: Any = torch.compile(model, backend="eager", fullgraph=True)
     teacher.average.train()  # as nobody should
     taught = compiled(*make_pairs())["dist_image_features"]
-    assert torch.equal(taught, teacher(*make_pairs())["image_features"])
+    assert relative(taught, teacher(*make_pairs())["image_features"]) <= 1e-6
     assert not taught.requires_grad
 
 

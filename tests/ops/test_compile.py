@@ -1,17 +1,19 @@
 """torch.compile without a graph break gives what eager gives."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from otter_losses import OTTERLoss, sinkhorn_knopp
+from otter_losses import DistillationLoss, LabelSmoothingLoss, OTTERLoss, sinkhorn_knopp
 from otter_losses.losses.base import PairLoss
 from tests.helpers.batches import Batch, make_batch
 from tests.helpers.checks import relative, worst_error
-from tests.helpers.losses import MODULES, VARIANTS, memories
+from tests.helpers.losses import MODULES, VARIANTS, Build, memories
 from tests.helpers.sinkhorn import make_scores
 
 
@@ -107,3 +109,81 @@ def test_a_scale_that_changes_every_step_does_not_recompile_every_step() -> None
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for step in range(12):
         assert relative(compiled(batch.x, batch.y, 14.0 + step), loss(batch.x, batch.y, 14.0 + step)) <= 1e-6
+
+
+FEW = 3
+"""Compilations: for the first value, for any, and one more for a special case."""
+
+OPTIONS: dict[str, tuple[Build, str, float, float]] = {
+    "alpha": (OTTERLoss, "alpha", 0.9, 0.2),
+    "epsilon": (OTTERLoss, "epsilon", 0.5, 0.09),
+    "a tiny epsilon": (OTTERLoss, "epsilon", 1e-3, 1e-6),
+    "gamma_image": (OTTERLoss, "gamma_image", 0.2, 1.7),
+    "gamma_text of the released code": (OTTERLoss.official, "gamma_text", 1.5, 0.3),
+    "smoothing": (LabelSmoothingLoss, "smoothing", 0.3, 0.05),
+    "smoothing as torch's": (partial(LabelSmoothingLoss, convention="torch"), "smoothing", 0.1, 0.4),
+    "distillation's epsilon": (partial(DistillationLoss, epsilon=1.0), "epsilon", 0.2, 0.09),
+    "distillation's gamma": (partial(DistillationLoss, epsilon=0.2), "gamma_text", 0.1, 0.8),
+}
+"""A loss, the option to anneal, from where and to where."""
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_annealed_option_compiles_a_few_times(name: str) -> None:
+    build, option, first, last = OPTIONS[name]
+    batch, loss = make_batch(9, 8, dtype=torch.float32), build()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    for step in range(12):
+        setattr(loss, option, first + (last - first) * step / 11)
+        value, expected = (each(batch.x, batch.y, 14.3, **batch.teacher()) for each in (compiled, loss))
+        pairs = [torch.autograd.grad(each, (batch.x, batch.y)) for each in (value, expected)]
+        assert max(relative(*each) for each in zip(*pairs, strict=True)) <= 1e-5
+        assert relative(value, expected) <= 1e-6
+    assert counter.frame_count <= FEW
+
+
+@pytest.mark.parametrize("name", [*MODULES, "otter, official", "distillation, off the diagonal"])
+def test_a_batch_that_varies_compiles_a_few_times(name: str) -> None:
+    loss = VARIANTS[name]()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    for n in (17, 5, 64, 6, 23, 9, 2, 31):
+        batch = make_batch(n, 8, dtype=torch.float32)
+        value, expected = (each(batch.x, batch.y, batch.scale, **batch.teacher()) for each in (compiled, loss))
+        assert worst_error(value, batch.gradients(value), expected, batch.gradients(expected)) <= 1e-5
+    assert counter.frame_count <= FEW
+
+
+def test_sinkhorn_of_any_size_and_epsilon_compiles_a_few_times() -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(sinkhorn_knopp, fullgraph=True, backend=counter)
+    for step in range(10):
+        scores, epsilon = make_scores("random", 7 + step, 20 - step, step), 0.02 + 0.01 * step
+        assert relative(compiled(scores, epsilon), sinkhorn_knopp(scores, epsilon)) <= 1e-10
+    assert counter.frame_count <= FEW
+
+
+class Step(nn.Module):
+    """What is exported: a loss with a teacher of its own width."""
+
+    def __init__(self, loss: PairLoss) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, x: Tensor, y: Tensor, scale: Tensor, v: Tensor, t: Tensor) -> Any:
+        return self.loss(x, y, scale, dist_image_features=v, dist_text_features=t)
+
+
+@pytest.mark.parametrize("name", [*MODULES, "otter, official", "distillation, off the diagonal", "otter, logarithms"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_losses_export_with_a_dynamic_batch(name: str, strict: bool) -> None:
+    pairs = torch.export.Dim("pairs", min=2, max=4096)
+    example, step = make_batch(7, 8, dtype=torch.float32), Step(VARIANTS[name]())
+    arguments = tuple(each.detach() for each in (example.x, example.y, example.scale, example.v, example.t))
+    rows = {0: pairs}
+    program = torch.export.export(step, arguments, dynamic_shapes=(rows, rows, None, rows, rows), strict=strict).module()
+    for n in (2, 7, 41):
+        batch = make_batch(n, 8, dtype=torch.float32)
+        call = (batch.x, batch.y, batch.scale, batch.v, batch.t)
+        assert relative(program(*call), step(*call)) <= 1e-6

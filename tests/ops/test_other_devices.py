@@ -68,3 +68,22 @@ def test_decided_beforehand_hard_data_are_survived(monkeypatch: pytest.MonkeyPat
                 patch.setattr(module, "reads_freely", lambda tensor: False)
             found = evaluate(OTTERLoss(epsilon=epsilon, max_memory=max_memory), batch.to(torch.float32), False)
         assert worst_error(*found, *expected, 14.3) <= 4e-6 + 4e-7 / epsilon
+
+
+@memories
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_decided_beforehand_a_teacher_far_from_normalised_gives_no_number(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, max_memory: int
+) -> None:
+    """Rather than a wrong one; looked at, it is taken as it is."""
+    batch, norms = make_batch(41, 16, dtype=dtype), (1.01, 6.0)
+    epsilon = 0.08 if dtype == torch.float32 else 0.01
+    loss = OTTERLoss(epsilon=epsilon, max_memory=max_memory)
+    exact = [loss(batch.x, batch.y, 14.3, None, norm * batch.v, norm * batch.t) for norm in norms]
+    for module in (similarity, sinkhorn, cross_entropy):
+        monkeypatch.setattr(module, "reads_freely", lambda tensor: False)
+    nearly, far = (loss(batch.x, batch.y, 14.3, None, norm * batch.v, norm * batch.t) for norm in norms)
+    assert float(nearly) == pytest.approx(float(exact[0]), rel=1e-5)
+    assert bool(far.isnan())
+    assert bool(exact[1].isfinite())

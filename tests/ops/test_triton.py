@@ -8,10 +8,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from otter_losses import InfoNCELoss, OTTERLoss, SigLIPLoss, checks, sinkhorn_knopp
+from otter_losses.distributed.shard import WHOLE_BATCH
 from otter_losses.ops import dispatch, memory
+from otter_losses.ops.execution import Execution
 from tests.helpers.batches import DEVICE, Batch, make_batch, on_device
 from tests.helpers.checks import relative, worst_error
 from tests.helpers.losses import BLOCKS, DENSE, VARIANTS, memories
+from tests.helpers.problems import transported
 
 pytest.importorskip("triton", reason="triton is there on Linux only")
 # The interpreter computes lanes beyond the matrix's edge too, and numpy tells of it.
@@ -53,7 +56,8 @@ def test_hard_data(family: str) -> None:
 @pytest.mark.parametrize("scale", [0.0, -14.3, 100.0])
 @pytest.mark.parametrize("name", ["otter", "info_nce", "siglip"])
 def test_any_scale(name: str, scale: float) -> None:
-    assert error(name, make_batch(41, 24, scale=scale)) <= 1e-5
+    """Within a few roundings of logits as large as the scale, which are relative errors of their exponentials."""
+    assert error(name, make_batch(41, 24, scale=scale)) <= max(1e-5, 6 * 2**-24 * abs(scale))
 
 
 @memories
@@ -181,6 +185,27 @@ def test_a_nan_that_comes_in_comes_out(monkeypatch: pytest.MonkeyPatch, name: st
         parts = loss(batch.x, batch.y, batch.scale, **batch.teacher(), output_dict=True)
     assert isinstance(parts, dict)
     assert all(bool(part.isnan()) for key, part in parts.items() if where in "xy" or key == "distill_loss")
+
+
+@pytest.mark.parametrize("way", ["float32", "codes", "blocks"])
+def test_a_teacher_that_is_far_from_normalised_gives_no_number_rather_than_a_wrong_one(way: str) -> None:
+    """Where nobody looks at its norms, and plain numbers were chosen for those of unit norm."""
+    batch = on_device(make_batch(41, 24), torch.bfloat16 if way == "codes" else torch.float32)
+    loss = OTTERLoss(backend="triton", epsilon=0.08, max_memory=BLOCKS if way == "blocks" else DENSE)
+    with torch.no_grad(), memory.limits(codes_from=0):
+        values = [loss(batch.x, batch.y, 14.3, None, norm * batch.v, norm * batch.t) for norm in (1.01, 1.5, 4.0)]
+    assert [bool(value.isnan()) for value in values] == [False, True, True]
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 1e-9])
+def test_an_epsilon_that_one_float_is_too_short_for(epsilon: float) -> None:
+    batch = on_device(make_batch(41, 24))
+    with pytest.raises(RuntimeError, match=r"span at most 1024; this epsilon makes them span up to 6e\+0.*'auto' or 'torch'"):
+        OTTERLoss(backend="triton", epsilon=epsilon)(batch.x, batch.y, 14.3)
+    execution = Execution("auto", 0, WHOLE_BATCH)
+    for each, backend in ((0.1, "auto"), (0.01, "auto"), (epsilon, "torch")):
+        soft = transported(batch.v, batch.t, batch.scale, logit_range=6 / each)
+        assert execution.for_targets(soft).backend == backend
 
 
 # ---- what cannot run says what is missing ----

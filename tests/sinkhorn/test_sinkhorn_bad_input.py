@@ -95,3 +95,15 @@ def test_unequal_masses_of_one_problem_of_a_batch_are_named_with_their_sums() ->
     marginal = torch.tensor([[0.5, 0.5], [0.5, 1.5]])
     with pytest.raises(ValueError, match="row_marginal sums to 2 and column_marginal to 1; need equal masses"):
         sinkhorn_knopp(torch.zeros(2, 2, 2), row_marginal=marginal)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_marginals_are_equal_within_their_rounding(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for size in (3, 50, 700):
+        a, b = (torch.rand(size + extra, generator=generator).to(dtype) for extra in (0, 20))
+        a, b = a / a.sum(), b.softmax(0)
+        plan = sinkhorn_knopp(torch.rand(size, size + 20), row_marginal=a, column_marginal=b)
+        torch.testing.assert_close(plan.sum(0), b.float(), rtol=1e-5, atol=0)
+    with pytest.raises(ValueError, match="need equal masses"):
+        sinkhorn_knopp(torch.rand(size, size + 20), row_marginal=a, column_marginal=b * 1.05)

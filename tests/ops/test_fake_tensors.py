@@ -1,0 +1,51 @@
+"""Where there are no numbers to look at, shapes and dtypes come out: what memory estimators and tracers ask for."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from otter_losses import set_debug, sinkhorn_knopp
+from otter_losses.functional import otter_targets
+from tests.helpers.losses import VARIANTS
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_loss(name: str, dtype: torch.dtype, debug: bool) -> None:
+    set_debug(debug)
+    with FakeTensorMode():
+        x, y = (torch.randn(12, 16, dtype=dtype, requires_grad=True) for _ in range(2))
+        scale, bias = torch.tensor(14.3, requires_grad=True), torch.tensor(-3.0, requires_grad=True)
+        v, t = torch.randn(2, 12, 24).unbind()
+        call: dict[str, Any] = {"dist_image_features": v, "dist_text_features": t}
+        if name.startswith("otter"):
+            call |= {"alpha": torch.rand(12), "distill_logit_scale": torch.tensor(20.0)}
+        value = VARIANTS[name]()(x, y, scale, bias, **call)
+        assert (value.shape, value.dtype) == ((), torch.float32)
+        value.backward()
+    for leaf in (x, y, scale, bias):
+        assert leaf.grad is not None
+        assert (leaf.grad.shape, leaf.grad.dtype) == (leaf.shape, leaf.dtype)
+
+
+def test_transport_and_targets() -> None:
+    with FakeTensorMode():
+        scores = torch.randn(3, 4, 5, requires_grad=True)
+        marginal = torch.rand(4)
+        result = sinkhorn_knopp(scores, tolerance=1e-3, row_marginal=marginal / marginal.sum(), return_result=True)
+        assert [each.shape for each in result[:4]] == [(3, 4, 5), (3, 4), (3, 5), (3,)]
+        result.plan.sum().backward()  # type: ignore[no-untyped-call]
+        plans = otter_targets(*torch.randn(2, 7, 8).unbind())
+        assert [plan.shape for plan in plans] == [(7, 7), (7, 7)]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_loss_on_the_meta_device(name: str) -> None:
+    x, y = (torch.empty(12, 16, device="meta", requires_grad=True) for _ in range(2))
+    value = VARIANTS[name]()(x, y, torch.empty((), device="meta"))
+    value.backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
