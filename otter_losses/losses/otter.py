@@ -167,7 +167,7 @@ class OTTERLoss(PairLoss):
         alpha: prior that a given pair is right, a number in [0, 1]. The call's ``alpha=`` overrides it, with a number or with one
             value a pair, shape (N,).
         epsilon: entropic regularisation (the paper's lambda), at least 1e-30; small is sharp. Up to 80 times smaller than the
-            range of S the solver works in plain numbers, below that in logarithms at several times the cost.
+            range of S the solver works in plain numbers, below that in logarithms: as exact, at several times the cost.
         iterations: Sinkhorn-Knopp rounds, at least 1.
         gamma_image, gamma_text: weights of the similarities within a modality, at least 0.
         scope: over several ranks, "global" transports among the pairs of all; "local" within each rank's own, which saves
