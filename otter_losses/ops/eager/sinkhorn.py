@@ -161,7 +161,9 @@ def plans(similarity: Similarity, logit_range: float, iterations: int, reduce: R
     """``M`` and ``M'``, (N, N) each, written out."""
     kernel = GibbsKernel.build(similarity, logit_range, store=True, reduce=reduce)
     scalings = solve(kernel, iterations, reduce)
-    matrix = kernel.block(similarity.rows)
-    image_rows = last_row_scalings(kernel, matrix, scalings.image_columns)
-    image_to_text = kernel.domain.plan(matrix, image_rows, scalings.image_columns)
-    return image_to_text, kernel.domain.plan(matrix, scalings.text_rows, scalings.text_columns)
+    image_plan, text_plan = kernel.shift.new_empty(2, *similarity.shape).unbind()
+    for rows, block in kernel.sweep():
+        image_rows = last_row_scalings(kernel, block, scalings.image_columns)
+        image_plan[rows] = kernel.domain.plan(block, image_rows, scalings.image_columns)
+        text_plan[rows] = kernel.domain.plan(block, scalings.text_rows[..., rows], scalings.text_columns)
+    return image_plan, text_plan
