@@ -25,10 +25,8 @@ class CLIP(lightning.LightningModule):
         super().__init__()
         self.towers = Towers()
         self.teacher = EMATeacher(self.towers)
+        self.loss = OTTERLoss()
         self.losses: list[float] = []
-
-    def setup(self, stage: str) -> None:
-        self.loss = OTTERLoss(rank=self.global_rank, world_size=self.trainer.world_size)
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         v, t, _ = self.teacher(*batch)

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -77,8 +76,6 @@ class PairRankingLoss(nn.Module):
         """The loss of two columns' embeddings, each (N, D); `labels` may be the teacher's, a list of two (N, E)."""
         if len(embeddings) != 2:
             raise ValueError(f"the data set has {len(embeddings)} columns of texts; need two: anchor and positive.")
-        if self.loss.group is None and dist.is_available() and dist.is_initialized():
-            self.loss.rank, self.loss.world_size = dist.get_rank(), dist.get_world_size()
         taught = labels if isinstance(labels, list) else []
         student, teacher = ([F.normalize(column, dim=-1) for column in columns] for columns in (embeddings, taught))
         value: Tensor = self.loss(*student, self.scale, None, *teacher)

@@ -99,8 +99,8 @@ class TeacherCallback(TrainerCallback):
 class PairLossTrainer(Trainer):
     """transformers' `Trainer` with one of our losses in place of the model's own, which is not computed.
 
-    All processes share a batch: the loss is told its rank and world size, unless it was built with a ``group``. Accumulated
-    batches count alike: their gradient is the mean of each batch's own.
+    All processes share a batch, or those of the ``group`` that the loss was built with. Accumulated batches count alike: their
+    gradient is the mean of each batch's own.
 
     Args:
         loss: any loss of this library.
@@ -134,8 +134,6 @@ class PairLossTrainer(Trainer):
         if any(isinstance(callback, TeacherCallback) for callback in arguments.get("callbacks") or ()):
             raise ValueError("callbacks holds a TeacherCallback; need none. Pass teacher=EMATeacher(model), which has its own.")
         super().__init__(**arguments)
-        if loss.group is None:
-            loss.rank, loss.world_size = self.args.process_index, self.args.world_size
         if teacher is not None:
             check_separate(teacher, self.model)
             teacher.to(self.args.device)
