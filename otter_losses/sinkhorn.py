@@ -1,12 +1,13 @@
 """Sinkhorn-Knopp: entropic optimal transport between given marginals, for scores rather than costs."""
 
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, NoReturn, overload
 
 import torch
 from torch import Tensor
 
 from otter_losses import checks
 from otter_losses.ops.domains import SCALING, Domain, Logarithmic, has_numbers, is_tracked, reads_freely, safe_range
+from otter_losses.ops.tracing import is_exporting
 
 
 class SinkhornResult(NamedTuple):
@@ -170,6 +171,7 @@ def _solve(
     a, b = domain.enter(rows), domain.enter(columns)
     u = domain.enter(torch.ones_like(rows))
     row_sums = domain.row_sums(kernel, v)
+    may_stop = has_numbers(scores) or (torch.compiler.is_compiling() and not is_exporting())  # traced, it breaks the graph
     active: Tensor | None = None
     plan: Tensor | None = None
     done = 0
@@ -185,17 +187,24 @@ def _solve(
         row_sums = domain.row_sums(kernel, v)
         if tolerance is not None:
             active = (_distance(domain.product(u, row_sums), rows) > tolerance).unsqueeze(-1)
-            may_stop = torch.compiler.is_compiling() or has_numbers(active)  # traced, it breaks the graph
             if may_stop and not bool(active.any()):
                 # What is promised is the error of the plan, in which every entry has been rounded.
-                plan = domain.plan(kernel, u, v)
+                plan = _plan(domain, kernel, u, v, columns)
                 active = (_distance(plan.sum(-1), rows) > tolerance).unsqueeze(-1)
                 if not bool(active.any()):
                     break
     if plan is None:
-        plan = domain.plan(kernel, u, v)
+        plan = _plan(domain, kernel, u, v, columns)
     row_potential, column_potential = domain.logarithm(u) - centre.squeeze(-1) / epsilon, domain.logarithm(v)
     return SinkhornResult(plan, row_potential, column_potential, _distance(plan.sum(-1), rows), done)
+
+
+def _plan(domain: Domain, kernel: Tensor, rows: Tensor, columns: Tensor, marginal: Tensor) -> Tensor:
+    """With columns that sum to their marginal, also where potentials that diverge have been rounded in thousands of rounds."""
+    plan = domain.plan(kernel, rows, columns)
+    sums = plan.detach().sum(-2)
+    correction = torch.where(sums > 0, marginal.detach() / sums, 1.0).unsqueeze(-2)
+    return plan * correction if is_tracked(plan) else plan.mul_(correction)
 
 
 def _distance(sums: Tensor, marginal: Tensor) -> Tensor:
@@ -240,6 +249,7 @@ def _logarithmic(largest: Tensor, columns: Tensor, start: Tensor | None) -> tupl
     if start.numel():
         largest = torch.maximum(largest, start.abs().masked_fill(nothing, 0.0).amax(-1, keepdim=True).unsqueeze(-1))
     domain = Logarithmic(5 * largest)
+    start = domain.hold(start.unsqueeze(-2).clone()).squeeze(-2)
     maximum = domain.maximum(start.unsqueeze(-2)).squeeze(-2)
     return domain, torch.stack((maximum, (start - maximum).masked_fill(nothing, 0.0)))
 
@@ -262,16 +272,27 @@ class _FixedPoint(torch.autograd.Function):
         ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> NoReturn:
+        raise RuntimeError(
+            "implicit=True has no forward-mode derivative; need reverse mode: backward(), torch.func.grad or jacrev. Or leave "
+            "implicit out, and differentiate through the rounds."
+        )
+
+    @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         plan, rows, columns = ctx.saved_tensors
         weighted = plan * gradient
         per_row = torch.where(rows > 0, 1 / rows, torch.zeros_like(rows)).unsqueeze(-1)
         row_totals, column_totals = weighted.sum(-1, keepdim=True), weighted.sum(-2).unsqueeze(-1)
-        # Eliminating alpha leaves an N x N system, singular along the constant and where a column is empty: both are pinned.
-        system = -plan.mT @ (per_row * plan)
-        system = system + columns.unsqueeze(-1) * columns.unsqueeze(-2)
-        system.diagonal(dim1=-2, dim2=-1).add_(torch.where(columns > 0, columns, torch.ones_like(columns)))
-        beta = torch.linalg.solve(system, column_totals - plan.mT @ (per_row * row_totals))
+        # Eliminating alpha leaves an N x N system, here with a unit diagonal. It is singular once for each part of the plan that
+        # no mass connects to the rest: along these, where the solution does not matter, it is 0.
+        root = torch.where(columns > 0, columns.rsqrt(), torch.zeros_like(columns)).unsqueeze(-1)
+        scaled = per_row.sqrt() * plan * root.mT
+        values, vectors = torch.linalg.eigh(torch.eye(plan.shape[-1], dtype=plan.dtype, device=plan.device) - scaled.mT @ scaled)
+        least = 8 * plan.shape[-1] ** 0.5 * torch.finfo(plan.dtype).eps
+        inverse = torch.where(values > least, 1 / values, torch.zeros_like(values)).unsqueeze(-1)
+        wanted = root * (column_totals - plan.mT @ (per_row * row_totals))
+        beta = root * (vectors @ (inverse * (vectors.mT @ wanted)))
         alpha = per_row * (row_totals - plan @ beta)
         return weighted - plan * (alpha + beta.mT), None, None, None

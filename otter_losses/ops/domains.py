@@ -10,7 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from otter_losses.ops.reduction import Reduction
 
@@ -107,7 +109,9 @@ class Logarithmic:
         """Logits as they may be stored: those so large that their second parts would not be small are without them; in place."""
         is_exact = self.pivot <= 16 / torch.finfo(logits.dtype).eps
         first = torch.where(is_exact, logits.detach(), self.maximum(logits))
-        return logits + (first - logits.detach()).nan_to_num(nan=0.0) if is_tracked(logits) else logits.copy_(first)
+        if is_tracked(logits) or is_tracked(self.pivot):
+            return logits + (first - logits.detach()).nan_to_num(nan=0.0)
+        return logits.copy_(first)
 
     def open(self, held: Tensor) -> Tensor:
         """The kernel, (2, ..., M, N)."""
@@ -142,12 +146,12 @@ class Logarithmic:
             top = sums.amax(dim, keepdim=True)
         sums.sub_(_or_zero(top))
         if is_tracked(second) or is_tracked(scalings):
-            # Of nothing the gradient is zero rather than NaN.
-            sums = (sums + second + scalings[1]).masked_fill(top == -torch.inf, 0.0)
+            sums.masked_fill_(top == -torch.inf, 0.0)  # of nothing the gradient is zero rather than NaN
+            logarithms = (second + scalings[1]).add_(sums)
         else:
-            sums.add_(second).add_(scalings[1])
+            logarithms = sums.add_(second).add_(scalings[1])
         top = top.squeeze(dim)
-        return torch.stack((top, _settled(top, sums.logsumexp(dim))))
+        return torch.stack((top, _settled(top, logarithms.logsumexp(dim))))
 
     def merge(self, left: Tensor, right: Tensor) -> Tensor:
         top = torch.maximum(left[0], right[0])
@@ -173,10 +177,10 @@ class Logarithmic:
         first, second = kernel.unbind()
         exponents = first.detach() + rows[0].detach().unsqueeze(-1)
         exponents.add_(columns[0].detach().unsqueeze(-2))
-        rests = (second, rows[1].unsqueeze(-1), columns[1].unsqueeze(-2))
-        if any(is_tracked(rest) for rest in rests):
-            return (exponents + rests[0] + rests[1] + rests[2]).exp()
-        return exponents.add_(rests[0]).add_(rests[1]).add_(rests[2]).exp_()
+        row_rest, column_rest = rows[1].unsqueeze(-1), columns[1].unsqueeze(-2)
+        if any(is_tracked(rest) for rest in (second, rows, columns)):
+            return (second + row_rest).add_(column_rest).add_(exponents).exp()
+        return exponents.add_(second).add_(row_rest).add_(column_rest).exp_()
 
 
 def _about(top: Tensor, logarithm: Tensor) -> Tensor:
@@ -197,11 +201,12 @@ SCALING = Scaling()
 
 
 def has_numbers(tensor: Tensor) -> bool:
-    """Whether there are numbers to look at: not under torch.compile, in fake and meta tensors, in torch.func's transforms."""
+    """Whether there are numbers to look at: not where somebody traces, in fake and meta tensors, in torch.func's transforms."""
     return not (
         torch.compiler.is_compiling()
+        or get_proxy_mode() is not None
         or tensor.device.type == "meta"
-        or isinstance(tensor, FakeTensor)
+        or isinstance(tensor, (FakeTensor, FunctionalTensor))
         or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )
 

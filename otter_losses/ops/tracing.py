@@ -3,8 +3,15 @@
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+import torch
+
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+
+
+def is_exporting() -> bool:
+    """Whether torch.export traces: what holds of the example must hold of every size then."""
+    return torch.compiler.is_compiling() and bool(getattr(torch.compiler, "is_exporting", lambda: False)())
 
 
 def constant_when_traced(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
