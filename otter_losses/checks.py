@@ -258,6 +258,14 @@ def check_scores(scores: Tensor, epsilon: float) -> None:
             raise ValueError(f"scores / epsilon reaches {largest:g}; need at most {limit:g} for {dtype}. Raise epsilon.")
 
 
+def check_no_tangent(name: str, tensor: Tensor) -> None:
+    if not torch.compiler.is_compiling() and forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
+        raise RuntimeError(
+            f"{name} has a tangent of forward-mode differentiation, which implicit=True has no rule for; need reverse mode: "
+            "backward(), torch.func.grad or jacrev. Or leave implicit out."
+        )
+
+
 def check_vector(name: str, vector: Tensor, scores: Tensor, size: int) -> None:
     """Shape (size,), or with the batch dimensions of the scores, on their device."""
     check_floating(name, vector)

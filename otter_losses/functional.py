@@ -14,7 +14,7 @@ from torch import Tensor
 
 from otter_losses import checks
 from otter_losses.distributed.shard import WHOLE_BATCH
-from otter_losses.losses.batch import Parts, of_one_dtype
+from otter_losses.losses.batch import Parts, constant, of_one_dtype
 from otter_losses.losses.distillation import distillation_loss
 from otter_losses.losses.info_nce import info_nce_loss
 from otter_losses.losses.label_smoothing import label_smoothing_loss
@@ -22,8 +22,7 @@ from otter_losses.losses.otter import otter_loss
 from otter_losses.losses.siglip import siglip_loss
 from otter_losses.ops.eager.sinkhorn import plans
 from otter_losses.ops.memory import computing_dtype
-from otter_losses.ops.similarity import Similarity
-from otter_losses.ops.targets import logit_range
+from otter_losses.ops.targets import SoftTargets, logit_range
 
 __all__ = [
     "Parts",
@@ -71,18 +70,16 @@ def otter_targets(
     v, t = of_one_dtype(dist_image_features, dist_text_features)
     dtype = computing_dtype(v)
     v, t = v.to(dtype), t.to(dtype)
-    if len(v) == 1:
-        return v.new_ones(1, 1), v.new_ones(1, 1)
-    with torch.autocast(v.device.type, enabled=False):
-        similarity = Similarity(
-            image_features=v,
-            text_features=t,
-            inv_epsilon=v.new_full((), 1 / epsilon),
-            gamma_image=gamma_image,
-            gamma_text=gamma_text,
-            diagonal_penalty=math.inf,
-            rows=slice(0, len(v)),
-        )
-        bound = logit_range(epsilon, gamma_image, gamma_text, math.inf, dtype)
-        image_to_text, image_from_text = plans(similarity, bound, iterations, WHOLE_BATCH)
+    soft = SoftTargets(
+        image_features=v,
+        text_features=t,
+        inv_epsilon=constant(1 / epsilon, v),
+        gamma_image=gamma_image,
+        gamma_text=gamma_text,
+        diagonal_penalty=math.inf,
+        logit_range=logit_range(epsilon, gamma_image, gamma_text, math.inf, dtype),
+    )
+    with torch.autocast("cpu" if v.device.type == "meta" else v.device.type, enabled=False):
+        similarity = soft.similarity(v, t, slice(0, v.shape[0]))
+        image_to_text, image_from_text = plans(similarity, soft.logit_range, iterations, WHOLE_BATCH)
         return image_to_text, image_from_text.T

@@ -1,6 +1,6 @@
 """Sinkhorn-Knopp: entropic optimal transport between given marginals, for scores rather than costs."""
 
-from typing import Any, Literal, NamedTuple, NoReturn, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -88,9 +88,10 @@ def sinkhorn_knopp(
             default uniform with mass 1.
         tolerance: stop once the L1 error of the row sums is at most this. Each problem of a batch stops by itself. Reading the
             error waits for the device; where it cannot be read, under `torch.vmap`, all rounds are run.
-        column_potential: where to start, as an earlier result gave it; k rounds and then m more are k + m rounds.
+        column_potential: where to start, as an earlier result gave it; k rounds and then m more are k + m rounds, as far as one
+            float holds the potential.
         implicit: differentiate through the fixed point rather than through the rounds: exact at convergence only, O(N^2) memory,
-            one linear solve of size N. `tolerance` must be small enough.
+            one eigenproblem of size N. `tolerance` must be small enough.
         return_result: return a `SinkhornResult` instead of the plan alone.
         backend: "auto" or "torch".
 
@@ -131,6 +132,7 @@ def sinkhorn_knopp(
         if implicit:
             if rows.requires_grad or columns.requires_grad:
                 raise ValueError("implicit=True differentiates in scores only, but a marginal requires a gradient. Detach it.")
+            checks.check_no_tangent("scores", scores)
             result = _solve(scores.detach().to(dtype), epsilon, rows, columns, iterations, tolerance, start)
             plan: Tensor = _FixedPoint.apply(scores.to(dtype) / epsilon, result.plan, rows, columns)  # type: ignore[no-untyped-call]
             result = result._replace(plan=plan)
@@ -270,13 +272,6 @@ class _FixedPoint(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> NoReturn:
-        raise RuntimeError(
-            "implicit=True has no forward-mode derivative; need reverse mode: backward(), torch.func.grad or jacrev. Or leave "
-            "implicit out, and differentiate through the rounds."
-        )
 
     @staticmethod
     @torch.autograd.function.once_differentiable

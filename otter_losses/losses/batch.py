@@ -122,8 +122,8 @@ class PairBatch:
         return self.result(output_dict, contrastive_loss=prior * given, distill_loss=(1 - prior) * soft)
 
     def believes_all(self, alpha: Tensor | float) -> bool:
-        """Whether no target is shared out beside the given pairs: no other pair is there, or alpha is 1."""
-        return self.size == 1 or not (isinstance(alpha, Tensor) or alpha < 1)
+        """Whether no target is shared out beside the given pairs."""
+        return not (isinstance(alpha, Tensor) or alpha < 1)
 
 
 def of_one_dtype(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from otter_losses import checks
@@ -57,10 +58,11 @@ def smoothed(smoothing: float, convention: str, pairs: int) -> HardTargets:
     """The targets of `LabelSmoothingLoss`; one pair alone has no other to share with."""
     if convention == "torch":
         return HardTargets(on_diagonal=1 - smoothing, uniform=smoothing / pairs)
-    if pairs == 1:
-        return HardTargets()
-    share = smoothing / (pairs - 1)
-    return HardTargets(on_diagonal=1 - smoothing - share, uniform=share)
+    # Without a branch, which torch.export would take once for all sizes.
+    others = pairs - 1
+    shared = smoothing * torch.sym_min(others, 1)  # type: ignore[no-untyped-call]
+    share = shared / torch.sym_max(others, 1)  # type: ignore[no-untyped-call]
+    return HardTargets(on_diagonal=1 - shared - share, uniform=share)
 
 
 class LabelSmoothingLoss(PairLoss):

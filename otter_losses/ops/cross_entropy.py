@@ -65,7 +65,7 @@ class Arguments(NamedTuple):
     all_text_features: Tensor | None
     logit_scale: Tensor
     on_diagonal: float
-    uniform: float
+    uniform: float | None
     traced_hard: Tensor | None
     backend: str
     max_memory: int
@@ -91,9 +91,9 @@ class Arguments(NamedTuple):
         gamma_image, gamma_text, penalty = (0.0, 0.0, 0.0) if soft is None else soft.weights
         traced_hard = traced_weights = None
         if torch.compiler.is_compiling():
-            if hard.has_uniform:
+            if uniform is not None:
                 traced_hard = _as_tensor(scale, on_diagonal, uniform)
-                on_diagonal, uniform = 1.0, 0.0
+                on_diagonal, uniform = 1.0, None
             if soft is not None and scale.device.type == "cpu":
                 traced_weights = _as_tensor(scale, gamma_image, gamma_text, penalty)
                 gamma_image, gamma_text, penalty = (_kind(each) for each in (gamma_image, gamma_text, penalty))

@@ -4,10 +4,12 @@ import math
 from dataclasses import dataclass, replace
 
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
 from otter_losses.ops import dispatch, memory
 from otter_losses.ops.targets import SoftTargets
+from otter_losses.ops.tracing import is_exporting
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,12 @@ class Execution:
     @classmethod
     def resolve(cls, backend: str, max_memory: int | None, shard: BatchShard, features: Tensor) -> "Execution":
         """For local features (b, D) and what a caller asked for."""
-        resolved = dispatch.resolve(backend, features, shard.batch_size(features.shape[0]))
-        return cls(resolved, memory.budget(max_memory, features.device), shard)
+        local, pairs = features.shape[0], features.shape[0] if not shard.is_distributed else sum(shard.sizes)
+        resolved = dispatch.resolve(backend, features, pairs)
+        budget = memory.budget(max_memory, features.device)
+        if is_exporting() and not statically_known_true(16 * local * pairs <= budget):
+            budget = 0  # an exported program keeps for every size what it keeps for one
+        return cls(resolved, budget, shard)
 
     def for_targets(self, soft: SoftTargets) -> "Execution":
         """With a backend that can hold those targets' logarithms: kernels have one float for each."""

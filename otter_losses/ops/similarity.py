@@ -73,14 +73,18 @@ class Similarity:
             return torch.add(v, t, alpha=self.gamma_text), t
         return torch.cat((v, t), dim=1), torch.cat((torch.add(t, v, alpha=self.gamma_image), self.gamma_text * t), dim=1)
 
-    @cached_property
-    def _scaled_factors(self) -> tuple[Tensor, Tensor]:
+    def scaled_factors(self) -> tuple[Tensor, Tensor]:
+        """``a, b`` with ``L = a b^T`` but for the diagonal."""
         a, b = self.factors()
         return a * self.inv_epsilon, b
 
+    @cached_property
+    def _kept_factors(self) -> tuple[Tensor, Tensor]:
+        return self.scaled_factors()
+
     def block(self, rows: slice) -> Tensor:
         """A row block (m, N) of these rows, computed anew."""
-        a, b = self._scaled_factors
+        a, b = self._kept_factors
         return self._lower_diagonal(a[self.rows][rows] @ b.T, rows.start)
 
     def matrix(self, cross: Tensor | None) -> Tensor:
@@ -96,7 +100,7 @@ class Similarity:
             if self.gamma_image or self.gamma_text:
                 _add_within(matrix, self._w(), c)
         else:
-            a, b = self._scaled_factors
+            a, b = self.scaled_factors()
             matrix = a[self.rows] @ b.T
         return self._lower_diagonal(matrix, 0)
 
@@ -123,6 +127,16 @@ class Similarity:
         image, text = (torch.linalg.vector_norm(each, dim=1, dtype=dtype).amax() for each in features)
         bound: Tensor = (self.gamma_image * image**2 + self.gamma_text * text**2 + image * text) * self.inv_epsilon.abs()
         return bound
+
+
+def refuse_overflow(bound: Tensor) -> None:
+    """An error for logits that are not far within their type."""
+    largest, limit = float(bound), torch.finfo(bound.dtype).max / 2**20
+    if largest > limit:
+        raise ValueError(
+            f"the teacher's similarities over epsilon may reach {largest:g}; need at most {limit:g} in {bound.dtype}. "
+            "Normalise its features, or raise epsilon."
+        )
 
 
 def _symmetric_product(w: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def cross_entropies(statistics: Statistics, hard: HardTargets, problem: Problem,
         if soft.divergence:
             losses[2:] -= torch.stack((statistics.row_entropy, statistics.column_entropy[rows]))
     lse.sub_(hard.of_diagonal(statistics.own_logit))
-    if hard.has_uniform:
+    if hard.uniform is not None:
         lse.sub_(_logit_sums(problem.student, reduce).mul_(hard.uniform))
     return losses
 
@@ -118,7 +118,7 @@ class Weights(NamedTuple):
         given_row, given_column, *soft = gradient
         rows = problem.rows
         diagonal = (given_row + given_column)[rows]
-        uniform = gradient[:2] * hard.uniform if hard.has_uniform else None
+        uniform = None if hard.uniform is None else gradient[:2] * hard.uniform
         soft_row, soft_column = soft or (given_row, given_column)  # of no account without soft targets
         return cls(
             row_lse=(given_row + soft_row)[rows] if soft else given_row[rows],

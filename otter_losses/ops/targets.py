@@ -11,14 +11,10 @@ from otter_losses.ops.similarity import Similarity
 
 @dataclass(frozen=True)
 class HardTargets:
-    """The given pairs: ``T_ij = on_diagonal * delta_ij + uniform``; both numbers, or 0-D tensors of the computing dtype."""
+    """The given pairs: ``T_ij = on_diagonal * delta_ij + uniform``; numbers, or 0-D tensors of the computing dtype."""
 
     on_diagonal: float | Tensor = 1.0
-    uniform: float | Tensor = 0.0
-
-    @property
-    def has_uniform(self) -> bool:
-        return isinstance(self.uniform, Tensor) or self.uniform != 0
+    uniform: float | Tensor | None = None
 
     def of_diagonal(self, values: Tensor) -> Tensor:
         """Values times `on_diagonal`."""
@@ -51,14 +47,17 @@ class SoftTargets:
     divergence: bool = False
 
     def similarity(self, image_features: Tensor, text_features: Tensor, rows: slice) -> Similarity:
-        """The given rows of the similarities, with the student's features (N, D) for a teacher that has none."""
+        """The given rows of the similarities, with the student's features (N, D) for a teacher that has none.
+
+        One pair alone has no other: its own entry stays.
+        """
         return Similarity(
             image_features if self.image_features is None else self.image_features,
             text_features if self.text_features is None else self.text_features,
             self.inv_epsilon,
             self.gamma_image,
             self.gamma_text,
-            self.diagonal_penalty,
+            self.diagonal_penalty if len(text_features) > 1 else 0.0,
             rows,
         )
 

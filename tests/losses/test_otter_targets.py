@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
+from otter_losses import DistillationLoss, OTTERLoss
 from otter_losses.functional import otter_targets
 from otter_losses.ops import reference
-from tests.helpers.batches import FAMILIES, make_features
+from tests.helpers.batches import FAMILIES, make_batch, make_features
 from tests.helpers.checks import relative
 from tests.helpers.decimals import decimal_targets
 from tests.helpers.otter import bound
@@ -71,3 +73,26 @@ def test_targets_of_one_pair_and_of_two_are_known() -> None:
 def test_targets_need_no_gradient() -> None:
     v, t = make_features("random", 9, 8)
     assert not any(plan.requires_grad for plan in otter_targets(v.requires_grad_(), t))
+
+
+def test_a_teacher_that_leaves_the_type_is_refused() -> None:
+    batch = make_batch(5, 8, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"similarities over epsilon may reach .*; need at most .*Normalise"):
+        otter_targets(1e6 * batch.v, 1e6 * batch.t, epsilon=1e-28)
+    with pytest.raises(ValueError, match=r"similarities over epsilon may reach"):
+        OTTERLoss(epsilon=1e-28)(batch.x, batch.y, 14.3, None, 1e6 * batch.v, 1e6 * batch.t)
+    with pytest.raises(ValueError, match=r"similarities over epsilon may reach"):
+        DistillationLoss()(batch.x, batch.y, 14.3, None, 1e14 * batch.v, 1e14 * batch.t, 1e15)
+
+
+def test_an_annealed_epsilon_compiles_targets_a_few_times() -> None:
+    torch.compiler.reset()
+    batch, counter = make_batch(7, 8, dtype=torch.float32), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(otter_targets, fullgraph=True, backend=counter)
+    for step in range(8):
+        epsilon = 0.2 - 0.02 * step
+        plans = [function(batch.v, batch.t, epsilon=epsilon) for function in (compiled, otter_targets)]
+        for found, wanted in zip(*plans, strict=True):
+            assert relative(found, wanted) <= 1e-5
+    assert counter.frame_count <= 3
+    torch.compiler.reset()

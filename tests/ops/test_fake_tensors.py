@@ -4,7 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import aot_function, nop  # type: ignore[import-untyped]
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from otter_losses import set_debug, sinkhorn_knopp
 from otter_losses.functional import otter_targets
@@ -49,3 +52,34 @@ def test_every_loss_on_the_meta_device(name: str) -> None:
     value.backward()
     assert x.grad is not None
     assert x.grad.shape == x.shape
+
+
+def test_transport_and_targets_on_the_meta_device() -> None:
+    assert sinkhorn_knopp(torch.empty(4, 5, device="meta")).shape == (4, 5)
+    plans = otter_targets(*torch.empty(2, 7, 8, device="meta").unbind())
+    assert [plan.shape for plan in plans] == [(7, 7), (7, 7)]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_losses_are_traced_with_numbers_in_sight(name: str) -> None:
+    """By make_fx and AOTAutograd, which record whatever looks at them."""
+    x, y = (torch.nn.functional.normalize(torch.randn(9, 8), dim=1).requires_grad_() for _ in range(2))
+    loss = VARIANTS[name]()
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        value: Tensor = loss(x, y, 14.3)
+        return value
+
+    expected = step(x, y)
+    wanted = torch.autograd.grad(expected, (x, y))
+    compiled: Any = aot_function(step, nop)
+    value = compiled(x, y)
+    assert torch.equal(value, expected)
+    assert all(torch.equal(*pair) for pair in zip(torch.autograd.grad(value, (x, y)), wanted, strict=True))
+    assert torch.equal(make_fx(step)(x.detach(), y.detach())(x, y), expected)
+
+
+def test_transport_is_traced_with_numbers_in_sight() -> None:
+    scores = torch.randn(6, 5)
+    traced = make_fx(lambda scores: sinkhorn_knopp(scores))(scores)
+    assert torch.allclose(traced(scores), sinkhorn_knopp(scores), rtol=1e-5, atol=0)

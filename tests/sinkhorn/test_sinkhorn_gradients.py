@@ -131,3 +131,13 @@ def test_gradient_by_a_marginal_is_finite_where_it_is_zero() -> None:
     (gradient,) = torch.autograd.grad((plan**2).sum(), mass)
     assert bool(gradient.isfinite().all())
     assert float(gradient[0]) != 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("epsilon", [0.02, 1e-3, 1e-6])
+def test_implicit_gradient_of_a_hard_match_is_as_small_as_it_is(dtype: torch.dtype, epsilon: float) -> None:
+    """Where no mass connects the parts of the plan, which makes the linear system singular many times over."""
+    leaf = (torch.eye(7, dtype=dtype) + 0.1 * make_scores("random", 7, 7, 0).to(dtype)).requires_grad_()
+    plan = sinkhorn_knopp(leaf, epsilon, 500, tolerance=1e-6, implicit=True)
+    (gradient,) = torch.autograd.grad((make_scores("random", 7, 7, 1).to(dtype) * plan).sum(), leaf)
+    assert float(gradient.abs().max()) <= 30 * torch.finfo(dtype).eps / epsilon

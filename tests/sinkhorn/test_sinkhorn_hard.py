@@ -131,3 +131,30 @@ def test_float32_survives_marginals_of_very_different_sizes(smallest: float) -> 
     torch.testing.assert_close(result.plan.sum(0), marginal.flip(0), rtol=1e-4, atol=0)
     expected = reference.sinkhorn(scores.double(), 0.03, 5, marginal.double(), marginal.flip(0).double())
     assert l1(result.plan, expected) <= 2e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("start", ["earlier", "far off", "with an outlier"])
+@pytest.mark.parametrize("epsilon", [0.1, 1e-5, 1e-12, 1e-16, 1e-27])
+def test_a_start_loses_no_mass(epsilon: float, start: str, dtype: torch.dtype) -> None:
+    rounding = 2e-6 if dtype == torch.float32 else 1e-13
+    for seed in range(20):
+        scores, columns = make_scores("random", 6, 5, seed).to(dtype), torch.linspace(1, 3, 5, dtype=dtype)
+        options: dict[str, Any] = {"column_marginal": columns / columns.sum(), "return_result": True}
+        potential = sinkhorn_knopp(scores, epsilon, 3, **options).column_potential
+        if start == "far off":
+            potential = potential + 1e9 * torch.linspace(-1, 1, 5, dtype=dtype)
+        elif start == "with an outlier":
+            potential[2] = -1e12
+        result = sinkhorn_knopp(scores, epsilon, 4, column_potential=potential, **options)
+        torch.testing.assert_close(result.plan.sum(0), options["column_marginal"], rtol=rounding, atol=0)
+        assert float(result.marginal_error) == pytest.approx(float((result.plan.sum(1) - 1 / 6).abs().sum()), abs=rounding)
+
+
+def test_columns_stay_exact_in_thousands_of_rounds() -> None:
+    """Of a problem without a solution, whose potentials diverge."""
+    scores = torch.full((4, 4), -math.inf)
+    scores[0], scores[:, 0] = 0.3, 0.1
+    result = sinkhorn_knopp(scores, 0.01, 5000, return_result=True)
+    torch.testing.assert_close(result.plan.sum(0), torch.full((4,), 0.25), rtol=1e-6, atol=0)
+    assert float(result.marginal_error) > 0.4

@@ -42,6 +42,9 @@ def test_vmap_over_a_marginal_alone_and_over_starts() -> None:
     mapped = torch.vmap(lambda a: sinkhorn_knopp(SCORES[0], row_marginal=a))(ROWS)
     assert relative(mapped, sinkhorn_knopp(SCORES[:1].expand(3, 5, 4), row_marginal=ROWS)) <= 1e-12
     starts = sinkhorn_knopp(SCORES, iterations=3, return_result=True).column_potential
+    mapped = torch.vmap(lambda v: sinkhorn_knopp(SCORES[0], iterations=2, column_potential=v))(starts)
+    batch = sinkhorn_knopp(SCORES[:1].expand(3, 5, 4), iterations=2, column_potential=starts)
+    assert relative(mapped, batch) <= 1e-10
     mapped = torch.vmap(lambda s, v: sinkhorn_knopp(s, iterations=2, column_potential=v))(SCORES, starts)
     assert relative(mapped, sinkhorn_knopp(SCORES, iterations=5)) <= 1e-10
 
@@ -70,3 +73,8 @@ def test_forward_mode_gives_the_reverse_modes_jacobian(epsilon: float) -> None:
     assert relative(torch.func.jacrev(plan)(SCORES[0]), reverse) <= 1e-10
     tangent = torch.func.jvp(plan, (SCORES[0],), (WEIGHTS,))[1]
     assert relative(tangent, (reverse * WEIGHTS).sum((-2, -1))) <= 1e-10
+
+
+def test_an_implicit_derivative_has_no_forward_mode() -> None:
+    with pytest.raises(RuntimeError, match="scores has a tangent of forward-mode differentiation"):
+        torch.func.jvp(lambda scores: sinkhorn_knopp(scores, iterations=50, implicit=True), (SCORES[0],), (WEIGHTS,))

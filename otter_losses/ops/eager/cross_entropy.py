@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from otter_losses.ops.domains import SCALING, Domain, reads_freely, safe_range
-from otter_losses.ops.eager.sinkhorn import GibbsKernel, last_row_scalings, solve
+from otter_losses.ops.eager.sinkhorn import GibbsKernel, domain_of, last_row_scalings, solve
 from otter_losses.ops.memory import computing_dtype, row_blocks, wanted
 from otter_losses.ops.problem import Gradients, Problem, Saved, Scalar, Student
 from otter_losses.ops.reduction import Reduction
@@ -32,7 +32,7 @@ def forward(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]:
         row_scalings, column_scalings = _scalings(saved, kernel.domain)
         column_scalings[..., 0, :], row_scalings[..., 1, :], column_scalings[..., 1, :] = solve(kernel, soft.iterations, reduce)
         scalars[Scalar.GIBBS_SHIFT] = kernel.shift
-        scalars[Scalar.GIBBS_IS_LOGARITHMIC].fill_(float(kernel.is_logarithmic))  # an assignment would copy from the host
+        scalars[Scalar.GIBBS_IS_LOGARITHMIC].fill_(float(kernel.domain is not SCALING))  # an assignment would copy from the host
         if storage.cosines and cosines is None:
             cosines = x @ y.T
 
@@ -168,7 +168,8 @@ class _LogitsGradient:
         self.kernel = None
         if similarity is not None:
             stored = None if problem.storage.gibbs is None else saved.gibbs
-            self.kernel = GibbsKernel(similarity.to(self.x.dtype), logarithmic, scalars[Scalar.GIBBS_SHIFT], stored)
+            shift = scalars[Scalar.GIBBS_SHIFT]
+            self.kernel = GibbsKernel(similarity.to(self.x.dtype), domain_of(logarithmic, shift), shift, stored)
         self.row_lse, self.column_lse = weights.row_lse, weights.column_lse
         if self.has_exponentials:  # about shifts that differ by up to e^80
             shift = scalars[Scalar.LOGIT_SHIFT]

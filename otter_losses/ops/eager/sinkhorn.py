@@ -14,7 +14,6 @@ With no iteration this is the row softmax of ``L`` and of ``L^T``: plain distill
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 from otter_losses.ops.domains import NEARLY_NORMALISED, SCALING, Domain, Logarithmic, reads_freely, safe_range
 from otter_losses.ops.memory import row_blocks
 from otter_losses.ops.reduction import Reduction
-from otter_losses.ops.similarity import Similarity
+from otter_losses.ops.similarity import Similarity, refuse_overflow
 from otter_losses.ops.targets import diagonal_vanishes
 
 
@@ -33,13 +32,13 @@ class GibbsKernel:
 
     Attributes:
         similarity: what ``L`` is computed from.
-        is_logarithmic: whether it is held as its logarithm.
+        domain: numbers, or their logarithms.
         shift: 0-D; in the logarithmic domain no entry is further from 0.
         stored: (b, N), or None.
     """
 
     similarity: Similarity
-    is_logarithmic: bool
+    domain: Domain
     shift: Tensor
     stored: Tensor | None
 
@@ -57,6 +56,7 @@ class GibbsKernel:
         logits = similarity.matrix(cross) if store else None
         lowered = similarity.lowering()
         if reads_freely(shift):
+            refuse_overflow(shift)
             shift = reduce.all_reduce_max(shift)  # one decision, whatever a rank rounds
             logit_range = 2 * float(shift) + (0.0 if diagonal_vanishes(float(lowered), shift.dtype) else float(lowered))
             if logits is not None and not reduce.is_distributed and not logit_range <= limit:
@@ -69,11 +69,7 @@ class GibbsKernel:
         elif not reads_freely(shift):
             # Not normalised, and known too late for the other domain: rather no number than a wrong one.
             shift = torch.where(2 * shift <= NEARLY_NORMALISED * limit, shift, torch.nan)
-        return cls(similarity, is_logarithmic, shift, logits)
-
-    @cached_property
-    def domain(self) -> Domain:
-        return Logarithmic(5 * self.shift) if self.is_logarithmic else SCALING
+        return cls(similarity, domain_of(is_logarithmic, shift), shift, logits)
 
     def _enter(self, logits: Tensor) -> Tensor:
         return self.domain.hold(logits) if isinstance(self.domain, Logarithmic) else logits.sub_(self.shift).exp_()
@@ -96,6 +92,11 @@ class GibbsKernel:
     def sweep(self) -> Iterator[tuple[slice, Tensor]]:
         for rows in self.row_blocks():
             yield rows, self.block(rows)
+
+
+def domain_of(is_logarithmic: bool, shift: Tensor) -> Domain:
+    """That of a Gibbs kernel with a shift."""
+    return Logarithmic(5 * shift) if is_logarithmic else SCALING
 
 
 def _extremes(logits: Tensor) -> tuple[Tensor, Tensor]:
