@@ -114,7 +114,7 @@ def test_second_temperature_gets_a_gradient_of_zero_where_nothing_is_transported
     second = torch.tensor(20.0, requires_grad=True)
     torch.autograd.backward(value_of(make_batch(n, 8), OTTERLoss(alpha), distill_logit_scale=second))
     assert second.grad is not None
-    assert float(second.grad) == 0
+    assert abs(float(second.grad)) <= 1e-15
 
 
 def matrices_saved(batch: Batch, loss: OTTERLoss, **call: Any) -> int:
