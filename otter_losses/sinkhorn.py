@@ -202,8 +202,10 @@ def _solve(
 
 
 def _plan(domain: Domain, kernel: Tensor, rows: Tensor, columns: Tensor, marginal: Tensor) -> Tensor:
-    """With columns that sum to their marginal, also where potentials that diverge have been rounded in thousands of rounds."""
+    """With columns that sum to their marginal, also where logarithms that diverge were rounded in thousands of rounds."""
     plan = domain.plan(kernel, rows, columns)
+    if domain is SCALING:
+        return plan
     sums = plan.detach().sum(-2)
     correction = torch.where(sums > 0, marginal.detach() / sums, 1.0).unsqueeze(-2)
     return plan * correction if is_tracked(plan) else plan.mul_(correction)

@@ -212,7 +212,7 @@ def has_numbers(tensor: Tensor) -> bool:
 
 
 def is_tracked(tensor: Tensor) -> bool:
-    """Whether derivatives of it may be asked for, in whatever mode; then nothing made of it is written in place."""
+    """Whether derivatives of it may be asked for, in whatever mode; memory that holds it is then not reused."""
     return (
         (tensor.requires_grad and torch.is_grad_enabled())
         or not has_numbers(tensor)
