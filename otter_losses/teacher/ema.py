@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +10,13 @@ from torch.utils.hooks import RemovableHandle
 
 from otter_losses import checks
 from otter_losses.teacher.average import beside, in_single, is_averaged, is_half, local, mix, precise
-from otter_losses.teacher.copies import copy_of, own_memory, shared
+from otter_losses.teacher.copies import check_functions, copy_of, own_memory, shared
 from otter_losses.teacher.following import HasStep, after_each_step
-from otter_losses.teacher.parts import Average, Exact, key, name_old_keys, tensors
-from otter_losses.teacher.students import check_copyable, check_sharding, difference, reshard, unwrap
+from otter_losses.teacher.parts import Average, Exact, key, leave_inference_mode, name_old_keys, tensors
+from otter_losses.teacher.students import check_copyable, check_not_flattened, check_sharding, difference, reshard, unwrap
+
+_following: WeakKeyDictionary["EMATeacher", RemovableHandle] = WeakKeyDictionary()
+"""Beside the teachers, as their copies follow nothing."""
 
 
 class EMATeacher(nn.Module):
@@ -39,7 +43,8 @@ class EMATeacher(nn.Module):
             under ``torch.no_grad()``.
 
     Raises:
-        TypeError: the model is no module, or cannot be copied; the message names the attribute.
+        TypeError: the model is no module, or cannot be copied, or an attribute or forward hook holds a function that would run
+            the model inside the teacher, as ``model.forward = torch.compile(model.forward)`` does; the message names it.
         ValueError: the decay is out of its range; the model is sharded; the module is another architecture or shares memory
             with the model.
 
@@ -65,8 +70,10 @@ class EMATeacher(nn.Module):
         self.warmup = warmup
         model = _unwrap("model", model)
         check_copyable("model", model)
+        origin = "model" if module is None else "module"
         module = copy_of(model) if module is None else _unwrap("module", module)
         check_copyable("module", module)
+        leave_inference_mode(module)
         averages, currents = tensors(module), tensors(model)
         if place := difference(currents, averages):
             raise ValueError(f"module differs from the model at {place}; need one architecture. Build both by the same call.")
@@ -75,10 +82,12 @@ class EMATeacher(nn.Module):
                 f"module shares {name} with the model, which would train the average; need a model of its own. Build it again: "
                 "EMATeacher(model, module=build_model())."
             )
+        check_functions(origin, module, model)
         own_memory(module)
         self.average = Average(module)
         self.exact = Exact()
         with torch.no_grad():
+            self._take_shapes(averages, currents)
             for (name, average), current in zip(averages.items(), currents.values(), strict=True):
                 self._write(name, average, current)
         self.requires_grad_(False)
@@ -88,6 +97,14 @@ class EMATeacher(nn.Module):
     def module(self) -> nn.Module:
         self._stay_in_eval_mode()
         return self.average.module
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "module":  # which nn.Module would keep past the property
+            raise AttributeError(
+                f"teacher.module is set to a {type(value).__name__}; need the averaged model, which stays the one that it is. "
+                "Compile the teacher, torch.compile(teacher), or the model in place, teacher.module.compile()."
+            )
+        super().__setattr__(name, value)
 
     @property
     def updates(self) -> int:
@@ -99,14 +116,16 @@ class EMATeacher(nn.Module):
         """Move towards the model; call once after each optimizer step, or let `follow` do it.
 
         Raises:
-            ValueError: the model is not the one the teacher was built from: another parameter or buffer, or another shape;
-                it is the teacher, or shares memory with it; the teacher is sharded and the model is not, or in half precision;
-                the model holds a FullyShardedDataParallel.
+            ValueError: the model is not the one the teacher was built from: another parameter or buffer, or a parameter of
+                another shape; it is the teacher, or shares memory with it; the teacher is sharded and the model is not, or in
+                half precision; the model or the teacher holds a FullyShardedDataParallel.
         """
         student = self._check_student(model)
         reshard(self.average.module)
         reshard(student)
+        leave_inference_mode(self)
         averages, currents = tensors(self.average.module), tensors(student)
+        self._take_shapes(averages, currents)
         for (name, average), current in zip(averages.items(), currents.values(), strict=True):
             check_sharding(name, average, current)
         count = self.average.n_averaged
@@ -124,7 +143,8 @@ class EMATeacher(nn.Module):
         That is once a step, however many batches accumulate their gradients for it, and not for a step that a gradient scaler
         skips. Where several optimizers take turns, follow the last one. Of a wrapper (timm's Lookahead, Lightning's,
         accelerate's) and what is inside, follow the one whose step leaves the weights that are to be averaged, which is the
-        outermost. The returned handle's ``remove()`` ends it.
+        outermost. The returned handle's ``remove()`` ends it, and so does following again, an optimizer or this one: a teacher
+        follows one at a time.
 
         Raises:
             TypeError: the optimizer is none, or steps inside backward.
@@ -143,7 +163,11 @@ class EMATeacher(nn.Module):
         """
         student = tensors(self._check_student(model))
         parameters = [tensor for tensor in student.values() if isinstance(tensor, nn.Parameter)]
-        return after_each_step(optimizer, parameters, lambda: self.update(model))
+        handle = after_each_step(optimizer, parameters, lambda: self.update(model))
+        if self in _following:
+            _following[self].remove()
+        _following[self] = handle
+        return handle
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -156,7 +180,7 @@ class EMATeacher(nn.Module):
 
     def _stay_in_eval_mode(self) -> None:
         """Also where the averaged model itself was put in another."""
-        if not torch.compiler.is_compiling() and any(module.training for module in self.modules()):
+        if any(module.training for module in self.modules()):
             super().train(False)
 
     def _weight(self, count: Tensor, like: Tensor) -> Tensor:
@@ -165,12 +189,20 @@ class EMATeacher(nn.Module):
         weight = 1 - self.decay + 0 * steps
         return torch.maximum(weight, 9 / (10 + steps)) if self.warmup else weight
 
+    def _take_shapes(self, averages: dict[str, Tensor], currents: dict[str, Tensor]) -> None:
+        """With the numbers, of buffers whose shape has changed, as observers' do at their first batch."""
+        for (name, average), current in zip(averages.items(), currents.values(), strict=True):
+            if average.shape != current.shape:
+                average.data = average.new_empty(current.shape).copy_(beside(average, current))
+                self.exact.keep(name, None)
+
     def _write(self, name: str, average: Tensor, value: Tensor) -> None:
         """Into the average, and in float32 beside it where it is in half precision."""
         average.copy_(value)
         self.exact.keep(name, in_single(value.detach()).to(average.device) if is_half(average) else None)
 
     def _check_student(self, model: nn.Module) -> nn.Module:
+        check_not_flattened("teacher.module", self.average.module)
         student = _unwrap("model", model)
         ours, theirs = tensors(self.average.module), tensors(student)
         if name := shared(ours, theirs):
@@ -201,6 +233,7 @@ class EMATeacher(nn.Module):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         """States of any precision: the float32 averages go where they are kept here."""
+        leave_inference_mode(self)
         ours = tensors(self.average.module)
         saved = {name: state.get(f"{prefix}average.module.{name}") for name in ours}
         name_old_keys(state, f"{prefix}exact.", saved)

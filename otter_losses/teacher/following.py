@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from otter_losses.teacher.average import local
+
+SOME = 16
+"""Numbers of a parameter that are looked at."""
+
 INSTEAD = "or call teacher.update(model) after the step"
 
 
@@ -54,13 +59,15 @@ class _Steps:
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.acts: OrderedDict[int, Callable[[], None]] = OrderedDict()
-        self._parameters = parameters
+        self._parameters = [parameter for parameter in parameters if parameter.layout == torch.strided]
         self._depth = 0
         self._stepped: bool | None = None
+        self._inner_steps = False
 
     def stepped(self, optimizer: Any, *_: Any) -> None:
         skipped = bool(getattr(optimizer, "found_inf", False))  # by a gradient scaler, inside a fused step
         self._stepped = self._stepped or not skipped
+        self._inner_steps = True
         if self._depth == 0:
             self._finish()
 
@@ -74,19 +81,24 @@ class _Steps:
         """A wrapper that leaves the inner `step` aside has stepped if a parameter was written to."""
         if self._depth == 0:
             self._stepped = None
-        before = self._writes()
+        marks, numbers = self._marks(), self._numbers()
         self._depth += 1
         try:
             yield
         finally:
             self._depth -= 1
         if self._stepped is None:
-            self._stepped = self._writes() != before or None
+            self._stepped = self._marks() != marks or not all(map(torch.equal, numbers, self._numbers())) or None
         if self._depth == 0:
             self._finish()
 
-    def _writes(self) -> list[int]:
-        return [parameter._version for parameter in self._parameters]
+    def _marks(self) -> list[tuple[int, int]]:
+        return [(parameter._version, local(parameter.detach()).data_ptr()) for parameter in self._parameters]
+
+    def _numbers(self) -> list[Tensor]:
+        """Some of each parameter, as writes to its data leave no mark; none where inner steps are known to be the rule."""
+        parameters = () if self._inner_steps else self._parameters
+        return [local(parameter.detach()).flatten()[:SOME].clone() for parameter in parameters]
 
     def _finish(self) -> None:
         stepped, self._stepped = self._stepped, None
@@ -100,7 +112,7 @@ class _Steps:
 
 
 class _Layers:
-    """The optimizers that one holds, in its attributes and in lists and dicts there: wrappers and innermost ones."""
+    """The optimizers that one holds, in its attributes, in lists and dicts there, or in objects: wrappers and innermost ones."""
 
     def __init__(self) -> None:
         self.wrappers: list[Any] = []
@@ -113,16 +125,30 @@ class _Layers:
             return any(value is layer for layer in (*self.wrappers, *self.innermost))
         self.held[id(value)] = value
         if _is_optimizer(value):
-            parts = (getattr(value, "param_groups", None), *getattr(value, "__dict__", {}).values())
-            wraps = self._explore_all(parts)
+            parts = (getattr(value, "param_groups", None), *_attributes(value))
+            wraps = self._explore_all(parts) or self._explore_all(self._inside(parts))
             (self.wrappers if wraps else self.innermost).append(value)
             return True
         if isinstance(value, dict):
             return self._explore_all((*value.keys(), *value.values()))
         return isinstance(value, (list, tuple, set)) and self._explore_all(value)
 
+    def _inside(self, objects: Iterable[Any]) -> Iterator[Any]:
+        """Optimizers in attributes of these, of parameters that were met: another, as of a trainer's, is none of this one's."""
+        for inner in (each for value in objects for each in _attributes(value)):
+            if _is_optimizer(inner):
+                groups = getattr(inner, "param_groups", ())
+                if any(id(parameter) in self.held for group in groups for parameter in group["params"]):
+                    yield inner
+
     def _explore_all(self, values: Iterable[Any]) -> bool:
         return True in [self.explore(value) for value in values]
+
+
+def _attributes(value: Any) -> Iterable[Any]:
+    """Of a plain object."""
+    known = (Tensor, nn.Module, type, types.ModuleType, types.FunctionType, types.MethodType)
+    return () if isinstance(value, known) else getattr(value, "__dict__", {}).values()
 
 
 def _is_optimizer(value: Any) -> bool:

@@ -52,6 +52,21 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in named if not name.startswith(teachers)}
 
 
+def leave_inference_mode(module: nn.Module) -> None:
+    """Tensors made under `torch.inference_mode`, as a rotary cache in validation, cannot be written to outside: clone them."""
+    if torch.is_inference_mode_enabled():
+        return
+    clones: dict[int, Tensor] = {}
+    for part in module.modules():
+        for named in (part._parameters, part._buffers):
+            for name, tensor in named.items():
+                if tensor is not None and tensor.is_inference():
+                    if id(tensor) not in clones:
+                        clone = tensor.clone()
+                        clones[id(tensor)] = nn.Parameter(clone, False) if isinstance(tensor, nn.Parameter) else clone
+                    named[name] = clones[id(tensor)]  # type: ignore[assignment]
+
+
 def key(name: str) -> str:
     """Of a tensor's float32 average: a buffer's name has no dots."""
     return name.replace(".", "/")

@@ -11,15 +11,17 @@ from otter_losses.teacher.average import is_half
 
 
 def unwrap(name: str, model: nn.Module) -> nn.Module:
-    """The module inside torch.compile's or DistributedDataParallel's wrapper."""
+    """The module inside torch.compile's, DistributedDataParallel's or Fabric's wrapper."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name} is a {type(model).__name__}; need a torch.nn.Module.")
-    _check_not_flattened(name, model)
+    check_not_flattened(name, model)
     while True:
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             model = model.module
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model = model._orig_mod  # type: ignore[assignment]
+        elif all(isinstance(getattr(model, part, None), nn.Module) for part in ("_forward_module", "_original_module")):
+            model = model._original_module  # type: ignore[assignment]
         else:
             return model
 
@@ -42,10 +44,10 @@ def check_copyable(name: str, model: nn.Module) -> None:
 
 
 def difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> str | None:
-    """The first name and shape that is not in the same place of both."""
-    shapes = ([(key, tuple(tensor.shape)) for key, tensor in each.items()] for each in (ours, theirs))
-    different = next((first or second for first, second in zip_longest(*shapes) if first != second), None)
-    return different and f"{different[0]!r}, shape {different[1]}"
+    """The first name, or shape of a parameter, that is not in the same place of both; buffers may grow."""
+    pairs = zip_longest(ours.items(), theirs.items())
+    different = next((first or second for first, second in pairs if not (first and second and _fit(first, second))), None)
+    return different and f"{different[0]!r}, shape {tuple(different[1].shape)}"
 
 
 def check_sharding(name: str, average: Tensor, current: Tensor) -> None:
@@ -61,15 +63,21 @@ def check_sharding(name: str, average: Tensor, current: Tensor) -> None:
         )
 
 
-def _sharded_modules(model: nn.Module) -> list[Any]:
-    """Those that `fully_shard` was called on."""
-    return [module for module in model.modules() if hasattr(module, "unshard") and hasattr(module, "reshard")]
-
-
-def _check_not_flattened(name: str, model: nn.Module) -> None:
+def check_not_flattened(name: str, model: nn.Module) -> None:
     flat = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
     if flat or any(getattr(parameter, "_fsdp_flattened", False) for parameter in model.parameters()):
         raise ValueError(
             f"{name} holds a FullyShardedDataParallel, whose flattened weights cannot be averaged by name; need FSDP2. "
             "Build the EMATeacher from the whole model, then call torch.distributed.fsdp.fully_shard on the model."
         )
+
+
+def _sharded_modules(model: nn.Module) -> list[Any]:
+    """Those that `fully_shard` was called on."""
+    return [module for module in model.modules() if hasattr(module, "unshard") and hasattr(module, "reshard")]
+
+
+def _fit(first: tuple[str, Tensor], second: tuple[str, Tensor]) -> bool:
+    (name, ours), (other, theirs) = first, second
+    fixed = isinstance(ours, nn.Parameter) or isinstance(theirs, nn.Parameter)
+    return name == other and (ours.shape == theirs.shape or not fixed)

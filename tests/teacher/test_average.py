@@ -132,3 +132,23 @@ def test_what_shares_memory_is_averaged_once(given: bool, dtype: torch.dtype) ->
     torch.testing.assert_close(module.first.weight.detach(), expected)
     for name in ("whole", "again", "part", "table"):
         assert torch.equal(module.get_buffer(name), torch.full_like(model.get_buffer(name), 0.25)), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.int64])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_buffer_whose_shape_changes_starts_anew(dtype: torch.dtype, given: bool) -> None:
+    """As an observer's extremes of each channel do at the first batch, and a cache of positions at a longer text."""
+    model = holding(low=torch.zeros(0, dtype=dtype))
+    teacher = EMATeacher(model, decay=0.5, warmup=False, module=holding(low=torch.zeros(3, dtype=dtype)) if given else None)
+    for shape in ((0,), (3,), (2, 4)):
+        model.register_buffer("low", torch.full(shape, 4.0).to(dtype))
+        teacher.update(model)
+        assert torch.equal(teacher.module.get_buffer("low"), model.get_buffer("low"))
+    model.get_buffer("low").fill_(8)
+    teacher.update(model)
+    expected = torch.full((2, 4), 6.0 if dtype.is_floating_point else 8.0).to(dtype)
+    assert torch.equal(teacher.module.get_buffer("low"), expected)
+    teacher.load_state_dict(teacher.state_dict())
+    model.weight = nn.Parameter(torch.ones(3, 2))
+    with pytest.raises(ValueError, match=r"model differs from the teacher at 'weight', shape \(2, 2\)"):
+        teacher.update(model)

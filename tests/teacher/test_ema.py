@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from lightning.fabric import Fabric
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from otter_losses import EMATeacher
@@ -193,6 +195,33 @@ def test_follows_a_distributed_model(tmp_path: Path) -> None:
         dist.destroy_process_group()
 
 
+def test_follows_a_model_of_fabric() -> None:
+    fabric, model = Fabric(accelerator="cpu"), make_tower()
+    wrapped, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    teacher = EMATeacher(wrapped)
+    assert isinstance(teacher.module, Tower)
+    teacher.follow(wrapped, optimizer)
+    fabric.backward(wrapped(torch.randn(8, 4)).sum())
+    optimizer.step()
+    assert teacher.updates == 1
+    teacher.update(model)
+    assert teacher.updates == 2
+
+
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`")
+def test_a_teacher_in_fsdp1_is_refused(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        model = make_tower()
+        for original in (False, True):
+            teacher = EMATeacher(model)
+            FullyShardedDataParallel(teacher.module, use_orig_params=original, device_id=torch.device("cpu"))
+            with pytest.raises(ValueError, match=r"teacher\.module holds a FullyShardedDataParallel, .*fully_shard on the model"):
+                teacher.update(model)
+    finally:
+        dist.destroy_process_group()
+
+
 @pytest.mark.parametrize("other", [Tower(5), nn.Linear(4, 3), nn.Sequential(Tower(3), nn.Linear(3, 3))])
 def test_another_architecture_is_refused(other: nn.Module) -> None:
     teacher = EMATeacher(make_tower())
@@ -230,6 +259,72 @@ def test_stays_in_eval_mode_whoever_is_trained(put: str) -> None:
     assert torch.equal(teacher(x), expected)
     owners[put].train()
     assert not any(module.training for module in teacher.module.modules())
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+@pytest.mark.parametrize("inside", [False, True])
+def test_stays_in_eval_mode_where_it_is_compiled(fullgraph: bool, inside: bool) -> None:
+    teacher, x = EMATeacher(make_tower()), torch.randn(8, 4)
+    expected = teacher(x)
+    called: Any = (lambda given: teacher(given)) if inside else teacher
+    compiled: Any = torch.compile(called, backend="eager", fullgraph=fullgraph)
+    for put in (None, teacher.module, teacher.module.get_submodule("drop")):
+        if put is not None:
+            put.train()
+        for _ in range(2):
+            assert torch.equal(compiled(x), expected)
+
+
+def test_the_averaged_model_is_not_replaced() -> None:
+    teacher = EMATeacher(make_tower())
+    before = teacher.module
+    for value in (torch.compile(before, backend="eager"), make_tower(), None):
+        with pytest.raises(
+            AttributeError, match=rf"teacher\.module is set to a {type(value).__name__}; .* torch\.compile\(teacher\)"
+        ):
+            teacher.module = value  # type: ignore[misc, assignment]
+    assert teacher.module is before
+    assert list(teacher._modules) == ["average", "exact"]
+
+
+class Caching(nn.Linear):
+    """That keeps a buffer of the last forward, as rotary positions are."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.register_buffer("cache", torch.zeros(3), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = super().forward(x)
+        self.cache = output[0].detach()
+        return output
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inside", ["forward", "build", "cast", "update", "load"])
+def test_what_inference_mode_made_is_averaged_outside(dtype: torch.dtype, inside: str) -> None:
+    model = Caching().to(dtype)
+    x = torch.randn(2, 4, dtype=dtype)
+    with torch.inference_mode(inside == "build"):
+        teacher = EMATeacher(model, decay=0.5, warmup=False)
+    with torch.inference_mode():
+        if inside == "forward":
+            teacher(x)
+        elif inside == "cast":
+            teacher.double()
+        elif inside == "update":
+            teacher.update(model)
+        elif inside == "load":
+            teacher.load_state_dict(teacher.state_dict(), assign=True)
+    before = teacher.module.get_parameter("weight").double().clone()
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    model(x)
+    teacher.load_state_dict(teacher.state_dict())
+    teacher.update(model)
+    tolerance = float(torch.finfo(dtype).eps)
+    torch.testing.assert_close(teacher.module.get_parameter("weight").double(), (before + 2) / 2, rtol=0, atol=tolerance)
+    assert isinstance(teacher.module.weight, nn.Parameter)
 
 
 class Holder(nn.Module):

@@ -4,6 +4,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,6 +86,17 @@ class Aside(Unhooked):
         return result
 
 
+class Hidden(Unhooked):
+    """That leaves the inner step aside and writes to the data, which autograd does not count."""
+
+    def step(self, closure: Any = None) -> Any:
+        result = closure() if closure else None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.mul_(0.9)
+        return result
+
+
 class Projected(SGD):
     """Whose hooks torch runs twice: in the parent's step and after its own."""
 
@@ -132,6 +144,7 @@ MAKES: dict[str, Callable[[Any], Any]] = {
     "wrapped twice": lambda parameters: Wrapper(Unhooked(AdamW(parameters, lr=0.1))),
     "unhooked twice": lambda parameters: Unhooked(Unhooked(SGD(parameters, lr=0.1))),
     "inner aside": lambda parameters: Aside(SGD(parameters, lr=0.1)),
+    "inner aside, hidden": lambda parameters: Hidden(SGD(parameters, lr=0.1)),
     "subclass": lambda parameters: Projected(parameters, lr=0.1),
     "hooked wrapper": TwoStep,
     "alone": Alone,
@@ -314,6 +327,89 @@ def test_a_wrapper_that_skips_the_inner_step_has_not_stepped() -> None:
             by_hand.update(model)
     assert teacher.updates == 2
     assert torch.equal(weight_of(teacher), weight_of(by_hand))
+
+
+class Accumulating(Optimizer):
+    """That steps every other time; what steps is in a plain object."""
+
+    def __init__(self, inner: Any, others: tuple[Any, ...] = ()) -> None:
+        self.holder = SimpleNamespace(inner=inner)
+        self.others = SimpleNamespace(trainer=self, **{f"other{index}": other for index, other in enumerate(others)})
+        self.param_groups, self.state, self.defaults = inner.param_groups, inner.state, inner.defaults
+        self.calls = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.calls += 1
+        return self.holder.inner.step(closure) if self.calls % 2 == 0 else None
+
+
+def test_an_optimizer_in_a_plain_object_is_found() -> None:
+    model, other = make(), make()
+    foreign = SGD(other.parameters(), lr=0.1)
+    optimizer, teacher = Accumulating(SGD(model.parameters(), lr=0.1), (foreign,)), EMATeacher(model)
+    teacher.follow(model, optimizer)
+    for count in range(1, 7):
+        step(model, optimizer)
+        step(other, foreign)
+        assert teacher.updates == count // 2
+
+
+def test_an_inner_step_between_steps_of_the_wrapper_s_own() -> None:
+    """Which puts other tensors in place of the parameters' data."""
+
+    class Alternating(Unhooked):
+        calls = 0
+
+        def step(self, closure: Any = None) -> Any:
+            self.calls += 1
+            if self.calls % 2:
+                return self.leaf.step(closure)
+            for parameter in self.param_groups[0]["params"]:
+                parameter.data = parameter.data - 0.1 * parameter.grad
+
+    model = make()
+    optimizer, teacher = Alternating(SGD(model.parameters(), lr=0.1)), EMATeacher(model)
+    teacher.follow(model, optimizer)
+    for count in range(1, 5):
+        step(model, optimizer)
+        assert teacher.updates == count
+
+
+@every_kind
+def test_following_again_ends_the_first(build: Callable[[Any], Any]) -> None:
+    """As in a cell of a notebook that is run twice."""
+    model = make()
+    optimizer, teacher = build(model.parameters()), EMATeacher(model)
+    first = teacher.follow(model, optimizer)
+    with pytest.raises(TypeError, match="optimizer is a NoneType"):
+        teacher.follow(model, None)  # type: ignore[arg-type]
+    step(model, optimizer)
+    assert teacher.updates == 1
+    second = teacher.follow(model, optimizer)
+    step(model, optimizer)
+    assert teacher.updates == 2
+    first.remove()
+    step(model, optimizer)
+    assert teacher.updates == 3
+    second.remove()
+    step(model, optimizer)
+    assert teacher.updates == 3
+
+
+def test_a_teacher_follows_one_optimizer_and_its_copies_none() -> None:
+    model = make()
+    inner = SGD(model.parameters(), lr=0.1)
+    outer, other, teacher = Wrapper(inner), AdamW(model.parameters()), EMATeacher(model)
+    teacher.follow(model, inner)
+    teacher.follow(model, outer)
+    second = pickle.loads(pickle.dumps(copy.deepcopy(teacher)))
+    step(model, outer)
+    assert [teacher.updates, second.updates] == [1, 0]
+    teacher.follow(model, other)
+    step(model, outer)
+    assert teacher.updates == 1
+    step(model, other)
+    assert teacher.updates == 2
 
 
 def test_accelerate_accumulates_and_steps() -> None:
