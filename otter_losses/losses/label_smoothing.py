@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from otter_losses import checks
@@ -58,10 +57,9 @@ def smoothed(smoothing: float, convention: str, pairs: int) -> HardTargets:
     """The targets of `LabelSmoothingLoss`; one pair alone has no other to share with."""
     if convention == "torch":
         return HardTargets(on_diagonal=1 - smoothing, uniform=smoothing / pairs)
-    # Without a branch, which torch.export would take once for all sizes.
-    others = pairs - 1
-    shared = smoothing * torch.sym_min(others, 1)  # type: ignore[no-untyped-call]
-    share = shared / torch.sym_max(others, 1)  # type: ignore[no-untyped-call]
+    is_alone = 1 // pairs  # no branch, which torch.export would take once for all sizes
+    shared = smoothing * (1 - is_alone)
+    share = shared / (pairs - 1 + is_alone)
     return HardTargets(on_diagonal=1 - shared - share, uniform=share)
 
 
