@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from otter_losses import checks
+from otter_losses.integrations.losses import check_loss
 from otter_losses.integrations.missing import absent
 from otter_losses.integrations.teachers import check_separate, teaching
 from otter_losses.losses.base import PairLoss
@@ -29,7 +30,7 @@ class PairRankingLoss(nn.Module):
 
     Args:
         model: the SentenceTransformer.
-        loss: any loss of this library; SigLIPLoss without its bias.
+        loss: any loss of this library with ``reduction="mean"``; SigLIPLoss without its bias.
         scale: 1 / temperature, above 0.
         teacher: what the targets are made with, by default the model's own embeddings: a SentenceTransformer, which is frozen, or
             an `EMATeacher`, which a `TeacherCallback` of ``otter_losses.integrations.transformers`` lets follow the model.
@@ -38,8 +39,9 @@ class PairRankingLoss(nn.Module):
     Called with the features of the columns, N texts each, and with labels, which are ignored; returns a scalar.
 
     Raises:
-        TypeError: the loss is not one of ours.
-        ValueError: the scale is not a positive number; the model trains a weight of the teacher; the columns are not two.
+        TypeError: the loss is not one of ours, or the teacher is no module.
+        ValueError: the loss has ``reduction="none"``; the scale is not a positive number; the model trains a weight of the
+            teacher; the columns are not two.
 
     Example:
         >>> from otter_losses import OTTERLoss
@@ -49,8 +51,7 @@ class PairRankingLoss(nn.Module):
 
     def __init__(self, model: nn.Module, loss: PairLoss, scale: float = 20.0, teacher: nn.Module | None = None) -> None:
         super().__init__()
-        if not isinstance(loss, PairLoss):
-            raise TypeError(f"loss is {loss!r}; need a loss of otter_losses, such as OTTERLoss().")
+        check_loss(loss)
         checks.check_number("scale", scale, low=0.0, above=True)
         if teacher is not None:
             check_separate(teacher, model)

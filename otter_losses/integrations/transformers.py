@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from otter_losses.integrations.losses import check_loss
 from otter_losses.integrations.missing import absent
 from otter_losses.integrations.teachers import check_separate, teaching
 from otter_losses.losses.base import PairLoss
@@ -103,7 +104,7 @@ class PairLossTrainer(Trainer):
     gradient is the mean of each batch's own.
 
     Args:
-        loss: any loss of this library.
+        loss: any loss of this library with ``reduction="mean"``.
         teacher: what the targets are made with, by default the model's own embeddings: a frozen model, or an `EMATeacher`, which
             follows the model after each optimizer step and is saved and resumed with it, see `TeacherCallback`. It is called
             like the model, in eval mode and without gradient.
@@ -113,9 +114,9 @@ class PairLossTrainer(Trainer):
     logarithm of the scale, and may have a ``logit_bias``. So does the teacher, of which width and scale may differ.
 
     Raises:
-        TypeError: the loss is not one of ours, or the model is not of that kind.
-        ValueError: ``compute_loss_func`` is given too, or a `TeacherCallback` beside the teacher; the model trains a weight of
-            the teacher.
+        TypeError: the loss is not one of ours, the model is not of that kind, or the teacher is no module.
+        ValueError: the loss has ``reduction="none"``; ``compute_loss_func`` is given too, or a `TeacherCallback` beside the
+            teacher; the model trains a weight of the teacher.
 
     Warns:
         UserWarning: a run resumes from a checkpoint without its EMATeacher, or with one that it does not use.
@@ -127,8 +128,7 @@ class PairLossTrainer(Trainer):
     """
 
     def __init__(self, *, loss: PairLoss, teacher: nn.Module | None = None, **arguments: Any) -> None:
-        if not isinstance(loss, PairLoss):
-            raise TypeError(f"loss is {loss!r}; need a loss of otter_losses, such as OTTERLoss().")
+        check_loss(loss)
         if arguments.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func is given beside loss; need one of them. Use transformers.Trainer for the other.")
         if any(isinstance(callback, TeacherCallback) for callback in arguments.get("callbacks") or ()):
