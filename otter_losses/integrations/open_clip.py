@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from otter_losses import EMATeacher, OTTERLoss, SigLIPLoss
 from otter_losses.integrations.losses import check_loss
-from otter_losses.integrations.teachers import check_separate, teaching
+from otter_losses.integrations.teachers import Teaching
 
 RECORD = "otter_losses"
 """The entry of open_clip's checkpoints with our options and the teacher."""
@@ -103,7 +103,7 @@ def add_teacher(model: nn.Module, teacher: nn.Module) -> RemovableHandle:
 
     Raises:
         ValueError: the model trains a weight of the teacher, or is it.
-        TypeError: at the first step, an output that is no dict.
+        TypeError: a teacher that is no module; at the first step, an output that is no dict.
 
     Example:
         >>> import torch
@@ -117,14 +117,14 @@ def add_teacher(model: nn.Module, teacher: nn.Module) -> RemovableHandle:
         >>> sorted(model(torch.ones(1, 4), torch.ones(1, 4)))
         ['dist_image_features', 'dist_text_features', 'image_features', 'text_features']
     """
-    check_separate(teacher, model)
+    teaching = Teaching(teacher, model)
 
     def add(module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> Any:
         if not module.training:
             return output
         if not isinstance(output, dict):
             raise TypeError(f"the model's output is a {type(output).__name__}; need a dict. Build it with output_dict=True.")
-        with teaching(teacher):
+        with teaching():
             taught = teacher(*inputs, **named)
         return {**output, **{f"dist_{name}": taught[name] for name in ("image_features", "text_features")}}
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from otter_losses import checks
 from otter_losses.integrations.losses import check_loss
 from otter_losses.integrations.missing import absent
-from otter_losses.integrations.teachers import check_separate, teaching
+from otter_losses.integrations.teachers import Teaching
 from otter_losses.losses.base import PairLoss
 from otter_losses.losses.otter import OTTERLoss
 
@@ -54,7 +54,7 @@ class PairRankingLoss(nn.Module):
         check_loss(loss)
         checks.check_number("scale", scale, low=0.0, above=True)
         if teacher is not None:
-            check_separate(teacher, model)
+            self._teaching = Teaching(teacher, model)
             teacher.requires_grad_(False)  # the trainer's optimizer takes what the loss holds
         self.model = model
         self.loss = loss
@@ -70,7 +70,7 @@ class PairRankingLoss(nn.Module):
         """The teacher's embeddings of each column, (N, E); none without a teacher."""
         if self.teacher is None:
             return []
-        with teaching(self.teacher):
+        with self._teaching():
             return [self.teacher(dict(column))["sentence_embedding"] for column in columns]
 
     def compute_loss_from_embeddings(self, embeddings: Sequence[Tensor], labels: Any = None) -> Tensor:
@@ -141,7 +141,7 @@ class CachedPairRankingLoss(CachedLossMixin, PairRankingLoss):
             return []
         teacher = _Embedder(self.teacher, self.mini_batch_size)
         batches = [teacher.embed_minibatch_iter(dict(column), with_grad=False, copy_random_state=False) for column in columns]
-        with teaching(self.teacher):
+        with self._teaching():
             return [torch.cat([embeddings for embeddings, _ in batch]) for batch in batches]
 
     def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from otter_losses.integrations.losses import check_loss
 from otter_losses.integrations.missing import absent
-from otter_losses.integrations.teachers import check_separate, teaching
+from otter_losses.integrations.teachers import Teaching
 from otter_losses.losses.base import PairLoss
 from otter_losses.teacher import EMATeacher
 
@@ -38,7 +39,8 @@ class TeacherCallback(TrainerCallback):
 
     Raises:
         TypeError: the teacher is no EMATeacher; only such a one changes.
-        RuntimeError: the checkpoint's teacher is of another architecture.
+        ValueError: the Trainer has a second one, when a run begins.
+        RuntimeError: the checkpoint's teacher is of another architecture, or its file is damaged.
 
     Warns:
         UserWarning: the checkpoint has no teacher; this one then goes on as it is.
@@ -59,6 +61,13 @@ class TeacherCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         self._stop_following()
+        first = vars(state).setdefault("teacher_callback", self)  # of this run; no field, so it is not saved
+        if first is not self:
+            first._stop_following()
+            raise ValueError(
+                "the Trainer has two TeacherCallbacks, which would write one file; need one. Leave out the callback where "
+                "PairLossTrainer was given teacher=, which has its own."
+            )
         self._following = self.teacher.follow(named["model"], named["optimizer"])
         if state.global_step:
             self._load(self._resumed(args, state), f"the checkpoint of step {state.global_step}, from which this run resumes,")
@@ -89,7 +98,7 @@ class TeacherCallback(TrainerCallback):
 
     def _load(self, folder: Path | None, which: str) -> None:
         if folder is not None and (folder / SAVED).is_file():
-            self.teacher.load_state_dict(torch.load(folder / SAVED, map_location="cpu", weights_only=True))
+            self.teacher.load_state_dict(_read(folder / SAVED))
             return
         found = f"has no {SAVED}" if folder else "was not found; pass its path as the arguments' resume_from_checkpoint too"
         warnings.warn(
@@ -135,7 +144,7 @@ class PairLossTrainer(Trainer):
             raise ValueError("callbacks holds a TeacherCallback; need none. Pass teacher=EMATeacher(model), which has its own.")
         super().__init__(**arguments)
         if teacher is not None:
-            check_separate(teacher, self.model)
+            self._teaching = Teaching(teacher, self.model)
             teacher.to(self.args.device)
         self.loss = loss
         self.teacher = teacher
@@ -163,7 +172,7 @@ class PairLossTrainer(Trainer):
         outputs = model(**inputs)
         given: tuple[Any, ...] = ()
         if self.teacher is not None:
-            with teaching(self.teacher), self.accelerator.autocast():
+            with self._teaching(), self.accelerator.autocast():
                 given = _pairs(self.teacher(**inputs), self.teacher)
         loss = self.loss(*_pairs(outputs, self.model), *given)
         return (loss, outputs) if return_outputs else loss
@@ -171,6 +180,17 @@ class PairLossTrainer(Trainer):
 
 def _folder(args: Any, state: Any) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def _read(file: Path) -> Any:
+    with file.open("rb") as opened:
+        try:
+            return torch.load(opened, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, UnpicklingError):  # torch advises to load it unsafely
+            raise RuntimeError(
+                f"{file} cannot be read; need an EMATeacher's state_dict(), saved whole. Copy it anew, or delete it: then the "
+                "teacher goes on as it is."
+            ) from None
 
 
 def _pairs(outputs: Any, model: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
