@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from otter_losses import EMATeacher, OTTERLoss, SigLIPLoss
 from otter_losses.integrations.losses import check_loss
-from otter_losses.integrations.teachers import Teaching
+from otter_losses.integrations.teachers import Teaching, check_separate
 
 RECORD = "otter_losses"
 """The entry of open_clip's checkpoints with our options and the teacher."""
@@ -46,8 +46,8 @@ def create_loss(args: argparse.Namespace, **options: Any) -> nn.Module:
 
     Raises:
         ValueError: options for a model that OTTERLoss does not train, or that the arguments say; ``reduction="none"``, of which
-            open_clip's loop takes no gradient; ``args.horovod``; ``args.distill`` with ``args.accum_freq``
-            above 1, where open_clip's loop never calls its teacher.
+            open_clip's loop takes no gradient; ``args.horovod``; ``args.distill`` with ``args.accum_freq`` above 1, where
+            open_clip's loop never calls its teacher.
 
     Example:
         >>> from argparse import Namespace
@@ -117,14 +117,15 @@ def add_teacher(model: nn.Module, teacher: nn.Module) -> RemovableHandle:
         >>> sorted(model(torch.ones(1, 4), torch.ones(1, 4)))
         ['dist_image_features', 'dist_text_features', 'image_features', 'text_features']
     """
-    teaching = Teaching(teacher, model)
+    check_separate(teacher, model)
+    teaching = Teaching()
 
     def add(module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> Any:
         if not module.training:
             return output
         if not isinstance(output, dict):
             raise TypeError(f"the model's output is a {type(output).__name__}; need a dict. Build it with output_dict=True.")
-        with teaching():
+        with teaching(teacher, module):
             taught = teacher(*inputs, **named)
         return {**output, **{f"dist_{name}": taught[name] for name in ("image_features", "text_features")}}
 

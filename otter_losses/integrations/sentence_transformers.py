@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from otter_losses import checks
 from otter_losses.integrations.losses import check_loss
 from otter_losses.integrations.missing import absent
-from otter_losses.integrations.teachers import Teaching
+from otter_losses.integrations.teachers import Teaching, check_separate
 from otter_losses.losses.base import PairLoss
 from otter_losses.losses.otter import OTTERLoss
 
@@ -54,12 +54,13 @@ class PairRankingLoss(nn.Module):
         check_loss(loss)
         checks.check_number("scale", scale, low=0.0, above=True)
         if teacher is not None:
-            self._teaching = Teaching(teacher, model)
+            check_separate(teacher, model)
             teacher.requires_grad_(False)  # the trainer's optimizer takes what the loss holds
         self.model = model
         self.loss = loss
         self.scale = scale
         self.teacher = teacher
+        self._teaching = Teaching()
 
     def forward(self, sentence_features: Iterable[Column], labels: Any = None) -> Tensor:
         columns = list(sentence_features)
@@ -70,7 +71,7 @@ class PairRankingLoss(nn.Module):
         """The teacher's embeddings of each column, (N, E); none without a teacher."""
         if self.teacher is None:
             return []
-        with self._teaching():
+        with self._teaching(self.teacher, self.model):
             return [self.teacher(dict(column))["sentence_embedding"] for column in columns]
 
     def compute_loss_from_embeddings(self, embeddings: Sequence[Tensor], labels: Any = None) -> Tensor:
@@ -141,7 +142,7 @@ class CachedPairRankingLoss(CachedLossMixin, PairRankingLoss):
             return []
         teacher = _Embedder(self.teacher, self.mini_batch_size)
         batches = [teacher.embed_minibatch_iter(dict(column), with_grad=False, copy_random_state=False) for column in columns]
-        with self._teaching():
+        with self._teaching(self.teacher, self.model):
             return [torch.cat([embeddings for embeddings, _ in batch]) for batch in batches]
 
     def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:

@@ -30,26 +30,18 @@ def check_separate(teacher: Any, model: nn.Module) -> None:
 
 
 class Teaching:
-    """How a teacher is called: in eval mode and without gradient.
+    """How a teacher is called, and a second look, at the first call in training, for what both hold and was unfrozen since."""
 
-    The two are checked to be separate, and at the first call in training once more: a part that both hold may be unfrozen since.
-    """
-
-    def __init__(self, teacher: nn.Module, model: nn.Module) -> None:
-        check_separate(teacher, model)
-        self._teacher = teacher
-        self._model = model
-        self._is_checked = False
+    def __init__(self) -> None:
+        self._checked: nn.Module | None = None
 
     @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Afterwards it is back in whatever mode it was in, as the student may share a frozen part."""
-        if self._model.training and not self._is_checked and not torch.compiler.is_compiling():
-            check_separate(self._teacher, self._model)
-            self._is_checked = True
-        training = [
-            module for module in self._teacher.modules() if getattr(module, "training", False)
-        ]  # a frozen script has none
+    def __call__(self, teacher: nn.Module, model: nn.Module) -> Iterator[None]:
+        """Eval mode and no gradient, whatever mode the teacher is in; then back to it, as the student may share a frozen part."""
+        if model.training and self._checked is not teacher and not torch.compiler.is_compiling():
+            check_separate(teacher, model)
+            self._checked = teacher
+        training = [module for module in teacher.modules() if getattr(module, "training", False)]  # a frozen script has none
         for module in training:
             module.training = False
         try:

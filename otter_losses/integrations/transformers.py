@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from otter_losses.integrations.losses import check_loss
 from otter_losses.integrations.missing import absent
-from otter_losses.integrations.teachers import Teaching
+from otter_losses.integrations.teachers import Teaching, check_separate
 from otter_losses.losses.base import PairLoss
 from otter_losses.teacher import EMATeacher
 
@@ -144,10 +144,11 @@ class PairLossTrainer(Trainer):
             raise ValueError("callbacks holds a TeacherCallback; need none. Pass teacher=EMATeacher(model), which has its own.")
         super().__init__(**arguments)
         if teacher is not None:
-            self._teaching = Teaching(teacher, self.model)
+            check_separate(teacher, self.model)
             teacher.to(self.args.device)
         self.loss = loss
         self.teacher = teacher
+        self._teaching = Teaching()
         self._teacher_callback = TeacherCallback(teacher) if isinstance(teacher, EMATeacher) else None
         if self._teacher_callback is not None:
             self.add_callback(self._teacher_callback)
@@ -172,7 +173,7 @@ class PairLossTrainer(Trainer):
         outputs = model(**inputs)
         given: tuple[Any, ...] = ()
         if self.teacher is not None:
-            with self._teaching(), self.accelerator.autocast():
+            with self._teaching(self.teacher, self.model), self.accelerator.autocast():
                 given = _pairs(self.teacher(**inputs), self.teacher)
         loss = self.loss(*_pairs(outputs, self.model), *given)
         return (loss, outputs) if return_outputs else loss

@@ -183,6 +183,21 @@ def test_a_part_in_common_is_refused_where_training_finds_it_unfrozen(adapter: A
         step()
 
 
+@pytest.mark.parametrize("first", [None, Model(seed=1)], ids=["none", "another"])
+def test_a_teacher_that_is_set_later_is_looked_at_too(first: nn.Module | None) -> None:
+    model, other = Model(), Model(seed=2)
+    loss = PairRankingLoss(model, OTTERLoss(), SCALE, first)
+    loss(columns())
+    modes: list[bool] = []
+    other.trunk.register_forward_hook(lambda trunk, *_: modes.append(trunk.training))
+    loss.teacher = other
+    loss(columns())
+    assert modes == [False, False]
+    loss.teacher = model
+    with pytest.raises(ValueError, match=r"^teacher shares 'logit_scale' with the model"):
+        loss(columns())
+
+
 def test_a_frozen_model_does_not_teach_itself() -> None:
     """Its hook would call itself for ever."""
     model = Model().requires_grad_(False)
