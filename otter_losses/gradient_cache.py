@@ -43,7 +43,8 @@ def grad_cache(
         chunks: the arguments of `encode`, a tuple for each chunk; of any sizes, as many on every rank.
         loss: any loss of this package, or another function of the features of the whole batch. The parts of a dict are summed.
         backward: what to do with the loss, where it is more than ``loss.backward()``: for mixed precision
-            ``lambda loss: scaler.scale(loss).backward()``, for accelerate ``accelerator.backward``.
+            ``lambda loss: scaler.scale(loss).backward()``, for accelerate ``accelerator.backward``, for one loss a pair
+            ``lambda losses: losses.mean().backward()``.
         no_sync: makes the context of every chunk but the last, in which gradients are not yet averaged over the ranks; by
             default that of `encode`, which DistributedDataParallel has. Without one they are averaged chunk by chunk: same sum.
         call: further arguments of `loss` for the whole batch: ``dist_image_features``, ``alpha``, ``output_dict``.
@@ -52,7 +53,8 @@ def grad_cache(
         What `loss` returned, detached: the value of the whole batch, or its parts.
 
     Raises:
-        ValueError: no chunks; outputs of the wrong shapes; on the CPU, or in debug mode, a second pass that gives other features.
+        ValueError: no chunks; outputs of the wrong shapes; several losses, with the default `backward`; on the CPU, or in debug
+            mode, a second pass that gives other features.
         TypeError: a chunk, an output of `encode` or of `loss` is of another type.
         RuntimeError: gradients are off, or `backward` left none.
 
@@ -91,6 +93,11 @@ def grad_cache(
     total = sum(value.values()) if isinstance(value, dict) else value
     if not isinstance(total, Tensor):
         raise TypeError(f"loss returned a {type(value).__name__}; need a tensor, or a dict of tensors.")
+    if backward is Tensor.backward and total.numel() != 1:
+        raise ValueError(
+            f"loss returned shape {tuple(total.shape)}; need one number to call backward() on. Leave reduction='none' out, or "
+            "say what is made of the losses: backward=lambda losses: losses.mean().backward()."
+        )
     with _without_autocast(total):
         backward(total)
     shares = _shares(whole, cached)

@@ -295,6 +295,22 @@ def test_a_backward_that_does_nothing_is_refused() -> None:
         call(backward=lambda loss: loss)
 
 
+@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("where", ["loss", "call"])
+def test_a_loss_a_pair_needs_a_backward_of_ones_own(where: str, parts: bool) -> None:
+    named: dict[str, Any] = {"reduction": "none"}
+    loss, asked = (OTTERLoss(**named), {}) if where == "loss" else (OTTERLoss(), named)
+    with pytest.raises(
+        ValueError, match=r"loss returned shape \(12,\); .*backward=lambda losses: losses\.mean\(\)\.backward\(\)"
+    ):
+        call(loss=loss, output_dict=parts, **asked)
+    batch, model, weights = make_batch(), TwoTowers(), torch.linspace(0, 2, 12, dtype=torch.float64)
+    grad_cache(model, cut(batch, [5, 7]), loss, backward=lambda losses: (weights * losses).mean().backward(), **asked)  # type: ignore[no-untyped-call]
+    plain = TwoTowers()
+    (weights * loss(*plain(batch["images"], batch["texts"]), **asked)).mean().backward()
+    check_same(gradients_of(model), gradients_of(plain))
+
+
 def test_a_loss_that_is_none_is_refused() -> None:
     with pytest.raises(TypeError, match="loss returned a float; need a tensor"):
         call(loss=lambda *features: 1.0)

@@ -24,11 +24,11 @@ class Agreement(NamedTuple):
 
     Attributes:
         sizes: how many pairs each rank brings.
-        are_copies: whether all were seen to bring the very same pairs.
+        batches: how many different ones they were seen to bring; as many as ranks where nobody looked.
     """
 
     sizes: tuple[int, ...]
-    are_copies: bool
+    batches: int
 
 
 def agree(
@@ -51,7 +51,7 @@ def agree(
     if not exchange:
         check()
         first = next(tensor for tensor in tensors.values() if tensor is not None)
-        return Agreement((len(first),) * size, are_copies=False)
+        return Agreement((len(first),) * size, batches=size)
     problem: Exception | None = None
     try:
         check()
@@ -81,7 +81,7 @@ def agree(
                 )
     name = next(name for name, tensor in tensors.items() if tensor is not None)
     sizes = tuple(message[name][1][0] for message in messages)
-    return Agreement(sizes, are_copies=len(digests) == 1 and None not in digests)
+    return Agreement(sizes, batches=size if None in digests else len(digests))
 
 
 def _ascii(text: str) -> str:

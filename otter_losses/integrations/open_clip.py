@@ -6,6 +6,7 @@ among the parameters that it writes down, and in its checkpoints beside the teac
 """
 
 import argparse
+import ast
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -17,10 +18,20 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from otter_losses import EMATeacher, OTTERLoss, SigLIPLoss
-from otter_losses.integrations.teachers import check_separate, teaching
+from otter_losses.integrations.losses import check_loss
+from otter_losses.integrations.teachers import Teaching, check_separate
 
 RECORD = "otter_losses"
 """The entry of open_clip's checkpoints with our options and the teacher."""
+
+FROM_ARGS = {
+    "local_loss": "local_loss",
+    "gather_with_grad": "gather_with_grad",
+    "rank": "rank",
+    "world_size": "world_size",
+    "use_horovod": "horovod",
+}
+"""A loss's keywords, and open_clip's arguments that they come from."""
 
 
 def create_loss(args: argparse.Namespace, **options: Any) -> nn.Module:
@@ -30,11 +41,13 @@ def create_loss(args: argparse.Namespace, **options: Any) -> nn.Module:
 
     Args:
         args: open_clip's parsed arguments, once its ``main`` has added ``rank``, ``world_size`` and ``distill``.
-        options: OTTERLoss's: ``alpha``, ``epsilon``, ``iterations``, ``gamma_image``, ``gamma_text``, ``backend``, ...
+        options: OTTERLoss's: ``alpha``, ``epsilon``, ``iterations``, ``gamma_image``, ``gamma_text``, ``backend``, ...;
+            not what the arguments say.
 
     Raises:
-        ValueError: options for a model that OTTERLoss does not train; ``args.horovod``; ``args.distill`` with ``args.accum_freq``
-            above 1, where open_clip's loop never calls its teacher.
+        ValueError: options for a model that OTTERLoss does not train, or that the arguments say; ``reduction="none"``, of which
+            open_clip's loop takes no gradient; ``args.horovod``; ``args.distill`` with ``args.accum_freq`` above 1, where
+            open_clip's loop never calls its teacher.
 
     Example:
         >>> from argparse import Namespace
@@ -58,10 +71,21 @@ def create_loss(args: argparse.Namespace, **options: Any) -> nn.Module:
 
         theirs: nn.Module = open_clip.create_loss(args)
         return theirs
-    contract = {name: getattr(args, name) for name in ("local_loss", "gather_with_grad", "rank", "world_size")}
+    contract = {keyword: getattr(args, name) for keyword, name in FROM_ARGS.items()}
     if args.siglip and not args.distill:
-        return SigLIPLoss(use_horovod=args.horovod, **contract)
-    return OTTERLoss(use_horovod=args.horovod, **contract, **options)
+        return SigLIPLoss(**contract)
+    return _otter_loss(options, **contract)
+
+
+def _otter_loss(options: dict[str, Any], **contract: Any) -> OTTERLoss:
+    for name in options:
+        if name in FROM_ARGS:
+            raise ValueError(
+                f"{name} given, which open_clip's arguments say, as args.{FROM_ARGS[name]}; leave it out of OTTERLoss's options."
+            )
+    loss = OTTERLoss(**contract, **options)
+    check_loss(loss)
+    return loss
 
 
 def add_teacher(model: nn.Module, teacher: nn.Module) -> RemovableHandle:
@@ -79,7 +103,7 @@ def add_teacher(model: nn.Module, teacher: nn.Module) -> RemovableHandle:
 
     Raises:
         ValueError: the model trains a weight of the teacher, or is it.
-        TypeError: at the first step, an output that is no dict.
+        TypeError: a teacher that is no module; at the first step, an output that is no dict.
 
     Example:
         >>> import torch
@@ -94,13 +118,14 @@ def add_teacher(model: nn.Module, teacher: nn.Module) -> RemovableHandle:
         ['dist_image_features', 'dist_text_features', 'image_features', 'text_features']
     """
     check_separate(teacher, model)
+    teaching = Teaching()
 
     def add(module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> Any:
         if not module.training:
             return output
         if not isinstance(output, dict):
             raise TypeError(f"the model's output is a {type(output).__name__}; need a dict. Build it with output_dict=True.")
-        with teaching(teacher):
+        with teaching(teacher, module):
             taught = teacher(*inputs, **named)
         return {**output, **{f"dist_{name}": taught[name] for name in ("image_features", "text_features")}}
 
@@ -119,19 +144,18 @@ class _Program:
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """Their arguments and ours, which their program logs and writes to params.txt."""
-        from open_clip_train.params import ParseKwargs
-
         parser = argparse.ArgumentParser(
             usage="the options below, and those of open_clip_train.main", add_help=False, allow_abbrev=False
         )
         parser.add_argument(
-            "--otter", nargs="+", default={}, action=ParseKwargs, metavar="OPTION=VALUE", help="OTTERLoss's options."
+            "--otter", nargs="+", default=[], action="extend", type=_option, metavar="OPTION=VALUE", help="OTTERLoss's options."
         )
         parser.add_argument("--ema-decay", type=float, help="Distil from an EMATeacher with this decay; the paper's is 0.999.")
         ours, theirs = parser.parse_known_args(arguments)
         if {"-h", "--help"} & set(theirs):
             parser.print_help()
-        OTTERLoss(**ours.otter)  # a mistake shows before the model is built
+        ours.otter = dict(ours.otter)
+        _otter_loss(ours.otter)  # a mistake shows before the model is built
         self.args = self.parse_args(theirs)
         vars(self.args).update(vars(ours))
         return self.args
@@ -182,6 +206,17 @@ class _Program:
             record = {"otter": self.args.otter, "ema_decay": self.args.ema_decay, "teacher": teacher}
             checkpoint = {**checkpoint, RECORD: record}
         self.write(checkpoint, *arguments, **named)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """A name and its value: a Python literal, or a string without quotes."""
+    name, given, value = text.partition("=")
+    if not (name and given):
+        raise argparse.ArgumentTypeError(f"{text!r} is not OPTION=VALUE, as alpha=0.5 is")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

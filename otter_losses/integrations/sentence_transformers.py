@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from otter_losses import checks
+from otter_losses.integrations.losses import check_loss
 from otter_losses.integrations.missing import absent
-from otter_losses.integrations.teachers import check_separate, teaching
+from otter_losses.integrations.teachers import Teaching, check_separate
 from otter_losses.losses.base import PairLoss
 from otter_losses.losses.otter import OTTERLoss
 
@@ -29,7 +30,7 @@ class PairRankingLoss(nn.Module):
 
     Args:
         model: the SentenceTransformer.
-        loss: any loss of this library; SigLIPLoss without its bias.
+        loss: any loss of this library with ``reduction="mean"``; SigLIPLoss without its bias.
         scale: 1 / temperature, above 0.
         teacher: what the targets are made with, by default the model's own embeddings: a SentenceTransformer, which is frozen, or
             an `EMATeacher`, which a `TeacherCallback` of ``otter_losses.integrations.transformers`` lets follow the model.
@@ -38,8 +39,9 @@ class PairRankingLoss(nn.Module):
     Called with the features of the columns, N texts each, and with labels, which are ignored; returns a scalar.
 
     Raises:
-        TypeError: the loss is not one of ours.
-        ValueError: the scale is not a positive number; the model trains a weight of the teacher; the columns are not two.
+        TypeError: the loss is not one of ours, or the teacher is no module.
+        ValueError: the loss has ``reduction="none"``; the scale is not a positive number; the model trains a weight of the
+            teacher; the columns are not two.
 
     Example:
         >>> from otter_losses import OTTERLoss
@@ -49,8 +51,7 @@ class PairRankingLoss(nn.Module):
 
     def __init__(self, model: nn.Module, loss: PairLoss, scale: float = 20.0, teacher: nn.Module | None = None) -> None:
         super().__init__()
-        if not isinstance(loss, PairLoss):
-            raise TypeError(f"loss is {loss!r}; need a loss of otter_losses, such as OTTERLoss().")
+        check_loss(loss)
         checks.check_number("scale", scale, low=0.0, above=True)
         if teacher is not None:
             check_separate(teacher, model)
@@ -59,6 +60,7 @@ class PairRankingLoss(nn.Module):
         self.loss = loss
         self.scale = scale
         self.teacher = teacher
+        self._teaching = Teaching()
 
     def forward(self, sentence_features: Iterable[Column], labels: Any = None) -> Tensor:
         columns = list(sentence_features)
@@ -69,7 +71,7 @@ class PairRankingLoss(nn.Module):
         """The teacher's embeddings of each column, (N, E); none without a teacher."""
         if self.teacher is None:
             return []
-        with teaching(self.teacher):
+        with self._teaching(self.teacher, self.model):
             return [self.teacher(dict(column))["sentence_embedding"] for column in columns]
 
     def compute_loss_from_embeddings(self, embeddings: Sequence[Tensor], labels: Any = None) -> Tensor:
@@ -140,7 +142,7 @@ class CachedPairRankingLoss(CachedLossMixin, PairRankingLoss):
             return []
         teacher = _Embedder(self.teacher, self.mini_batch_size)
         batches = [teacher.embed_minibatch_iter(dict(column), with_grad=False, copy_random_state=False) for column in columns]
-        with teaching(self.teacher):
+        with self._teaching(self.teacher, self.model):
             return [torch.cat([embeddings for embeddings, _ in batch]) for batch in batches]
 
     def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:

@@ -2,13 +2,15 @@
 
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from otter_losses.integrations.losses import check_loss
 from otter_losses.integrations.missing import absent
-from otter_losses.integrations.teachers import check_separate, teaching
+from otter_losses.integrations.teachers import Teaching, check_separate
 from otter_losses.losses.base import PairLoss
 from otter_losses.teacher import EMATeacher
 
@@ -37,7 +39,8 @@ class TeacherCallback(TrainerCallback):
 
     Raises:
         TypeError: the teacher is no EMATeacher; only such a one changes.
-        RuntimeError: the checkpoint's teacher is of another architecture.
+        ValueError: the Trainer has a second one, when a run begins.
+        RuntimeError: the checkpoint's teacher is of another architecture, or its file is damaged.
 
     Warns:
         UserWarning: the checkpoint has no teacher; this one then goes on as it is.
@@ -58,6 +61,13 @@ class TeacherCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         self._stop_following()
+        first = vars(state).setdefault("teacher_callback", self)  # of this run; no field, so it is not saved
+        if first is not self:
+            first._stop_following()
+            raise ValueError(
+                "the Trainer has two TeacherCallbacks, which would write one file; need one. Leave out the callback where "
+                "PairLossTrainer was given teacher=, which has its own."
+            )
         self._following = self.teacher.follow(named["model"], named["optimizer"])
         if state.global_step:
             self._load(self._resumed(args, state), f"the checkpoint of step {state.global_step}, from which this run resumes,")
@@ -88,7 +98,7 @@ class TeacherCallback(TrainerCallback):
 
     def _load(self, folder: Path | None, which: str) -> None:
         if folder is not None and (folder / SAVED).is_file():
-            self.teacher.load_state_dict(torch.load(folder / SAVED, map_location="cpu", weights_only=True))
+            self.teacher.load_state_dict(_read(folder / SAVED))
             return
         found = f"has no {SAVED}" if folder else "was not found; pass its path as the arguments' resume_from_checkpoint too"
         warnings.warn(
@@ -103,7 +113,7 @@ class PairLossTrainer(Trainer):
     gradient is the mean of each batch's own.
 
     Args:
-        loss: any loss of this library.
+        loss: any loss of this library with ``reduction="mean"``.
         teacher: what the targets are made with, by default the model's own embeddings: a frozen model, or an `EMATeacher`, which
             follows the model after each optimizer step and is saved and resumed with it, see `TeacherCallback`. It is called
             like the model, in eval mode and without gradient.
@@ -113,9 +123,9 @@ class PairLossTrainer(Trainer):
     logarithm of the scale, and may have a ``logit_bias``. So does the teacher, of which width and scale may differ.
 
     Raises:
-        TypeError: the loss is not one of ours, or the model is not of that kind.
-        ValueError: ``compute_loss_func`` is given too, or a `TeacherCallback` beside the teacher; the model trains a weight of
-            the teacher.
+        TypeError: the loss is not one of ours, the model is not of that kind, or the teacher is no module.
+        ValueError: the loss has ``reduction="none"``; ``compute_loss_func`` is given too, or a `TeacherCallback` beside the
+            teacher; the model trains a weight of the teacher.
 
     Warns:
         UserWarning: a run resumes from a checkpoint without its EMATeacher, or with one that it does not use.
@@ -127,8 +137,7 @@ class PairLossTrainer(Trainer):
     """
 
     def __init__(self, *, loss: PairLoss, teacher: nn.Module | None = None, **arguments: Any) -> None:
-        if not isinstance(loss, PairLoss):
-            raise TypeError(f"loss is {loss!r}; need a loss of otter_losses, such as OTTERLoss().")
+        check_loss(loss)
         if arguments.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func is given beside loss; need one of them. Use transformers.Trainer for the other.")
         if any(isinstance(callback, TeacherCallback) for callback in arguments.get("callbacks") or ()):
@@ -139,6 +148,7 @@ class PairLossTrainer(Trainer):
             teacher.to(self.args.device)
         self.loss = loss
         self.teacher = teacher
+        self._teaching = Teaching()
         self._teacher_callback = TeacherCallback(teacher) if isinstance(teacher, EMATeacher) else None
         if self._teacher_callback is not None:
             self.add_callback(self._teacher_callback)
@@ -163,7 +173,7 @@ class PairLossTrainer(Trainer):
         outputs = model(**inputs)
         given: tuple[Any, ...] = ()
         if self.teacher is not None:
-            with teaching(self.teacher), self.accelerator.autocast():
+            with self._teaching(self.teacher, self.model), self.accelerator.autocast():
                 given = _pairs(self.teacher(**inputs), self.teacher)
         loss = self.loss(*_pairs(outputs, self.model), *given)
         return (loss, outputs) if return_outputs else loss
@@ -171,6 +181,17 @@ class PairLossTrainer(Trainer):
 
 def _folder(args: Any, state: Any) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def _read(file: Path) -> Any:
+    with file.open("rb") as opened:
+        try:
+            return torch.load(opened, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, UnpicklingError):  # torch advises to load it unsafely
+            raise RuntimeError(
+                f"{file} cannot be read; need an EMATeacher's state_dict(), saved whole. Copy it anew, or delete it: then the "
+                "teacher goes on as it is."
+            ) from None
 
 
 def _pairs(outputs: Any, model: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

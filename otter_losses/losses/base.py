@@ -118,6 +118,11 @@ class PairLoss(nn.Module):
         super().__init__()
         if not hasattr(self, "function"):
             raise NotImplementedError(f"{type(self).__name__} must name the function it computes.")
+        for name in unknown:
+            if isinstance(inspect.getattr_static(type(self), name, None), classmethod):
+                raise TypeError(
+                    f"{name} is no argument of {type(self).__name__}; need {type(self).__name__}.{name}(), which builds it."
+                )
         checks.refuse_names(unknown, option_names(type(self)), type(self).__name__)
         checks.check_reduction(reduction)
         checks.check_backend(backend)
@@ -238,8 +243,8 @@ class PairLoss(nn.Module):
             more = {name: options.get(name) for name in self.scales}
             compared = {name: value for name, value in options.items() if name != "max_memory" or name in overrides}
             shard = self._agreed(features, {**scalars, **more}, compared)
-        elif self._rank is not None:
-            world.warn_if_not_alone(self._rank, self.group)
+        else:
+            world.check_alone(self._rank, self._world_size, self.group)
         arguments = {**features, **scalars, "dist_logit_bias": dist_logit_bias, "output_dict": output_dict}
         return type(self).function(**arguments, **{"shard": shard, **options})
 
@@ -269,9 +274,11 @@ class PairLoss(nn.Module):
         exchange = self.uneven or checks.ranks_may_talk(image) or (looks and not self._pairs_differed)
         pairs = (image, features["text_features"]) if looks else ()
         found = agreement.agree(named, scalars, f"{type(self).__name__}({words})", check, exchange, pairs, self.group)
-        if found.are_copies:
+        if found.batches == 1:
             world.warn_of_copies(self.group)
             return WHOLE_BATCH
+        if found.batches < len(found.sizes):
+            world.warn_of_some_copies(self.group)
         if looks:
             self._pairs_differed = True
         return BatchShard.of(self.group, found.sizes)

@@ -1,10 +1,12 @@
 """The ranks that share a loss's batch: their process group, as a loss holds it, and this process's place among them."""
 
+import os
 import warnings
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed as dist
 
 from otter_losses.ops.tracing import constant_when_traced
@@ -77,14 +79,33 @@ def check_place(rank: int, world_size: int, group: "ProcessGroup | None") -> Non
         )
 
 
-def warn_if_not_alone(rank: int, group: "ProcessGroup | None") -> None:
-    """For a loss that was told of one process."""
-    if size_of(group) > 1:
-        _warn_once(
-            f"rank={rank}, world_size=1 were given, but this process is rank {rank_in(group)} of {size_of(group)}: the loss is "
-            "that of this process's pairs alone. To share the batch leave rank and world_size out; if this is meant, say "
-            "world_size=1 alone."
+def check_alone(rank: int | None, world_size: int | None, group: "ProcessGroup | None") -> None:
+    """For a loss of one process: it was told of that, or finds no others."""
+    if is_initialised():
+        if rank is not None and size_of(group) > 1:
+            _warn_once(
+                f"rank={rank}, world_size=1 were given, but this process is rank {rank_in(group)} of {size_of(group)}: the loss "
+                "is that of this process's pairs alone. To share the batch leave rank and world_size out; if this is meant, say "
+                "world_size=1 alone."
+            )
+        elif rank:
+            check_place(rank, 1, group)
+    elif rank:
+        raise RuntimeError(
+            f"rank is {rank} but torch.distributed is not initialised; call torch.distributed.init_process_group first, or leave "
+            "rank out."
         )
+    elif world_size is None and not torch.compiler.is_compiling() and _is_launched_among_others():
+        _warn_once(
+            f"this process was launched as rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}, but torch.distributed is not "
+            "initialised: the loss is that of this process's pairs alone. Call torch.distributed.init_process_group first; if "
+            "this is meant, say world_size=1."
+        )
+
+
+def _is_launched_among_others() -> bool:
+    """By torchrun, or another launcher that says so in the variables that torch.distributed reads."""
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1")
 
 
 def warn_of_copies(group: "ProcessGroup | None") -> None:
@@ -92,6 +113,14 @@ def warn_of_copies(group: "ProcessGroup | None") -> None:
         f"all {size_of(group)} ranks bring the very same pairs, so each computes their loss alone. If every rank should have "
         "pairs of its own, the data loader lacks a torch.utils.data.DistributedSampler; if some ranks work on one batch together "
         "(tensor parallelism), pass group= the data-parallel ranks; if each rank should compute the whole, say world_size=1."
+    )
+
+
+def warn_of_some_copies(group: "ProcessGroup | None") -> None:
+    _warn_once(
+        f"some of {size_of(group)} ranks bring the very same pairs, and others do not: pairs have copies as negatives. If those "
+        "ranks work on one batch together (tensor parallelism), pass group= the data-parallel ranks; if every rank should have "
+        "pairs of its own, look at the data loader's sampler."
     )
 
 

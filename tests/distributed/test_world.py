@@ -109,6 +109,13 @@ def copies(rank: int, part: dict[str, Tensor], others: dict[str, Tensor]) -> dic
     model = DistributedDataParallel(TwoTowers())
     OTTERLoss()(*model(others["images"], others["texts"])).backward()
     results["gradients"] = {name.removeprefix("module."): each.grad for name, each in model.named_parameters()}
+    world._warn.cache_clear()
+    some = others if rank in SOME else part
+    results["some said"] = [
+        told_by(partial(value_of, loss, some)) for loss in (OTTERLoss(world_size=RANKS), SigLIPLoss(), OTTERLoss())
+    ]
+    results["some"] = value_of(OTTERLoss(), some)
+    results["none said"] = told_by(lambda: value_of(OTTERLoss(), part))
     loss = OTTERLoss()
     results["in turn"] = [value_of(loss, each) for each in (others, part, others)]
     return results
@@ -237,6 +244,44 @@ def test_a_process_outside_the_group_is_told(ranks: list[dict[str, Any]]) -> Non
     assert message.startswith("ValueError: group does not hold this process, rank 1 of all; need a group that does.")
 
 
+@pytest.mark.parametrize("build", MODULES.values(), ids=MODULES)
+def test_a_rank_without_a_process_group_is_refused(build: Callable[..., PairLoss]) -> None:
+    part = part_of(COUNTS, 0)
+    with pytest.raises(RuntimeError, match=r"^rank is 2 but torch\.distributed is not initialised; .*, or leave rank out\."):
+        value_of(build(rank=2), part)
+    assert value_of(build(rank=0), part) == value_of(build(), part)
+
+
+def test_or_in_a_group_of_one(tmp_path: Path) -> None:
+    part = part_of(COUNTS, 0)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match=r"^rank=2, world_size=1 were given, but this process is rank 0 of 1"):
+            value_of(OTTERLoss(rank=2), part)
+        assert told_by(lambda: value_of(OTTERLoss(rank=0), part)) == []
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_process_launched_among_others_without_a_process_group_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = part_of(COUNTS, 0)
+    world._warn.cache_clear()
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert told_by(lambda: value_of(OTTERLoss(), part)) == []
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert told_by(lambda: value_of(OTTERLoss(world_size=1), part)) == []
+    compiled = torch.compile(OTTERLoss(), fullgraph=True, backend="aot_eager")
+    assert told_by(lambda: value_of(compiled, part)) == []
+    (message,) = told_by(lambda: value_of(OTTERLoss(), part))
+    assert message.startswith("this process was launched as rank 1 of 4, but torch.distributed is not initialised: ")
+    assert "init_process_group first; if this is meant, say world_size=1" in message
+    assert told_by(lambda: value_of(SigLIPLoss(), part)) == []
+    monkeypatch.delenv("RANK")
+    world._warn.cache_clear()
+    assert told_by(lambda: value_of(OTTERLoss(), part)) == []
+
+
 # ---- copies of one batch ----
 
 
@@ -272,6 +317,16 @@ def test_ranks_that_were_told_share_copies_too(ranks: list[dict[str, Any]]) -> N
 def test_one_other_bit_on_one_rank_makes_the_batch_a_shared_one(ranks: list[dict[str, Any]]) -> None:
     for results in ranks:
         assert results["copies"]["one bit"] == pytest.approx(expected_of(OTTERLoss(), 0, 0, 0), rel=1e-9)
+
+
+def test_where_only_some_are_copies_the_batch_is_shared_and_a_warning_says_so_once(ranks: list[dict[str, Any]]) -> None:
+    for results in ranks:
+        told, found, again = results["copies"]["some said"]
+        assert (told, again, results["copies"]["none said"]) == ([], [], [])
+        (message,) = found
+        assert message.startswith(f"some of {RANKS} ranks bring the very same pairs, and others do not")
+        assert "pass group= the data-parallel ranks" in message
+        assert results["copies"]["some"] == pytest.approx(expected_of(OTTERLoss(), 0, 1, 0), rel=1e-12)
 
 
 def test_every_batch_is_judged_for_itself(ranks: list[dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import open_clip
+import open_clip_train.main as training
 import pytest
 import torch
 import torch.distributed as dist
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from otter_losses import EMATeacher, OTTERLoss, SigLIPLoss
-from otter_losses.integrations.open_clip import add_teacher, create_loss, main
+from otter_losses.integrations.open_clip import _Program, add_teacher, create_loss, main
 from tests.helpers.checks import relative
 from tests.helpers.examples import check_falls, load, theirs
 from tests.helpers.paths import ROOT
@@ -311,6 +312,19 @@ def test_what_the_command_line_says_reaches_the_loss() -> None:
         create_loss(make_args("--horovod"))
 
 
+@pytest.mark.parametrize("name", ["local_loss", "gather_with_grad", "rank", "world_size"])
+def test_what_their_arguments_say_is_no_option(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} given, which open_clip's arguments say, as args\.{name}; leave it out"):
+        create_loss(make_args(), alpha=0.2, **{name: 0})
+    with pytest.raises(ValueError, match=r"^use_horovod given, which open_clip's arguments say, as args\.horovod; leave it out"):
+        create_loss(make_args(distill=True), use_horovod=False)
+
+
+def test_their_loop_needs_one_number() -> None:
+    with pytest.raises(ValueError, match=r"reduction is 'none', one loss a pair; need 'mean'.*Leave reduction out\."):
+        create_loss(make_args(), reduction="none")
+
+
 def test_coca_keeps_its_loss() -> None:
     args = make_args("--model", "coca_ViT-B-32", "--coca-caption-loss-weight", "3")
     loss = create_loss(args)
@@ -548,6 +562,41 @@ def test_mistakes_on_the_command_line(launched: Path, monkeypatch: pytest.Monkey
     open_clip.add_model_config(launched / "tiny_otter.json")
     with pytest.raises((TypeError, ValueError), match=error):
         main([*command_in(launched, arguments[-1], PAIRS), *arguments])
+
+
+BEFORE_THE_MODEL = {
+    "rank=0": r"rank given, which open_clip's arguments say, as args\.rank; leave it out",
+    "world_size=1": r"world_size given, which open_clip's arguments say, as args\.world_size; leave it out",
+    "reduction=none": "reduction is 'none', one loss a pair; need 'mean'",
+}
+
+
+@pytest.mark.parametrize("option", BEFORE_THE_MODEL)
+def test_options_that_their_program_cannot_use_are_refused_before_the_model_is_built(option: str) -> None:
+    with patch("open_clip_train.main.create_model_and_transforms") as built:
+        with pytest.raises(ValueError, match=BEFORE_THE_MODEL[option]):
+            main(["--model", "tiny", "--otter", "epsilon=0.2", option])
+        built.assert_not_called()
+
+
+def test_options_given_apart_are_options_given_together() -> None:
+    said = ["--otter", "alpha=0.2", "gamma_text=2", "--otter", "epsilon=0.3", "alpha=0.4", "--otter", "scope=local"]
+    args = _Program(training).parse(["--model", "tiny", *said])
+    assert args.otter == {"alpha": 0.4, "gamma_text": 2, "epsilon": 0.3, "scope": "local"}
+    assert _Program(training).parse(["--model", "tiny"]).otter == {}
+
+
+@pytest.mark.parametrize("option", ["alpha", "=0.3"])
+def test_an_option_without_a_name_or_a_value_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--model", "tiny", "--otter", option])
+    assert ended.value.code == 2
+    assert f"argument --otter: {option!r} is not OPTION=VALUE, as alpha=0.5 is" in capsys.readouterr().err
+
+
+def test_a_value_may_hold_what_python_cannot_read() -> None:
+    with pytest.raises(ValueError, match=r"backend is '0\.3\.='; need"):
+        main(["--model", "tiny", "--otter", "backend=0.3.="])
 
 
 @pytest.mark.parametrize("name", ["their loss", "ours"])

@@ -222,6 +222,9 @@ def test_what_cannot_be_trained_is_refused(saved: Path, names: dict[str, list[st
     model = make_model(saved)
     with pytest.raises(TypeError, match=r"loss is <class .*OTTERLoss'>; need a loss of otter_losses"):
         PairRankingLoss(model, OTTERLoss)  # type: ignore[arg-type]
+    for kind in (PairRankingLoss, CachedPairRankingLoss):
+        with pytest.raises(ValueError, match=r"reduction is 'none', one loss a pair; need 'mean'.*Leave reduction out\."):
+            kind(model, InfoNCELoss(reduction="none"))
     with pytest.raises(ValueError, match="scale is 0; need a finite number above 0"):
         PairRankingLoss(model, OTTERLoss(), scale=0)
     with pytest.raises(ValueError, match="mini_batch_size is 0; need an int of at least 1"):

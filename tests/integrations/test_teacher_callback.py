@@ -163,6 +163,38 @@ def test_another_models_teacher_is_refused(tmp_path: Path) -> None:
         Run(tmp_path).trainer.train(resume_from_checkpoint=str(file.parent))
 
 
+def test_a_damaged_teacher_is_named(tmp_path: Path) -> None:
+    Run(tmp_path).trainer.train()
+    file = tmp_path / f"checkpoint-{SAVED}" / "teacher.pt"
+    whole = file.read_bytes()
+    for left in (0, 10, len(whole) // 2):
+        file.write_bytes(whole[:left])
+        with pytest.raises(
+            RuntimeError, match=r"checkpoint-3/teacher\.pt cannot be read; need .* Copy it anew, or delete it"
+        ) as said:
+            Run(tmp_path).trainer.train(resume_from_checkpoint=str(file.parent))
+        assert "weights_only" not in str(said.value)
+    torch.save(nn.Linear(2, 2), file)  # which torch refuses to load safely
+    with pytest.raises(RuntimeError, match=r"teacher\.pt cannot be read"):
+        Run(tmp_path).trainer.train(resume_from_checkpoint=str(file.parent))
+
+
+@pytest.mark.parametrize("kind", [Run, Alone])
+def test_a_second_teacher_is_refused(kind: type[Run], tmp_path: Path) -> None:
+    """Also one that was added later; without it the run goes."""
+    run = kind(tmp_path, max_steps=2)
+    second = TeacherCallback(EMATeacher(run.model, decay=0.1))
+    run.trainer.add_callback(second)
+    with pytest.raises(ValueError, match="the Trainer has two TeacherCallbacks, which would write one file; need one"):
+        run.trainer.train()
+    run.trainer.optimizer.step()
+    assert run.teacher is not None
+    assert (run.teacher.updates, second.teacher.updates) == (0, 0)  # neither follows
+    run.trainer.remove_callback(second)
+    run.trainer.train()
+    assert run.teacher.updates == 2
+
+
 def test_the_teacher_goes_with_its_checkpoint(tmp_path: Path) -> None:
     """Deleted with it, and loaded with the best model."""
     run = Run(

@@ -110,6 +110,15 @@ def assigned(model: Model) -> Model:
     return teacher.requires_grad_(False)
 
 
+def cut_out(model: Model) -> Model:
+    """With numbers of its own before and after."""
+    teacher = Model(seed=1)
+    longer = nn.Parameter(torch.randn(7, 4))
+    model.adapter.weight = longer
+    teacher.adapter.weight = nn.Parameter(longer.data[2:], requires_grad=False)
+    return teacher
+
+
 def held_by_the_model(model: Model) -> nn.Module:
     model.helper = Model(seed=1)
     return model.helper
@@ -121,6 +130,7 @@ SHARING: dict[str, tuple[Callable[[Model], nn.Module], str]] = {
     "a part of the model": (held_by_the_model, "'logit_scale' with the model, which trains it as 'helper.logit_scale'"),
     "one module": (other_trunk, "'adapter.weight' with the model, which trains it as 'adapter.weight'"),
     "one parameter": (tied, "'adapter.bias' with the model, which trains it as 'trunk.0.bias'"),
+    "a part of one memory": (cut_out, "'adapter.weight' with the model, which trains it as 'adapter.weight'"),
     "one memory": (assigned, "'logit_scale' with the model, which trains it as 'logit_scale'"),
 }
 
@@ -135,6 +145,57 @@ def test_a_teacher_whose_weights_the_model_trains_is_refused(adapter: Any, shari
         adapter(model, teacher, tmp_path)
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(module.training for module in model.modules())
+
+
+@adapters
+@pytest.mark.parametrize("teacher", ["openai/clip-vit-base-patch32", Model(seed=1).embed, [Model(seed=1)]], ids=type)
+def test_a_teacher_that_is_no_module_is_refused(adapter: Any, teacher: Any, tmp_path: Path) -> None:
+    kind = type(teacher).__name__
+    with pytest.raises(TypeError, match=rf"^teacher is a {kind}; need a torch\.nn\.Module, called as the model is\."):
+        adapter(Model(), teacher, tmp_path)
+
+
+def test_neighbours_in_one_memory_are_told_apart() -> None:
+    """As the tensors of one mapped file are."""
+    numbers = torch.randn(10, 4)
+    model, other = Model(), Model()
+    model.adapter.weight = nn.Parameter(numbers[:5])
+    other.adapter.weight = nn.Parameter(numbers[5:])
+    check_separate(other, model)
+    other.adapter.weight = nn.Parameter(numbers[4:9])
+    with pytest.raises(ValueError, match=r"shares 'adapter\.weight'"):
+        check_separate(other, model)
+
+
+@adapters
+def test_a_part_in_common_is_refused_where_training_finds_it_unfrozen(adapter: Any, tmp_path: Path) -> None:
+    model, teacher = Model(), Model(seed=1)
+    teacher.trunk = model.trunk.requires_grad_(False)
+    step = adapter(model, teacher, tmp_path)
+    if adapter is transformers:
+        model.eval()
+        step()  # which is no training
+        model.train()
+    model.trunk.requires_grad_(True)
+    with pytest.raises(
+        ValueError, match=r"^teacher shares 'trunk\.0\.weight' with the model, which trains it as 'trunk\.0\.weight'"
+    ):
+        step()
+
+
+@pytest.mark.parametrize("first", [None, Model(seed=1)], ids=["none", "another"])
+def test_a_teacher_that_is_set_later_is_looked_at_too(first: nn.Module | None) -> None:
+    model, other = Model(), Model(seed=2)
+    loss = PairRankingLoss(model, OTTERLoss(), SCALE, first)
+    loss(columns())
+    modes: list[bool] = []
+    other.trunk.register_forward_hook(lambda trunk, *_: modes.append(trunk.training))
+    loss.teacher = other
+    loss(columns())
+    assert modes == [False, False]
+    loss.teacher = model
+    with pytest.raises(ValueError, match=r"^teacher shares 'logit_scale' with the model"):
+        loss(columns())
 
 
 def test_a_frozen_model_does_not_teach_itself() -> None:

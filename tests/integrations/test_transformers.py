@@ -231,6 +231,8 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     model = make_model()
     with pytest.raises(TypeError, match=r"loss is <class .*OTTERLoss'>; need a loss of otter_losses"):
         make_trainer(model, tmp_path, loss=OTTERLoss)
+    with pytest.raises(ValueError, match=r"reduction is 'none', one loss a pair; need 'mean'.*Leave reduction out\."):
+        make_trainer(model, tmp_path, loss=SigLIPLoss(reduction="none"))
     with pytest.raises(ValueError, match="compute_loss_func is given beside loss"):
         make_trainer(model, tmp_path, loss=OTTERLoss(), compute_loss_func=lambda *_: None)
     with pytest.raises(ValueError, match="callbacks holds a TeacherCallback; need none"):

@@ -61,6 +61,20 @@ def test_a_misspelt_argument_of_a_call_is_named_with_the_nearest(loss: PairLoss,
         loss(FEATURES, FEATURES, 5.0, **call)
 
 
+def test_another_way_to_build_a_loss_is_no_argument() -> None:
+    class Preset(OTTERLoss):
+        pass
+
+    for build in (OTTERLoss, Preset):
+        name = build.__name__
+        with pytest.raises(
+            TypeError, match=rf"^official is no argument of {name}; need {name}\.official\(\), which builds it\.$"
+        ):
+            build(alpha=0.3, official=True)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^train is no argument of OTTERLoss; need one of alpha, "):
+        OTTERLoss(train=True)  # type: ignore[call-arg]
+
+
 def test_what_resembles_nothing_is_named_without_a_guess() -> None:
     with pytest.raises(TypeError, match=r"^queue is no argument of OTTERLoss; need one of alpha, .*, max_memory\.$"):
         OTTERLoss(queue=3)  # type: ignore[call-arg]

@@ -1,0 +1,15 @@
+"""What the adapters ask of a loss."""
+
+from typing import Any
+
+from otter_losses.losses.base import PairLoss
+
+
+def check_loss(loss: Any) -> None:
+    """That it is one of ours, and gives the one number that a training loop takes the gradient of."""
+    if not isinstance(loss, PairLoss):
+        raise TypeError(f"loss is {loss!r}; need a loss of otter_losses, such as OTTERLoss().")
+    if loss.reduction != "mean":
+        raise ValueError(
+            f"reduction is {loss.reduction!r}, one loss a pair; need 'mean', the one number to train on. Leave reduction out."
+        )
