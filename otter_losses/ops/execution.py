@@ -4,12 +4,11 @@ import math
 from dataclasses import dataclass, replace
 
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
 from otter_losses.ops import dispatch, memory
 from otter_losses.ops.targets import SoftTargets
-from otter_losses.ops.tracing import is_exporting
+from otter_losses.ops.tracing import is_exporting, known_when_exporting
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Execution:
         local, pairs = features.shape[0], features.shape[0] if not shard.is_distributed else sum(shard.sizes)
         resolved = dispatch.resolve(backend, features, pairs)
         budget = memory.budget(max_memory, features.device)
-        if is_exporting() and not statically_known_true(16 * local * pairs <= budget):
+        if is_exporting() and not known_when_exporting(16 * local * pairs <= budget):
             budget = 0  # an exported program keeps for every size what it keeps for one
         return cls(resolved, budget, shard)
 

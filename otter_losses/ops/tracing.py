@@ -14,6 +14,13 @@ def is_exporting() -> bool:
     return torch.compiler.is_compiling() and bool(getattr(torch.compiler, "is_exporting", lambda: False)())
 
 
+def known_when_exporting(condition: bool) -> bool:
+    """Whether a condition on sizes holds for every size that the exported program may be given."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # which imports sympy
+
+    return statically_known_true(condition)
+
+
 def constant_when_traced(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Let torch.compile run a function of constants once and take its result for one, instead of tracing it.
 
