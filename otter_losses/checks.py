@@ -13,10 +13,9 @@ from numbers import Real
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from otter_losses.distributed.dtensor import is_sharded
-from otter_losses.ops.domains import has_numbers, reads_freely
+from otter_losses.ops.domains import has_numbers, has_tangent, largest_logit, reads_freely
 
 _debug = os.environ.get("OTTER_LOSSES_DEBUG", "0") not in ("", "0")
 
@@ -148,9 +147,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 def check_untransformed(name: str, tensor: Tensor) -> None:
     """Not inside a transform that would not see the analytic gradients and return zeros."""
-    if not torch.compiler.is_compiling() and (
-        torch._C._functorch.is_functorch_wrapped_tensor(tensor) or forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
-    ):
+    if not torch.compiler.is_compiling() and (torch._C._functorch.is_functorch_wrapped_tensor(tensor) or has_tangent(tensor)):
         raise RuntimeError(
             f"{name} is inside a transform of torch.func or forward-mode differentiation, which the analytic gradients of "
             "otter_losses do not take part in. Use backward() or torch.autograd.grad, or the functions of "
@@ -253,13 +250,13 @@ def check_scores(scores: Tensor, epsilon: float) -> None:
         if low == -math.inf:
             low = float(values.masked_fill(values == -math.inf, 0).amin())
         dtype = torch.promote_types(scores.dtype, torch.float32)
-        largest, limit = max(-low, high) / epsilon, torch.finfo(dtype).max / 2**20
+        largest, limit = max(-low, high) / epsilon, largest_logit(dtype)
         if not largest <= limit:
             raise ValueError(f"scores / epsilon reaches {largest:g}; need at most {limit:g} for {dtype}. Raise epsilon.")
 
 
 def check_no_tangent(name: str, tensor: Tensor) -> None:
-    if not torch.compiler.is_compiling() and forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
+    if has_tangent(tensor):
         raise RuntimeError(
             f"{name} has a tangent of forward-mode differentiation, which implicit=True has no rule for; need reverse mode: "
             "backward(), torch.func.grad or jacrev. Or leave implicit out."

@@ -21,7 +21,7 @@ from otter_losses.losses.label_smoothing import label_smoothing_loss
 from otter_losses.losses.otter import otter_loss
 from otter_losses.losses.siglip import siglip_loss
 from otter_losses.ops.eager.sinkhorn import plans
-from otter_losses.ops.memory import computing_dtype
+from otter_losses.ops.memory import computing_dtype, without_autocast
 from otter_losses.ops.targets import SoftTargets, logit_range
 
 __all__ = [
@@ -79,7 +79,7 @@ def otter_targets(
         diagonal_penalty=math.inf,
         logit_range=logit_range(epsilon, gamma_image, gamma_text, math.inf, dtype),
     )
-    with torch.autocast("cpu" if v.device.type == "meta" else v.device.type, enabled=False):
+    with without_autocast(v):
         similarity = soft.similarity(v, t, slice(0, v.shape[0]))
         image_to_text, image_from_text = plans(similarity, soft.logit_range, iterations, WHOLE_BATCH)
         return image_to_text, image_from_text.T

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from otter_losses import checks
 from otter_losses.ops.domains import SCALING, Domain, Logarithmic, has_numbers, is_tracked, reads_freely, safe_range
+from otter_losses.ops.memory import without_autocast
 from otter_losses.ops.tracing import is_exporting
 
 
@@ -128,7 +129,7 @@ def sinkhorn_knopp(
         checks.check_vector("column_potential", column_potential, scores, n)
         checks.check_start(column_potential)
         start = column_potential.to(dtype).expand(*batch, n)
-    with torch.autocast("cpu" if scores.device.type == "meta" else scores.device.type, enabled=False):
+    with without_autocast(scores):
         if implicit:
             if rows.requires_grad or columns.requires_grad:
                 raise ValueError("implicit=True differentiates in scores only, but a marginal requires a gradient. Detach it.")
@@ -248,14 +249,12 @@ def _are_safe_as_numbers(spans: Tensor, rows: Tensor, columns: Tensor) -> bool:
 def _logarithmic(largest: Tensor, columns: Tensor, start: Tensor | None) -> tuple[Logarithmic, Tensor]:
     """The domain for logits of at most that magnitude, (..., 1, 1), and the scalings of the columns to start with."""
     if start is None:
-        return Logarithmic(5 * largest), columns.new_zeros(2, *columns.shape)
-    nothing = start == -torch.inf
+        return Logarithmic.up_to(largest), columns.new_zeros(2, *columns.shape)
     if start.numel():
-        largest = torch.maximum(largest, start.abs().masked_fill(nothing, 0.0).amax(-1, keepdim=True).unsqueeze(-1))
-    domain = Logarithmic(5 * largest)
-    start = domain.hold(start.unsqueeze(-2).clone()).squeeze(-2)
-    maximum = domain.maximum(start.unsqueeze(-2)).squeeze(-2)
-    return domain, torch.stack((maximum, (start - maximum).masked_fill(nothing, 0.0)))
+        sizes = start.abs().masked_fill(start == -torch.inf, 0.0)
+        largest = torch.maximum(largest, sizes.amax(-1, keepdim=True).unsqueeze(-1))
+    domain = Logarithmic.up_to(largest)
+    return domain, domain.open(domain.hold(start.unsqueeze(-2).clone())).squeeze(-2)
 
 
 class _FixedPoint(torch.autograd.Function):

@@ -99,11 +99,15 @@ class Logarithmic:
     is left, small numbers. Gradients flow through these, to which the first are constants.
 
     Attributes:
-        pivot: larger than any sum of first parts by as much as the largest logit, (..., 1, 1) or 0-D. The maxima converge within
-            one iteration, and their sums with logits of at most r in magnitude stay within 4 r.
+        pivot: larger than any sum of first parts by as much as the largest logit, (..., 1, 1) or 0-D.
     """
 
     pivot: Tensor
+
+    @classmethod
+    def up_to(cls, largest: Tensor) -> "Logarithmic":
+        """For logits, and potentials to start from, of at most that magnitude."""
+        return cls(5 * largest)  # the maxima converge within one iteration, and their sums with logits stay within 4 times that
 
     def hold(self, logits: Tensor) -> Tensor:
         """Logits as they may be stored: those so large that their second parts would not be small are without them; in place."""
@@ -211,13 +215,14 @@ def has_numbers(tensor: Tensor) -> bool:
     )
 
 
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether forward-mode differentiation goes through it."""
+    return not torch.compiler.is_compiling() and forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+
+
 def is_tracked(tensor: Tensor) -> bool:
     """Whether derivatives of it may be asked for, in whatever mode; memory that holds it is then not reused."""
-    return (
-        (tensor.requires_grad and torch.is_grad_enabled())
-        or not has_numbers(tensor)
-        or forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
-    )
+    return (tensor.requires_grad and torch.is_grad_enabled()) or not has_numbers(tensor) or has_tangent(tensor)
 
 
 def reads_freely(tensor: Tensor) -> bool:
@@ -232,6 +237,11 @@ def safe_range(dtype: torch.dtype) -> float:
     side, so 80 is the limit; measured without a failure up to it and with NaN from 90 on.
     """
     return 80.0 if dtype == torch.float32 else 640.0
+
+
+def largest_logit(dtype: torch.dtype) -> float:
+    """In magnitude, far enough within the type for sums of logits and potentials."""
+    return torch.finfo(dtype).max / 2**20
 
 
 NEARLY_NORMALISED = 1.05

@@ -28,7 +28,8 @@ class Execution:
     @classmethod
     def resolve(cls, backend: str, max_memory: int | None, shard: BatchShard, features: Tensor) -> "Execution":
         """For local features (b, D) and what a caller asked for."""
-        local, pairs = features.shape[0], features.shape[0] if not shard.is_distributed else sum(shard.sizes)
+        local = features.shape[0]
+        pairs = shard.batch_size(local)
         resolved = dispatch.resolve(backend, features, pairs)
         budget = memory.budget(max_memory, features.device)
         if is_exporting() and not known_when_exporting(16 * local * pairs <= budget):

@@ -120,6 +120,11 @@ def computing_dtype(features: Tensor) -> torch.dtype:
     return torch.float64 if features.dtype == torch.float64 else torch.float32
 
 
+def without_autocast(like: Tensor) -> torch.autocast:
+    """Where dtypes are as they are said, on the tensor's device."""
+    return torch.autocast("cpu" if like.device.type == "meta" else like.device.type, enabled=False)
+
+
 def wanted(like: Tensor, wants: bool) -> Tensor:
     """Memory for a gradient, or an empty stand-in for one that nobody asked for."""
     return like.new_empty(like.shape if wants else 0)

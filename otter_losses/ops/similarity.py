@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from otter_losses.ops.domains import reads_freely
+from otter_losses.ops.domains import largest_logit, reads_freely
 from otter_losses.ops.memory import slices
 
 PANEL = 256
@@ -131,7 +131,7 @@ class Similarity:
 
 def refuse_overflow(bound: Tensor) -> None:
     """An error for logits that are not far within their type."""
-    largest, limit = float(bound), torch.finfo(bound.dtype).max / 2**20
+    largest, limit = float(bound), largest_logit(bound.dtype)
     if largest > limit:
         raise ValueError(
             f"the teacher's similarities over epsilon may reach {largest:g}; need at most {limit:g} in {bound.dtype}. "

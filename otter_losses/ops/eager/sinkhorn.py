@@ -96,7 +96,7 @@ class GibbsKernel:
 
 def domain_of(is_logarithmic: bool, shift: Tensor) -> Domain:
     """That of a Gibbs kernel with a shift."""
-    return Logarithmic(5 * shift) if is_logarithmic else SCALING
+    return Logarithmic.up_to(shift) if is_logarithmic else SCALING
 
 
 def _extremes(logits: Tensor) -> tuple[Tensor, Tensor]:
