@@ -23,6 +23,10 @@ class Limits:
         cpu_block_elements: of a row block worked on at once: what a CPU's caches hold.
         cpu_block_rows: the fewest rows of a block.
         device_block_elements: the same elsewhere: what fills the device.
+        device_pass_elements: the same of a block of which nothing is stored but sums over tiles.
+        device_gradient_elements: of a block of the logits' gradient in float16.
+        device_gradient_rows: the rows of such a block, which then has so few columns that it stays that small: products sum over
+            both, and adding a share to the rest must cost little beside it.
         device_block_rows: below so many, adding a block's share of dy to the rest costs more than its product; blocks are
             whole tiles of 128 rows, which products and kernels work on.
         codes_from: pairs beyond which 16-bit codes of the Gibbs kernel save time: up to there its float32 matrix (16 MiB) stays
@@ -32,6 +36,9 @@ class Limits:
     cpu_block_elements: int = 1 << 19
     cpu_block_rows: int = 256
     device_block_elements: int = 1 << 25
+    device_pass_elements: int = 1 << 28
+    device_gradient_elements: int = 1 << 26
+    device_gradient_rows: int = 4096
     device_block_rows: int = 512
     codes_from: int = 2048
 
@@ -57,6 +64,19 @@ def row_blocks(rows: int, columns: int, device: torch.device) -> list[slice]:
     elements = _limits.cpu_block_elements if on_cpu else _limits.device_block_elements
     height = max(elements // max(columns, 1), _limits.cpu_block_rows if on_cpu else _limits.device_block_rows)
     return slices(rows, height if on_cpu else max(height // 128, 1) * 128)
+
+
+def pass_blocks(rows: int, columns: int) -> list[slice]:
+    """Row blocks of a matrix of which nothing is stored, elsewhere than on the CPU."""
+    return slices(rows, max(_limits.device_pass_elements // max(columns, 1) // 128, 1) * 128)
+
+
+def gradient_blocks(rows: int, columns: int, planes: int) -> list[tuple[slice, slice]]:
+    """Blocks of a gradient of logits (rows, columns) in so many planes of float16, row by row."""
+    elements = _limits.device_gradient_elements // planes
+    height = min(rows, max(elements // max(columns, 1) // 128 * 128, _limits.device_gradient_rows))
+    width = max(elements // max(height, 1) // 128, 1) * 128
+    return [(block, part) for block in slices(rows, height) for part in slices(columns, width)]
 
 
 def slices(rows: int, height: int) -> list[slice]:
