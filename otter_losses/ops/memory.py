@@ -125,9 +125,9 @@ def without_autocast(like: Tensor) -> torch.autocast:
     return torch.autocast("cpu" if like.device.type == "meta" else like.device.type, enabled=False)
 
 
-def wanted(like: Tensor, wants: bool) -> Tensor:
+def wanted(like: Tensor, wants: bool, dtype: torch.dtype) -> Tensor:
     """Memory for a gradient, or an empty stand-in for one that nobody asked for."""
-    return like.new_empty(like.shape if wants else 0)
+    return like.new_empty(like.shape if wants else 0, dtype=dtype)
 
 
 @contextmanager

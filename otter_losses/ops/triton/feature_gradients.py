@@ -7,8 +7,8 @@ from torch import Tensor
 
 from otter_losses.ops.memory import wanted
 from otter_losses.ops.problem import Student
+from otter_losses.ops.products import HALVES, add_product, product
 from otter_losses.ops.reduction import Reduction
-from otter_losses.ops.triton.gemm import HALVES, add_product, product
 from otter_losses.ops.triton.half import feature_gradient, magnitude, to_float16
 
 
@@ -41,7 +41,8 @@ class FeatureGradients:
         self.rows, self.factor, self.reduce = rows, factor, reduce
         self.wants_image, self.wants_text = wants_image, wants_text
         self.is_half = self.x.dtype in HALVES
-        self.dx = wanted(self.x, wants_image)
+        self.gradient_dtype = student.gradient_dtype
+        self.dx = wanted(self.x, wants_image, self.gradient_dtype)
         self.dy_total = factor.new_empty(self.y.shape if wants_text else 0)
         if self.is_half:
             self.diagonal, self.row_residual, self.inner = factor.new_empty(3, len(self.x))
@@ -99,7 +100,7 @@ class FeatureGradients:
             inner = (self.x * self.dx if self.wants_image else self.y * self.dy_total).sum()
             dy = self.reduce.reduce_scatter(self.dy_total.mul_(self.factor)) if self.wants_text else self.dy_total
             return self.dx.mul_(self.factor), dy, inner
-        dy = wanted(self.x, self.wants_text)
+        dy = wanted(self.x, self.wants_text, self.gradient_dtype)
         if self.wants_text:
             inner = torch.empty_like(self.inner)
             feature_gradient(

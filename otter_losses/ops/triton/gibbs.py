@@ -10,9 +10,10 @@ from torch import Tensor
 from otter_losses.ops.domains import NEARLY_NORMALISED, safe_range
 from otter_losses.ops.memory import row_blocks
 from otter_losses.ops.problem import Problem, Saved
+from otter_losses.ops.products import HALVES
 from otter_losses.ops.similarity import Similarity
 from otter_losses.ops.targets import SoftTargets
-from otter_losses.ops.triton.gemm import HALVES, TileSource
+from otter_losses.ops.triton.gemm import TileSource
 from otter_losses.ops.triton.kernels import similarity as kernels
 from otter_losses.ops.triton.kernels.tiles import CODES, LOGARITHMIC, PLAIN
 from otter_losses.ops.triton.launch import FEATURES, launch, tiles
