@@ -2,9 +2,10 @@
 
 All of them are weighted means of what `otter_losses.ops.cross_entropy` (or `.sigmoid`) finds for every pair from the logits
 ``z = s x y^T``; ``reduction="none"`` returns one loss a pair, (N,), instead of their mean. Shapes: N pairs, D the width of the
-student's features, E that of the teacher's. Dtypes: float64 is computed in float64; float32, float16 and bfloat16 in float32,
-also under autocast; gradients come back in each input's own dtype. `shard` says how several ranks share the batch, each with its
-own rows of every argument; the modules make it.
+student's features, E that of the teacher's. Dtypes: float64 is computed in float64; float32, float16 and bfloat16 in float32.
+Inside a half-precision autocast region products take float32 features rounded to its dtype; logits, sums and gradients stay
+float32. Gradients come back in each input's own dtype. `shard` says how several ranks share the batch, each with its own rows of
+every argument; the modules make it.
 """
 
 import math
@@ -47,7 +48,8 @@ def otter_targets(
 ) -> tuple[Tensor, Tensor]:
     """The transported targets themselves, for looking at: what each image is matched with beside its own text, and vice versa.
 
-    The loss never writes them; this function does, so it needs two N x N matrices.
+    The loss never writes them; this function does, so it needs two N x N matrices. Autocast changes nothing here: these are the
+    targets that float32 features have outside of it.
 
     Args:
         dist_image_features, dist_text_features: the teacher's L2-normalised features, (N, E).

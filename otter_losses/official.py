@@ -29,11 +29,12 @@ def losses(
     """Cross entropy of the given pairs, and divergence from the transported targets, of this rank's rows, (b,).
 
     Both directions are summed. As in the released code every rank solves the whole N x N problem, and no gradient flows through
-    what was gathered from the ranks.
+    what was gathered from the ranks. Products are of what the student is multiplied as, in its computing dtype.
     """
     dtype = student.logit_scale.dtype
     with torch.autocast(student.image_features.device.type, enabled=False):
-        x, y = student.image_features.to(dtype), student.text_features.to(dtype)
+        operands = student.image_features, student.text_features
+        x, y = (_of_value(each.to(dtype), own.to(dtype)) for each, own in zip(operands, student.differentiated, strict=True))
         v, t = (shard.all_gather(each.detach().to(dtype)) for each in (dist_image_features, dist_text_features))
         images, texts = shard.all_gather(x), student.all_text_features.detach().to(dtype)
         rows = shard.local_slice(len(x))
@@ -48,6 +49,11 @@ def losses(
             log_softmax = F.log_softmax(distill_logit_scale * logits, 1)
             matched = matched + F.kl_div(log_softmax, transported, reduction="none").sum(1)
         return given, matched
+
+
+def _of_value(value: Tensor, differentiated: Tensor) -> Tensor:
+    """The value, with the gradient of the other: between a number and its rounded self float32 adds and subtracts exactly."""
+    return differentiated + (value - differentiated).detach()
 
 
 def targets(scores: Tensor, penalty: float, sizes: tuple[int, ...], epsilon: float, iterations: int) -> Tensor:

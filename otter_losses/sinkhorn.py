@@ -78,7 +78,8 @@ def sinkhorn_knopp(
 
     (Cuturi, arXiv 1306.0895). Each round matches the rows first and the columns last. On the CPU, while the scores span less than
     80 epsilon in float32 (640 in float64) it runs on plain numbers; beyond, on other devices, and where a gradient is wanted, on
-    logarithms, which are exact for any scores and any epsilon. `torch.vmap` and the other transforms of torch.func apply.
+    logarithms, which are exact for any scores and any epsilon. Autocast changes nothing. `torch.vmap` and the other transforms of
+    torch.func apply.
 
     Args:
         scores: (..., M, N), larger = better match; -inf forbids a pair. A row or column of which every entry is forbidden gets no

@@ -200,6 +200,9 @@ class PairLoss(nn.Module):
     ) -> Tensor | Parts:
         """The loss of a batch.
 
+        Inside a half-precision autocast region products take float32 features rounded to its dtype; logits, sums and gradients
+        stay float32.
+
         Args:
             image_features, text_features: (N, D), L2-normalised; row i of both is pair i.
             logit_scale: what the cosines are multiplied with, already exponentiated: a float, a 0-D tensor or shape [1]; also

@@ -11,6 +11,7 @@ from otter_losses.distributed.shard import BatchShard
 from otter_losses.ops.execution import Execution
 from otter_losses.ops.memory import computing_dtype
 from otter_losses.ops.problem import Student
+from otter_losses.ops.products import operand_dtype
 
 Parts = dict[str, Tensor]
 """A loss by its parts, weights applied: ``contrastive_loss`` and, where there are soft targets, ``distill_loss``."""
@@ -24,7 +25,8 @@ class PairBatch:
     """A batch of pairs, checked and brought to the computing types.
 
     Attributes:
-        student: the local features and those of all texts, in one dtype; the scale in the computing dtype.
+        student: the local features and those of all texts, in one dtype, that of a half-precision autocast region where float32
+            ones come in it; the scale in the computing dtype.
         logit_bias: as the caller gave it; see `result`.
         reduction: "mean" or "none"; see `result`.
         execution: how the core computes.
@@ -56,10 +58,15 @@ class PairBatch:
         checks.check_features("image_features", image_features, "text_features", text_features)
         if logit_bias is not None:
             checks.check_scalar("logit_bias", logit_bias)
-        x, y = of_one_dtype(image_features, text_features)
+        originals = x, y = of_one_dtype(image_features, text_features)
+        dtype = operand_dtype(x)
+        is_rounded = dtype != x.dtype
+        if is_rounded:
+            x, y = x.detach().to(dtype), y.detach().to(dtype)
         execution = Execution.resolve(backend, max_memory, shard, x)
         scale = scalar("logit_scale", logit_scale, x)
-        return cls(Student(x, y, shard.all_gather(y), scale), logit_bias, reduction, execution)
+        student = Student(x, y, shard.all_gather(y), scale, originals if is_rounded else None)
+        return cls(student, logit_bias, reduction, execution)
 
     @property
     def shard(self) -> BatchShard:
@@ -87,16 +94,16 @@ class PairBatch:
         checks.check_teacher(image_features, text_features, self.local_size, self.student.image_features.device)
 
     def teacher(self, image_features: Tensor | None, text_features: Tensor | None, shard: BatchShard) -> Features:
-        """The teacher's features of all pairs of a shard, in no wider a type than is computed in."""
+        """The teacher's features of all pairs of a shard, as they are multiplied: in no wider a type than is computed in."""
         self.check_teacher(image_features, text_features)
         x = self.student.image_features
         if image_features is None or text_features is None:
             return (shard.all_gather(x) if shard.is_distributed else None), None
         v, t = of_one_dtype(image_features.detach(), text_features.detach())
         dtype = computing_dtype(x)
-        if not (v.dtype.itemsize < dtype.itemsize and dtype == torch.float32):
-            v, t = v.to(dtype), t.to(dtype)
-        return shard.all_gather(v), shard.all_gather(t)
+        if dtype == torch.float32 and v.dtype != torch.float64:
+            dtype = operand_dtype(v)
+        return shard.all_gather(v.to(dtype)), shard.all_gather(t.to(dtype))
 
     def result(self, output_dict: bool, **losses: Tensor) -> Tensor | Parts:
         """The losses (b,) of the local pairs, or their mean over the pairs of all ranks; by their parts or summed.

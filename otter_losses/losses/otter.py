@@ -13,7 +13,6 @@ from otter_losses.losses.base import Contract, PairLoss, PerPairCheck, Unpack
 from otter_losses.losses.batch import PairBatch, Parts
 from otter_losses.losses.signature import spell_out
 from otter_losses.ops.cross_entropy import cross_entropy
-from otter_losses.ops.problem import Student
 from otter_losses.ops.targets import HardTargets, SoftTargets, logit_range
 
 
@@ -68,12 +67,12 @@ def otter_loss(
     if distill_logit_scale is not None:
         second_scale = batch.scalar("distill_logit_scale", distill_logit_scale)
     if official and shard.is_distributed:
-        batch.check_teacher(dist_image_features, dist_text_features)
+        v, t = batch.teacher(dist_image_features, dist_text_features, WHOLE_BATCH)
         given, transported = official_code.losses(
             student,
             student.logit_scale if second_scale is None else second_scale,
-            image_features if dist_image_features is None else dist_image_features,
-            text_features if dist_text_features is None else dist_text_features,
+            student.image_features if v is None else v,
+            student.text_features if t is None else t,
             shard,
             epsilon=epsilon,
             iterations=iterations,
@@ -141,8 +140,8 @@ def _transported_within_rank(batch: PairBatch, second_scale: Tensor | None, soft
     if second_scale is not None:
         given = cross_entropy(batch.student, HardTargets(), None, execution).given.mean(0)
     if batch.local_size > 1:
-        x, y, _, scale = student
-        local = cross_entropy(Student(x, y, y, scale), HardTargets(), soft, execution.within_rank(x))
+        within = execution.within_rank(student.image_features)
+        local = cross_entropy(student.within_rank(), HardTargets(), soft, within)
         transported = transported + (local.soft - local.given).mean(0)  # the softmaxes within the rank cancel
     return given, transported
 

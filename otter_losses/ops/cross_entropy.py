@@ -49,6 +49,8 @@ def cross_entropy(
 class Arguments(NamedTuple):
     """The forward's flat list: `cross_entropy`'s arguments field by field.
 
+    Products take the operands, constants, where they are given; gradients are those of the features.
+
     Numbers that may be annealed are tensors where torch.compile looks, which would compile anew for every value of a number:
     `traced_hard` in place of the given targets' numbers, and on the CPU `traced_weights` in place of the soft ones', of which the
     numbers then say no more than whether they are 0 or infinite.
@@ -56,6 +58,8 @@ class Arguments(NamedTuple):
 
     image_features: Tensor
     text_features: Tensor
+    image_operand: Tensor | None
+    text_operand: Tensor | None
     all_text_features: Tensor | None
     logit_scale: Tensor
     on_diagonal: float
@@ -84,7 +88,9 @@ class Arguments(NamedTuple):
     def pack(
         cls, student: Student, hard: HardTargets, soft: SoftTargets | None, execution: Execution, mean: Mean | None
     ) -> "Arguments":
-        x, y, texts, scale = student
+        x, y = student.differentiated
+        is_rounded = student.originals is not None
+        scale = student.logit_scale
         on_diagonal, uniform = hard.on_diagonal, hard.uniform
         assert not isinstance(on_diagonal, Tensor)
         assert not isinstance(uniform, Tensor)
@@ -100,7 +106,9 @@ class Arguments(NamedTuple):
         return cls(
             image_features=x,
             text_features=y,
-            all_text_features=None if texts is y else texts,
+            image_operand=student.image_features if is_rounded else None,
+            text_operand=student.text_features if is_rounded else None,
+            all_text_features=None if student.all_text_features is student.text_features else student.all_text_features,
             logit_scale=scale,
             on_diagonal=on_diagonal,
             uniform=uniform,
@@ -127,11 +135,21 @@ class Arguments(NamedTuple):
 
     @property
     def problem(self) -> Problem:
-        texts = self.text_features if self.all_text_features is None else self.all_text_features
-        student = Student(self.image_features, self.text_features, texts, self.logit_scale)
+        student = self.student
         rows = self.shard.local_slice(self.image_features.shape[0])
         mean = Mean(self.alpha, self.prior, self.mean_factor) if self.takes_means else None
-        return Problem(student, self.hard, self.soft, mean, rows, self._storage(texts.shape[0]), self.backend)
+        return Problem(student, self.hard, self.soft, mean, rows, self._storage(student), self.backend)
+
+    @property
+    def student(self) -> Student:
+        return Student.of(
+            self.image_features,
+            self.text_features,
+            self.image_operand,
+            self.text_operand,
+            self.all_text_features,
+            self.logit_scale,
+        )
 
     @property
     def hard(self) -> HardTargets:
@@ -162,13 +180,13 @@ class Arguments(NamedTuple):
     def shard(self) -> BatchShard:
         return BatchShard(self.group_name, tuple(self.shard_sizes))
 
-    def _storage(self, columns: int) -> Storage:
+    def _storage(self, student: Student) -> Storage:
         """What is kept for the backward, which asks again and gets the same."""
         # Codes have no room for a diagonal that is lowered but stays.
         may_encode = self.diagonal_penalty in (0.0, math.inf) and self.fits_plain_numbers
         return memory.storage(
-            self.image_features,
-            columns,
+            student.image_features,
+            student.all_text_features.shape[0],
             has_soft_targets=self.inv_epsilon is not None,
             may_encode=may_encode,
             max_memory=self.max_memory,
@@ -244,9 +262,8 @@ def _backward(*flat: Any) -> tuple[Tensor, ...]:
 @_backward.register_fake
 def _(*flat: Any) -> tuple[Tensor, ...]:
     arguments = unflatten(BackwardArguments, iter(flat))
-    features = arguments.forward.image_features
-    scale = arguments.forward.logit_scale
-    return wanted(features, arguments.wants_image), wanted(features, arguments.wants_text), scale.new_empty(())
+    x, scale = arguments.forward.image_features, arguments.forward.logit_scale
+    return wanted(x, arguments.wants_image, x.dtype), wanted(x, arguments.wants_text, x.dtype), scale.new_empty(())
 
 
 make_differentiable(_forward, _backward, Arguments, Gradients, results=2)

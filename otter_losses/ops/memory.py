@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from otter_losses.ops import products
 from otter_losses.ops.tracing import constant_when_traced
 
 DEFAULT_BYTES = 2 << 30
@@ -125,12 +126,13 @@ def storage(features: Tensor, columns: int, *, has_soft_targets: bool, may_encod
     both = (2 if has_soft_targets else 1) * size <= max_memory
     if not fused:
         return Storage(dtype if both and has_soft_targets else None, both)
-    if features.dtype == dtype:
+    is_half = features.dtype in products.HALVES
+    if not (is_half or products.computes_tiles(features.device, features.dtype)):
         return Storage(dtype if has_soft_targets and size <= max_memory else None, both)
-    # Of half-precision features a product costs less than writing it to memory and reading it back.
+    # A product on half-precision units costs less than writing it to memory and reading it back.
     if not has_soft_targets:
         return Storage(None, False)
-    if may_encode and columns > _limits.codes_from and size <= 2 * max_memory:
+    if is_half and may_encode and columns > _limits.codes_from and size <= 2 * max_memory:
         return Storage(torch.int16, False)
     return Storage(dtype if size <= max_memory else None, False)
 
@@ -145,9 +147,9 @@ def without_autocast(like: Tensor) -> torch.autocast:
     return torch.autocast("cpu" if like.device.type == "meta" else like.device.type, enabled=False)
 
 
-def wanted(like: Tensor, wants: bool) -> Tensor:
+def wanted(like: Tensor, wants: bool, dtype: torch.dtype) -> Tensor:
     """Memory for a gradient, or an empty stand-in for one that nobody asked for."""
-    return like.new_empty(like.shape if wants else 0)
+    return like.new_empty(like.shape if wants else 0, dtype=dtype)
 
 
 @contextmanager

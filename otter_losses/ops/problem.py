@@ -17,16 +17,44 @@ class Student(NamedTuple):
     """What the logits ``z = s x y^T`` are made of.
 
     Attributes:
-        image_features: this rank's x, (b, D).
+        image_features: this rank's x, (b, D), as it is multiplied.
         text_features: this rank's y, (b, D), of the same dtype.
         all_text_features: y of all ranks, (N, D).
         logit_scale: s, 0-D, of the computing dtype.
+        originals: x and y before they were rounded for the products: gradients are theirs, in their dtype. None where nothing
+            was rounded.
     """
 
     image_features: Tensor
     text_features: Tensor
     all_text_features: Tensor
     logit_scale: Tensor
+    originals: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        image_features: Tensor,
+        text_features: Tensor,
+        image_operand: Tensor | None,
+        text_operand: Tensor | None,
+        all_text_features: Tensor | None,
+        logit_scale: Tensor,
+    ) -> "Student":
+        """Of what operators are given: no operands where they are the features, not all texts where they are this rank's."""
+        x, y, originals = image_features, text_features, None
+        if image_operand is not None and text_operand is not None:
+            x, y, originals = image_operand, text_operand, (image_features, text_features)
+        return cls(x, y, y if all_text_features is None else all_text_features, logit_scale, originals)
+
+    @property
+    def differentiated(self) -> tuple[Tensor, Tensor]:
+        """x and y as autograd knows them."""
+        return self.originals or (self.image_features, self.text_features)
+
+    @property
+    def gradient_dtype(self) -> torch.dtype:
+        return self.differentiated[0].dtype
 
     @property
     def gradient_dtype(self) -> torch.dtype:
@@ -34,7 +62,11 @@ class Student(NamedTuple):
 
     def at_scale(self, logit_scale: Tensor) -> "Student":
         """The same features with another scale."""
-        return Student(self.image_features, self.text_features, self.all_text_features, logit_scale)
+        return self._replace(logit_scale=logit_scale)
+
+    def within_rank(self) -> "Student":
+        """The local pairs alone."""
+        return self._replace(all_text_features=self.text_features)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +182,7 @@ class CrossEntropyGradients(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of this rank's features, (b, D), in their dtype, and its share of the scale's, 0-D; empty where nobody wants one."""
+    """Of this rank's features, (b, D), in `Student.gradient_dtype`; its share of the scale's, 0-D. Empty where none is wanted."""
 
     image_features: Tensor
     text_features: Tensor

@@ -29,10 +29,15 @@ def sigmoid(student: Student, logit_bias: Tensor, execution: Execution) -> Tenso
 
 
 class Arguments(NamedTuple):
-    """The forward's flat list: `sigmoid`'s arguments field by field."""
+    """The forward's flat list: `sigmoid`'s arguments field by field.
+
+    Products take the operands, constants, where they are given; gradients are those of the features.
+    """
 
     image_features: Tensor
     text_features: Tensor
+    image_operand: Tensor | None
+    text_operand: Tensor | None
     all_text_features: Tensor | None
     logit_scale: Tensor
     logit_bias: Tensor
@@ -43,12 +48,15 @@ class Arguments(NamedTuple):
 
     @classmethod
     def pack(cls, student: Student, logit_bias: Tensor, execution: Execution) -> "Arguments":
-        x, y, texts, scale = student
+        x, y = student.differentiated
+        is_rounded = student.originals is not None
         return cls(
             image_features=x,
             text_features=y,
-            all_text_features=None if texts is y else texts,
-            logit_scale=scale,
+            image_operand=student.image_features if is_rounded else None,
+            text_operand=student.text_features if is_rounded else None,
+            all_text_features=None if student.all_text_features is student.text_features else student.all_text_features,
+            logit_scale=student.logit_scale,
             logit_bias=logit_bias,
             backend=execution.backend,
             max_memory=execution.max_memory,
@@ -58,21 +66,24 @@ class Arguments(NamedTuple):
 
     @property
     def problem(self) -> SigmoidProblem:
-        texts = self.text_features if self.all_text_features is None else self.all_text_features
-        storage = memory.storage(
+        student = Student.of(
             self.image_features,
-            texts.shape[0],
+            self.text_features,
+            self.image_operand,
+            self.text_operand,
+            self.all_text_features,
+            self.logit_scale,
+        )
+        storage = memory.storage(
+            student.image_features,
+            student.all_text_features.shape[0],
             has_soft_targets=False,
             may_encode=False,
             max_memory=self.max_memory,
             fused=dispatch.is_fused(self.backend),
         )
-        return SigmoidProblem(
-            Student(self.image_features, self.text_features, texts, self.logit_scale),
-            self.logit_bias,
-            self.shard.local_slice(self.image_features.shape[0]),
-            storage.cosines,
-        )
+        rows = self.shard.local_slice(self.image_features.shape[0])
+        return SigmoidProblem(student, self.logit_bias, rows, storage.cosines)
 
     @property
     def shard(self) -> BatchShard:
@@ -137,7 +148,8 @@ def _backward(*flat: Any) -> tuple[Tensor, ...]:
 def _(*flat: Any) -> tuple[Tensor, ...]:
     arguments = unflatten(BackwardArguments, iter(flat))
     x, scale = arguments.forward.image_features, arguments.forward.logit_scale
-    return wanted(x, arguments.wants_image), wanted(x, arguments.wants_text), scale.new_empty(()), scale.new_empty(())
+    dx, dy = wanted(x, arguments.wants_image, x.dtype), wanted(x, arguments.wants_text, x.dtype)
+    return dx, dy, scale.new_empty(()), scale.new_empty(())
 
 
 make_differentiable(_forward, _backward, Arguments, SigmoidGradients)

@@ -32,15 +32,26 @@ def worst_error(
     return max(errors)
 
 
-def check_autocast(batch: Batch, evaluate: Callable[[], Tensor]) -> None:
-    """Value and gradients are the same to the bit under autocast."""
-    plain = evaluate()
-    expected = batch.gradients(plain)
+def check_autocast(batch: Batch, evaluate: Callable[[Batch], Tensor]) -> None:
+    """Under autocast float32 features are rounded, their gradients are not; features of other types stay as they are."""
+    multiplied = batch.to(torch.bfloat16).to(torch.float32) if batch.x.dtype == torch.float32 else batch
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = evaluate()
+        value = evaluate(batch)
         gradients = batch.gradients(value)
-    assert torch.equal(value, plain)
-    assert all(torch.equal(actual, wanted) for actual, wanted in zip(gradients, expected, strict=True))
+        with torch.autocast("cpu", enabled=False):
+            inner = evaluate(batch)
+    plain, expected = evaluate(batch), evaluate(multiplied)
+    assert torch.equal(inner, plain)
+    assert torch.equal(value, expected)
+    check_equal(gradients, multiplied.gradients(expected))
+    assert torch.equal(value, plain) == (batch is multiplied)
+
+
+def check_equal(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """To the bit, and in dtype."""
+    for one, other in zip(actual, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
 
 
 def check_half(batch: Batch, value: Tensor, exact: Batch, expected: Tensor, rounding: float) -> None:

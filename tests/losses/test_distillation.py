@@ -170,9 +170,9 @@ def test_half_precision_features_give_the_loss_of_those_numbers(dtype: torch.dty
 
 
 @memories
-def test_autocast_changes_nothing_to_the_bit(max_memory: int) -> None:
+def test_autocast_rounds_what_float32_products_take(max_memory: int) -> None:
     batch = make_batch(127, 64, dtype=torch.float32)
-    check_autocast(batch, lambda: value_of(batch, DistillationLoss(max_memory=max_memory)))
+    check_autocast(batch, lambda batch: value_of(batch, DistillationLoss(max_memory=max_memory)))
 
 
 def test_function_and_module_are_one() -> None:

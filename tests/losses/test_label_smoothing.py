@@ -109,9 +109,9 @@ def test_half_precision_features_give_the_loss_of_those_numbers(
 @memories
 @conventions
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_autocast_changes_nothing_to_the_bit(dtype: torch.dtype, convention: Convention, max_memory: int) -> None:
+def test_autocast_rounds_what_float32_products_take(dtype: torch.dtype, convention: Convention, max_memory: int) -> None:
     batch = make_batch(127, 64).to(dtype)
-    check_autocast(batch, lambda: value_of(batch, 0.1, convention, max_memory))
+    check_autocast(batch, lambda batch: value_of(batch, 0.1, convention, max_memory))
 
 
 @conventions

@@ -1,6 +1,7 @@
 """OTTERLoss as autograd, autocast and a training loop meet it: precision, graphs, signatures, memory."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from otter_losses.functional import otter_loss, otter_targets
 from otter_losses.ops import reference
 from tests.helpers.batches import Batch, make_batch, make_features
 from tests.helpers.checks import check_autocast, relative
-from tests.helpers.losses import BLOCKS, DENSE, memories
+from tests.helpers.losses import BLOCKS, DENSE, Build, memories
 from tests.helpers.otter import bound, reference_of, value_of
 
 # ---- precision of the inputs ----
@@ -59,11 +60,37 @@ def test_modalities_and_teacher_may_differ_in_dtype(max_memory: int) -> None:
 
 
 @memories
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_autocast_changes_nothing_to_the_bit(dtype: torch.dtype, max_memory: int) -> None:
-    batch = make_batch(127, 64).to(dtype)
-    loss = OTTERLoss(max_memory=max_memory)
-    check_autocast(batch, lambda: value_of(batch, loss))
+@pytest.mark.parametrize("build", [OTTERLoss, partial(OTTERLoss, epsilon=0.01), OTTERLoss.official])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_autocast_rounds_what_float32_products_take(dtype: torch.dtype, build: Build, max_memory: int) -> None:
+    loss = build(max_memory=max_memory)
+    check_autocast(make_batch(127, 64).to(dtype), lambda batch: value_of(batch, loss))
+
+
+@memories
+def test_autocast_rounds_the_students_own_targets_and_each_pairs_loss(max_memory: int) -> None:
+    loss = OTTERLoss(max_memory=max_memory, reduction="none")
+    alpha = torch.linspace(0, 1, 41)
+
+    def evaluate(batch: Batch) -> Tensor:
+        losses = loss(batch.x, batch.y, batch.scale, alpha=alpha, distill_logit_scale=20.0)
+        assert isinstance(losses, Tensor)
+        return losses.square().sum()
+
+    check_autocast(make_batch(41, 16, dtype=torch.float32), evaluate)
+
+
+@pytest.mark.parametrize("teacher", [torch.float16, torch.float32, torch.float64])
+def test_autocast_rounds_a_teacher_of_float32_alone(teacher: torch.dtype) -> None:
+    """Also of a student that comes in half precision."""
+    batch = make_batch(41, 16)
+    half = batch.to(torch.bfloat16)
+    own, rounded = (batch.v.to(teacher), batch.t.to(teacher)), (half.v, half.t)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = OTTERLoss()(half.x, half.y, 14.3, None, *own)
+    as_they_are, as_rounded = (OTTERLoss()(half.x, half.y, 14.3, None, *features) for features in (own, rounded))
+    assert torch.equal(value, as_rounded if teacher == torch.float32 else as_they_are)
+    assert not torch.equal(as_they_are, as_rounded)
 
 
 def test_autocast_changes_no_targets() -> None:

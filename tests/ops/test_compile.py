@@ -71,6 +71,26 @@ def test_parts_and_alpha_per_pair_and_a_bias_compile_whole(dtype: torch.dtype) -
         assert relative(actual, exact) <= (1e-5 if dtype == torch.float32 else 2**-8)
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["around the step", "within the step"])
+@pytest.mark.parametrize("name", ["otter", "siglip"])
+def test_an_autocast_region_compiles_whole(name: str, inside: bool) -> None:
+    """And is left again."""
+    batch, loss = make_batch(41, 16, dtype=torch.float32), with_model(VARIANTS[name]())
+
+    def step(batch: Batch, enabled: bool) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            return loss(batch)
+
+    compiled = torch.compile(step if inside else loss, fullgraph=True, backend="aot_eager")
+    expected = {enabled: step(batch, enabled) for enabled in (False, True)}
+    assert not torch.equal(expected[True], expected[False])
+    for enabled in (False, True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled and not inside):
+            value = compiled(batch, enabled) if inside else compiled(batch)
+        wanted = batch.gradients(step(batch, enabled))
+        assert worst_error(value, batch.gradients(value), expected[enabled], wanted) <= 1e-6
+
+
 def test_another_batch_size_compiles_too() -> None:
     eager = with_model(OTTERLoss())
     compiled = torch.compile(eager, fullgraph=True, backend="aot_eager", dynamic=True)

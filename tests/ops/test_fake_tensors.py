@@ -34,6 +34,15 @@ def test_every_loss(name: str, dtype: torch.dtype, debug: bool) -> None:
         assert (leaf.grad.shape, leaf.grad.dtype) == (leaf.shape, leaf.dtype)
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_loss_under_autocast(name: str) -> None:
+    with FakeTensorMode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        x, y = (torch.randn(12, 16, requires_grad=True) for _ in range(2))
+        VARIANTS[name]()(x, y, 14.3).backward()
+    assert x.grad is not None
+    assert (x.grad.shape, x.grad.dtype) == (x.shape, torch.float32)
+
+
 def test_transport_and_targets() -> None:
     with FakeTensorMode():
         scores = torch.randn(3, 4, 5, requires_grad=True)

@@ -32,7 +32,7 @@ def unrounded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Tensor, ..
 
     found: list[tuple[Tensor, ...]] = []
 
-    def wide(like: Tensor, wants: bool) -> Tensor:
+    def wide(like: Tensor, wants: bool, dtype: torch.dtype) -> Tensor:
         return like.new_empty(like.shape if wants else 0, dtype=torch.float32)
 
     def noting(backward: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:

@@ -12,16 +12,27 @@ from otter_losses.ops import cross_entropy, sigmoid
 from otter_losses.ops.execution import Execution
 from otter_losses.ops.problem import Student
 from otter_losses.ops.targets import HardTargets, SoftTargets
-from tests.helpers.batches import DEVICE, make_batch
+from tests.helpers.batches import DEVICE, Batch, make_batch
 from tests.helpers.losses import memories
 
-dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+dtypes = pytest.mark.parametrize(
+    ("dtype", "operand"), [(torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.float32, torch.bfloat16)]
+)
 kernels = pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=pytest.mark.gpu)])
 # Lanes beyond the matrix's edge, as numpy sees them in the interpreter; a deprecation inside opcheck's own tracing.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*"),
 ]
+
+
+def make_student(batch: Batch, operand: torch.dtype) -> Student:
+    """Multiplied in the operand's dtype, as features of another one are under autocast."""
+    x, y, scale = batch.x, batch.y, batch.scale.detach().float().requires_grad_()
+    if operand == x.dtype:
+        return Student(x, y, y, scale)
+    rounded_x, rounded_y = (each.detach().to(operand) for each in (x, y))
+    return Student(rounded_x, rounded_y, rounded_y, scale, (x, y))
 
 
 def check(operator: Any, arguments: tuple[object, ...], backend: str) -> None:
@@ -39,13 +50,13 @@ def check(operator: Any, arguments: tuple[object, ...], backend: str) -> None:
 @memories
 @dtypes
 @pytest.mark.parametrize("teacher", ["own", "given", "none"])
-def test_cross_entropy(teacher: str, dtype: torch.dtype, max_memory: int, backend: str) -> None:
+def test_cross_entropy(teacher: str, dtype: torch.dtype, operand: torch.dtype, max_memory: int, backend: str) -> None:
     batch = make_batch(9, 6, dtype=dtype)
     v, t = (batch.v, batch.t) if teacher == "given" else (None, None)
     soft = None
     if teacher != "none":
         soft = SoftTargets(v, t, torch.tensor(1 / 0.15), 1.0, 1.0, math.inf, 40.0, 3)
-    student = Student(batch.x, batch.y, batch.y, batch.scale.detach().float().requires_grad_())
+    student = make_student(batch, operand)
     execution = Execution(backend, max_memory, WHOLE_BATCH)
     check(cross_entropy._forward, cross_entropy.Arguments.pack(student, HardTargets(0.8, 0.1), soft, execution), backend)
 
@@ -53,8 +64,8 @@ def test_cross_entropy(teacher: str, dtype: torch.dtype, max_memory: int, backen
 @kernels
 @memories
 @dtypes
-def test_sigmoid(dtype: torch.dtype, max_memory: int, backend: str) -> None:
+def test_sigmoid(dtype: torch.dtype, operand: torch.dtype, max_memory: int, backend: str) -> None:
     batch = make_batch(9, 6, dtype=dtype)
     bias = torch.tensor(-1.0, requires_grad=True)
-    student = Student(batch.x, batch.y, batch.y, batch.scale.detach().float().requires_grad_())
+    student = make_student(batch, operand)
     check(sigmoid._forward, sigmoid.Arguments.pack(student, bias, Execution(backend, max_memory, WHOLE_BATCH)), backend)

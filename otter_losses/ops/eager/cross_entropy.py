@@ -140,7 +140,7 @@ def backward(
     """Gradients for those of the local pairs' cross entropies."""
     weights = Weights.of(gradient, problem, reduce)
     x, y, scale = _computing(problem.student)
-    dx, dy = wanted(x, wants_image), wanted(y, wants_text)  # dy: this rank's share of all texts'
+    dx, dy = wanted(x, wants_image, x.dtype), wanted(y, wants_text, y.dtype)  # dy: this rank's share of all texts'
     blocks = row_blocks(len(x), len(y), x.device)
     space = x.new_empty(blocks[0].stop, len(y))
     scratch = space if problem.soft is None else torch.empty_like(space)
@@ -155,7 +155,7 @@ def backward(
     dscale = ((x * dx) if wants_image else (y * dy)).sum() * weights.magnitude
     scale = scale * weights.magnitude
     dy = reduce.reduce_scatter(dy.mul_(scale)) if wants_text else dy
-    dtype = problem.student.image_features.dtype
+    dtype = problem.student.gradient_dtype
     return Gradients(dx.mul_(scale).to(dtype), dy.to(dtype), dscale)
 
 

@@ -46,7 +46,7 @@ def backward(
     """Gradients for that of the row losses, (b,)."""
     logits = _NegatedLogits(problem)
     x, y = logits.x, logits.y
-    dx, dy, dbias = wanted(x, wants_image), wanted(y, wants_text), x.new_zeros(())
+    dx, dy, dbias = wanted(x, wants_image, x.dtype), wanted(y, wants_text, y.dtype), x.new_zeros(())
     for rows in logits.row_blocks():
         block = kept[rows] if problem.keeps_logits else logits.block(rows)
         g = block.sigmoid().mul_(gradient[rows, None])
@@ -58,5 +58,5 @@ def backward(
             dy.addmm_(g.T, x[rows], beta=min(rows.start, 1))  # the first block overwrites
     dscale = ((x * dx) if wants_image else (y * dy)).sum()
     dy = reduce.reduce_scatter(dy.mul_(logits.scale)) if wants_text else dy
-    dtype = problem.student.image_features.dtype
+    dtype = problem.student.gradient_dtype
     return SigmoidGradients(dx.mul_(logits.scale).to(dtype), dy.to(dtype), dscale, dbias)

@@ -1,6 +1,5 @@
 """The statistics of `otter_losses.ops.cross_entropy` and their gradient: what a tile gives is summed where it is computed."""
 
-import torch
 from torch import Tensor
 
 from otter_losses.ops import memory

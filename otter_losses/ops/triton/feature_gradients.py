@@ -8,9 +8,9 @@ from torch import Tensor
 from otter_losses.ops import memory
 from otter_losses.ops.memory import wanted
 from otter_losses.ops.problem import Student
+from otter_losses.ops.products import add_product
 from otter_losses.ops.reduction import Reduction
 from otter_losses.ops.triton.features import Split, feature_gradient
-from otter_losses.ops.triton.gemm import add_product
 from otter_losses.ops.triton.kernels import features as kernels
 from otter_losses.ops.triton.launch import MERGE, launch, tiles
 

@@ -1,6 +1,5 @@
-"""Matrix products with float32 sums: by the vendor's library, or by the kernel that needs them."""
+"""Where kernels take a product's tiles from: the vendor's library, or the features themselves."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -9,69 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otter_losses.ops import products
+from otter_losses.ops.products import HALVES, product
 from otter_losses.ops.triton.launch import Kernel, Tile
-
-HALVES = (torch.float16, torch.bfloat16)
-
-
-@cache
-def _sums_in_float32(device: torch.device, dtype: torch.dtype) -> tuple[bool, bool]:
-    """Whether this torch multiplies, and multiplies and adds, operands of that type into float32 there."""
-    if device.type != "cuda":
-        return False, False
-    operand, out = torch.zeros(16, 16, dtype=dtype, device=device), torch.zeros(16, 16, device=device)
-
-    def works(run: Callable[[], Tensor]) -> bool:
-        try:
-            run()
-        except (RuntimeError, TypeError) as error:
-            # An error of memory or of the library is no answer.
-            if isinstance(error, torch.OutOfMemoryError) or ("CUBLAS" in str(error) and "NOT_SUPPORTED" not in str(error)):
-                raise
-            return False
-        return True
-
-    return (
-        works(lambda: torch.mm(operand, operand, out_dtype=torch.float32, out=out)),
-        works(lambda: torch.addmm(out, operand, operand, out_dtype=torch.float32, out=out)),
-    )
-
-
-def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """``a b`` in float32."""
-    if a.dtype not in HALVES:
-        return torch.mm(a, b, out=out)
-    if _sums_in_float32(a.device, a.dtype)[0]:
-        return torch.mm(a, b, out_dtype=torch.float32, out=out)
-    return torch.mm(a.float(), b.float(), out=out)
-
-
-def add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
-    """``total + a b`` in float32; `first` overwrites."""
-    if a.dtype in HALVES:
-        multiplies, adds = _sums_in_float32(a.device, a.dtype)
-        if adds:
-            torch.addmm(total, a, b, beta=0 if first else 1, out_dtype=torch.float32, out=total)
-            return
-        if multiplies:
-            summand = torch.mm(a, b, out_dtype=torch.float32)
-            total.copy_(summand) if first else total.add_(summand)
-            return
-        a, b = a.float(), b.float()
-    torch.addmm(total, a, b, beta=0 if first else 1, out=total)
-
-
-@cache
-def computes_tiles(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether kernels multiply such features themselves, tile by tile, on half-precision units.
-
-    Writing a product to memory and reading it back costs more than the product there. Before Ampere Triton has no such units.
-    Float32 features are multiplied in parts, which wants float32 results of the vendor's half-precision products too.
-    """
-    if device.type != "cuda":
-        return True
-    modern = torch.cuda.get_device_capability(device) >= (8, 0)
-    return modern and (dtype in HALVES or all(_sums_in_float32(device, torch.float16)))
 
 
 @cache
@@ -112,7 +51,7 @@ class TileSource:
     @classmethod
     def of(cls, left: Tensor, right: Tensor) -> "TileSource":
         """Of features; what kernels compute from is contiguous, and half precision."""
-        if left.dtype in HALVES and computes_tiles(left.device, left.dtype):
+        if left.dtype in HALVES and products.computes_tiles(left.device, left.dtype):
             return cls(left.contiguous(), right.contiguous(), True)
         return cls(left, right, False)
 

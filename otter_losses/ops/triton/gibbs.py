@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from otter_losses.ops import products
 from otter_losses.ops.domains import NEARLY_NORMALISED, safe_range
 from otter_losses.ops.memory import row_blocks
 from otter_losses.ops.problem import Problem, Saved
+from otter_losses.ops.products import HALVES
 from otter_losses.ops.similarity import Similarity
 from otter_losses.ops.targets import SoftTargets
 from otter_losses.ops.triton.features import LIFT
-from otter_losses.ops.triton.gemm import HALVES, TileSource, computes_tiles
+from otter_losses.ops.triton.gemm import TileSource
 from otter_losses.ops.triton.kernels import similarity as kernels
 from otter_losses.ops.triton.kernels.tiles import CODES, LOGARITHMIC, PLAIN
 from otter_losses.ops.triton.launch import FEATURES, launch, tiles
@@ -121,7 +123,7 @@ def _factors(similarity: Similarity, kind: int) -> tuple[TileSource, Tensor, flo
     n, e = v.shape
     image, text = similarity.gamma_image > 0, similarity.gamma_text > 0
     planes = 1 if v.dtype in HALVES and kind != LOGARITHMIC.value else 2
-    if not computes_tiles(v.device, v.dtype) or (v.dtype in HALVES and not (image or text)):
+    if not products.computes_tiles(v.device, v.dtype) or (v.dtype in HALVES and not (image or text)):
         planes = 0
     a, b = v, t
     if image or text or planes:

@@ -71,7 +71,9 @@ def backward(
     return _Gradients(problem, weight, magnitude, wants_image, wants_text, reduce).run(kept)
 
 
-def mean_with_gradients(problem: SigmoidProblem, factor: float, wants_image: bool, wants_text: bool) -> tuple[Tensor, SigmoidGradients]:
+def mean_with_gradients(
+    problem: SigmoidProblem, factor: float, wants_image: bool, wants_text: bool
+) -> tuple[Tensor, SigmoidGradients]:
     """The summed losses of all rows times the factor, 0-D, and that one's gradients, in float32; of one process."""
     magnitude = torch.full_like(problem.student.logit_scale, factor)
     gradients = _Gradients(problem, None, magnitude, wants_image, wants_text, WHOLE_BATCH)

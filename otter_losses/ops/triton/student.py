@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from otter_losses.ops import products
 from otter_losses.ops.problem import Student
+from otter_losses.ops.products import HALVES
 from otter_losses.ops.reduction import Reduction
 from otter_losses.ops.triton.features import Split, split
-from otter_losses.ops.triton.gemm import HALVES, TileSource, computes_tiles
+from otter_losses.ops.triton.gemm import TileSource
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +29,7 @@ class Logits:
     @classmethod
     def of(cls, student: Student, reduce: Reduction) -> "Logits":
         x, y, scale = student.image_features, student.all_text_features, student.logit_scale
-        if x.dtype in HALVES or not computes_tiles(x.device, x.dtype):
+        if x.dtype in HALVES or not products.computes_tiles(x.device, x.dtype):
             return cls(TileSource.of(x, y), scale, None)
         parts = split(x, y, scale, 2, reduce)
         return cls(TileSource.of(parts.x, parts.y), parts.scale, parts)

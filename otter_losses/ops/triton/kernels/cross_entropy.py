@@ -12,7 +12,15 @@ from otter_losses.ops.triton.kernels.epilogues import (
     store_gradient,
     store_log_sum_exps,
 )
-from otter_losses.ops.triton.kernels.tiles import CODES, LOGARITHMIC, OCTAVES, cosine_tile, gibbs_tile, meets_diagonal, program_tile
+from otter_losses.ops.triton.kernels.tiles import (
+    CODES,
+    LOGARITHMIC,
+    OCTAVES,
+    cosine_tile,
+    gibbs_tile,
+    meets_diagonal,
+    program_tile,
+)
 from otter_losses.ops.triton.launch import COMPUTED, COMPUTED_BESIDE_ANOTHER, LOADED, MERGE, VECTOR, Kernel
 
 

@@ -89,7 +89,9 @@ def _split(values, out, power, i, n, d, row_stride, stride, PLANES: tl.constexpr
         j = first + tl.arange(0, BN)
         mask = (i < n)[:, None] & (j < d)[None, :]
         value = tl.load(values + i.to(tl.int64)[:, None] * row_stride + j.to(tl.int64)[None, :] * stride, mask, other=0.0)
-        store_split(value.to(tl.float32) / power, out + i.to(tl.int64)[:, None] * (width * d) + j[None, :], d, mask, PLANES, RIGHT)
+        store_split(
+            value.to(tl.float32) / power, out + i.to(tl.int64)[:, None] * (width * d) + j[None, :], d, mask, PLANES, RIGHT
+        )
 
 
 @triton.jit
