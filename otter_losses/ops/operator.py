@@ -82,10 +82,11 @@ def make_differentiable(
         return tuple(found)
 
     forward.register_autograd(differentiate, setup_context=setup_context)
-    backward.register_autograd(_refuse_second_derivative)
+    backward.register_autograd(refuse_second_derivative)
 
 
-def _refuse_second_derivative(ctx: Any, *gradients: Tensor | None) -> NoReturn:
+def refuse_second_derivative(ctx: Any, *gradients: Tensor | None) -> NoReturn:
+    """What a backward operator registers for its own."""
     raise RuntimeError(
         "otter_losses has no second derivatives: its gradients are analytic, and differentiating them again was asked for. "
         "Call backward without create_graph, or use the functions of otter_losses.ops.reference, which autograd differentiates."

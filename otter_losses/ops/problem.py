@@ -56,10 +56,6 @@ class Student(NamedTuple):
     def gradient_dtype(self) -> torch.dtype:
         return self.differentiated[0].dtype
 
-    @property
-    def gradient_dtype(self) -> torch.dtype:
-        return self.image_features.dtype
-
     def at_scale(self, logit_scale: Tensor) -> "Student":
         """The same features with another scale."""
         return self._replace(logit_scale=logit_scale)

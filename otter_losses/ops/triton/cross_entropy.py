@@ -141,10 +141,8 @@ def backward(
     product_space = logits.source.space(0 if storage.cosines else gradients.blocks[0][0].stop)
     space = product_space if in_place else gradients.space()
     for rows, columns in gradients.blocks:
-        if storage.cosines:
-            block = TileSource.stored(saved.cosines[rows])
-        else:
-            block = logits.source.block(rows, product_space, columns)
+        stored = TileSource.stored(saved.cosines[rows]) if storage.cosines else None
+        block = stored or logits.source.block(rows, product_space, columns)
         written = _logits_gradient(
             problem, block, logits.scale, rows, columns, space, gibbs=gibbs, saved=saved, weights=weights, gradients=gradients
         )

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 Tile = dict[str, int]
-"""A program's tile: its rows BM and columns BN, the step BK along the width of a computed one, whether its features come as tensor
-DESCRIPTORS; its warps and pipeline stages."""
+"""A program's tile: its rows BM and columns BN, the step BK along the width of a computed one, whether its features come as
+tensor DESCRIPTORS; its warps and pipeline stages."""
 
 LOADED: tuple[Tile, ...] = (
     {"BM": 32, "BN": 128, "BK": 32, "DESCRIPTORS": 0, "num_warps": 8},

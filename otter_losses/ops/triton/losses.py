@@ -1,4 +1,4 @@
-"""From the statistics of the logits to the cross entropies of pairs, or their means, and from gradients of those to G's weights."""
+"""From the logits' statistics to the cross entropies of pairs, or their means, and from gradients of those to G's weights."""
 
 from dataclasses import dataclass
 

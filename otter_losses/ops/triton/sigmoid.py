@@ -28,10 +28,7 @@ def forward(problem: SigmoidProblem) -> tuple[Tensor, Tensor]:
     losses = student.logit_scale.new_empty(b)
     kept = student.logit_scale.new_empty((b, n) if problem.keeps_logits else 0)
     logits = Logits.of(student, WHOLE_BATCH)
-    if logits.source.computed:
-        blocks = memory.pass_blocks(b, n)
-    else:
-        blocks = memory.row_blocks(b, n, student.image_features.device)
+    blocks = memory.pass_blocks(b, n) if logits.source.computed else memory.row_blocks(b, n, losses.device)
     space = logits.source.space(0 if problem.keeps_logits else blocks[0].stop)
     for rows in blocks:
         block = logits.source.block(rows, kept[rows] if problem.keeps_logits else space)
@@ -71,14 +68,12 @@ def backward(
     return _Gradients(problem, weight, magnitude, wants_image, wants_text, reduce).run(kept)
 
 
-def mean_with_gradients(
-    problem: SigmoidProblem, factor: float, wants_image: bool, wants_text: bool
-) -> tuple[Tensor, SigmoidGradients]:
-    """The summed losses of all rows times the factor, 0-D, and that one's gradients, in float32; of one process."""
-    magnitude = torch.full_like(problem.student.logit_scale, factor)
-    gradients = _Gradients(problem, None, magnitude, wants_image, wants_text, WHOLE_BATCH)
+def mean_with_gradients(problem: SigmoidProblem, wants_image: bool, wants_text: bool) -> tuple[Tensor, SigmoidGradients]:
+    """The mean of the row losses, 0-D, and its gradients, in float32; of one process."""
+    share = torch.full_like(problem.student.logit_scale, 1 / len(problem.student.image_features))
+    gradients = _Gradients(problem, None, share, wants_image, wants_text, WHOLE_BATCH)
     found = gradients.run(None)
-    return gradients.losses.sum() * factor, found
+    return gradients.losses.sum() * share, found
 
 
 class _Gradients:

@@ -110,7 +110,7 @@ def merge_statistics(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Statistics from their parts, BM parts of BN rows or columns at a time: programs (., 0) of a block's rows, (., 1) of columns.
+    """Statistics from their parts, BM of them at a time: programs (., 0) those of a block's rows, (., 1) of its columns.
 
     Of rows with soft targets also the image problem's last row scaling; columns are added to those of the blocks before.
     """
@@ -376,7 +376,7 @@ def logits_gradient(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """The gradient of one tile of logits, for those of rows' and of columns' cross entropies; `g` may be the stored block `left`."""
+    """The gradient of one tile of logits, for those of rows' and columns' cross entropies; `g` may be the stored block `left`."""
     row_tile, column_tile = program_tile(m, n, BM, BN)
     row, column = row_tile * BM, column_tile * BN
     i = row + tl.arange(0, BM)

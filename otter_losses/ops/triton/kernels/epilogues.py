@@ -132,8 +132,8 @@ def store_gradient(
     """The gradient of a tile of logits, (m, n): in float32; or times the gain, without its diagonal, in PLANES of float16.
 
     Two planes add up to it, the second `plane` numbers behind the first. Of one plane the rounding residuals are added up over
-    the tile's rows, (m,), and its columns, (n,): given to the diagonal, the losses weigh ``y_j - y_i`` instead of ``y_j``, so that
-    duplicates and a direction common to all cancel.
+    the tile's rows, (m,), and its columns, (n,): given to the diagonal, the losses weigh ``y_j - y_i`` instead of ``y_j``, so
+    that duplicates and a direction common to all cancel.
     """
     mask = (i < m)[:, None] & (j < n)[None, :]
     place = g + i.to(tl.int64)[:, None] * n + j[None, :]

@@ -51,9 +51,9 @@ def split(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """x and y over powers of two, in float16: themselves, or as parts x' + x'' and y' + y'', that ``[x', x', x''] [y', y'', y']^T``.
+    """x and y over powers of two, in float16: themselves, or as parts x' + x'' and y' + y'' beside each other.
 
-    The latter leaves out ``x'' y''``: 2^-22 of the product. Programs (., 0) split x, (., 1) y. Writes the powers, (2,), and
+    Of these ``[x', x', x''] [y', y'', y']^T`` leaves out ``x'' y''``: 2^-22 of the product. Programs (., 0) split x, (., 1) y. Writes the powers, (2,), and
     what such products are multiplied with instead of the scale.
     """
     p = tl.arange(0, 1024)

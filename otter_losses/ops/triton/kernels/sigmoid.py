@@ -86,9 +86,9 @@ def sigmoid_gradient(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """``G_ij = -l_ij a_i sigmoid(-l_ij z_ij)`` of one tile, for ``a = 1`` unless it is WEIGHTED; `g` may be the stored block `left`.
+    """``G_ij = -l_ij a_i sigmoid(-l_ij z_ij)`` of one tile, for ``a = 1`` unless it is WEIGHTED.
 
-    Sums over the tile's rows, (tiles, m) each: of G; of the LOSSES, where asked; and what `store_gradient` says.
+    `g` may be the stored block `left`. Sums over the tile's rows, (tiles, m) each: of G; of the LOSSES, where asked; and what `store_gradient` says.
     """
     row_tile, column_tile = program_tile(m, n, BM, BN)
     row, column = row_tile * BM, column_tile * BN
@@ -112,10 +112,9 @@ def sigmoid_gradient(
     own = (i + diagonal)[:, None] == j[None, :]
     value = tl.where(own, -value, value)
     tl.store(part, tl.sum(value, 1), i < m)
-    if PLANES > 0:
-        if meets_diagonal(row, column, diagonal, BM, BN):
-            store_diagonal(value, on_diagonal, i, j, m, n, diagonal)
-            value = tl.where(own, 0.0, value)
+    if PLANES > 0 and meets_diagonal(row, column, diagonal, BM, BN):
+        store_diagonal(value, on_diagonal, i, j, m, n, diagonal)
+        value = tl.where(own, 0.0, value)
     residual: tl.constexpr = 2 if LOSSES else 1
     store_gradient(
         value,
