@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int16: "*i16"}
 
+DESCRIPTOR = "tensordesc<"
 
 Constants = tuple[tuple[str, int | bool], ...]
 
@@ -27,7 +29,8 @@ Constants = tuple[tuple[str, int | bool], ...]
 class Launch:
     """A kernel with the types of its arguments and its constants, as a launch specialises them.
 
-    `tiles` are all that it may be launched with, as sorted items; a launch's own stands in `tile`.
+    `tiles` are all that it may be launched with, as sorted items; a launch's own stands in `tile`. A tensor descriptor's type in
+    `signature` names the sides of its block where the tile tells which they are, as in ``tensordesc<bf16[BM, BK]>``.
     """
 
     module: str
@@ -45,8 +48,27 @@ class Launch:
 
     def choices(self) -> "list[Launch]":
         """The same with every tile that the kernel may be launched with; in an odd batch the first is proof enough."""
-        several = self.usual and not (self.computed and (self.divergence or self.float16))
+        several = self.usual and not (self.computed and (self.divergence or self.float16)) and not self._fixed
         return [replace(self, tile=tile) for tile in self.tiles] if several else [self]
+
+    @property
+    def _fixed(self) -> bool:
+        """Whether a descriptor's block is known in numbers alone, which are those of one tile."""
+        return any(kind.startswith(DESCRIPTOR) and re.search(r"\d", kind.split("[")[1]) for _, kind in self.signature)
+
+    @property
+    def described(self) -> bool:
+        """Whether it loads by tensor descriptors."""
+        return any(kind.startswith(DESCRIPTOR) for _, kind in self.signature)
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Of the arguments by their names, with the tile's numbers in place of its names."""
+        sizes = {name: str(value) for name, value in self.tile}
+        return {
+            name: re.sub(r"\b[A-Z]+\b", lambda side: sizes[side[0]], kind) if kind.startswith(DESCRIPTOR) else kind
+            for name, kind in self.signature
+        }
 
     @property
     def computed(self) -> bool:
@@ -60,7 +82,7 @@ class Launch:
     @property
     def float16(self) -> bool:
         """Whether it computes from float16 features: the same code as from bfloat16."""
-        return dict(self.signature).get("left") == "*fp16"
+        return _element(dict(self.signature).get("left", "")) == "fp16"
 
     @property
     def soft(self) -> bool:
@@ -97,10 +119,9 @@ class Launch:
         kinds = {0: "plain", 1: "logarithmic", 2: "codes"}
         words += [kinds[value] for name, value in self.constants if name == "KIND"]
         words += ["odd"] if self.odd else []
-        types = sorted(
-            {kind for name, kind in self.signature if name in ("gibbs", "g", "out", "values", "left") and kind != "*fp32"}
-        )
-        return " ".join([*words, *(kind.strip("*") for kind in types)])
+        words += ["described"] if self.described else []
+        types = {_element(kind) for name, kind in self.signature if name in ("gibbs", "g", "out", "values", "left")}
+        return " ".join([*words, *sorted(types - {"fp32"})])
 
 
 VARIANTS: list[Callable[..., Any]] = [
@@ -110,6 +131,11 @@ VARIANTS: list[Callable[..., Any]] = [
     partial(OTTERLoss.official, epsilon=0.01),
 ]
 """Every loss, and what else leads to other kernels."""
+
+
+def _element(kind: str) -> str:
+    """The type of what a pointer or a descriptor points to."""
+    return kind.removeprefix(DESCRIPTOR).split("[")[0].strip("*")
 
 
 def _tuples(value: Any) -> Any:
@@ -162,6 +188,8 @@ def _launch(kernel: "Kernel", arguments: Mapping[str, object], ones: list[str]) 
             signature.append((name, POINTERS[value.dtype]))
             if value.data_ptr() % 16 == 0:
                 aligned.append(position)
+        elif hasattr(value, "block_shape"):
+            signature.append((name, _descriptor(value, tile)))
         else:
             signature.append((name, "fp32" if isinstance(value, float) else "i32"))
             if isinstance(value, int) and value % 16 == 0:
@@ -175,3 +203,14 @@ def _launch(kernel: "Kernel", arguments: Mapping[str, object], ones: list[str]) 
         tile,
         tuple(tiles),
     )
+
+
+def _descriptor(value: Any, tile: Constants) -> str:
+    """The type of a `TensorDescriptor`; a side of its block takes the name of the tile's that is as long, if it is but one."""
+
+    def side(length: int) -> str:
+        names = [name for name, size in tile if name.startswith("B") and size == length]
+        return names[0] if len(names) == 1 else str(length)
+
+    sides = ", ".join(side(length) for length in value.block_shape)
+    return f"{DESCRIPTOR}{POINTERS[value.base.dtype].strip('*')}[{sides}]>"
