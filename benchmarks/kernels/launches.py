@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 
-from otter_losses import OTTERLoss
+from otter_losses import OTTERLoss, SigLIPLoss
 from otter_losses.losses.registry import LOSSES
-from otter_losses.ops import memory
+from otter_losses.ops import memory, products
 
 if TYPE_CHECKING:
     from otter_losses.ops.triton.launch import Kernel
@@ -48,13 +49,22 @@ class Launch:
 
     def choices(self) -> "list[Launch]":
         """The same with every tile that the kernel may be launched with; in an odd batch the first is proof enough."""
-        several = self.usual and not (self.computed and (self.divergence or self.float16)) and not self._fixed
-        return [replace(self, tile=tile) for tile in self.tiles] if several else [self]
+        several = self.usual and not (self.computed and (self.divergence or self.float16))
+        return [self._with(tile) for tile in self.tiles] if several else [self]
 
-    @property
-    def _fixed(self) -> bool:
-        """Whether a descriptor's block is known in numbers alone, which are those of one tile."""
-        return any(kind.startswith(DESCRIPTOR) and re.search(r"\d", kind.split("[")[1]) for _, kind in self.signature)
+    def _with(self, tile: Constants) -> "Launch":
+        """With another tile; features, and codes beside them, come as descriptors where that says so."""
+        if not (self.computed and dict(tile)["DESCRIPTORS"]):
+            return replace(self, tile=tile)
+        blocks = {"left": "BM, BK", "right": "BN, BK", "gibbs": "BM, BN"}
+        if "*i16" not in dict(self.signature).get("gibbs", ""):
+            del blocks["gibbs"]
+        signature = tuple(
+            (name, f"{DESCRIPTOR}{kind.strip('*')}[{blocks[name]}]>" if name in blocks else kind) for name, kind in self.signature
+        )
+        names = [name for name, _ in signature]
+        aligned = tuple(position for position in self.aligned if names[position] not in blocks)
+        return replace(self, tile=tile, signature=signature, aligned=aligned)
 
     @property
     def described(self) -> bool:
@@ -129,6 +139,8 @@ VARIANTS: list[Callable[..., Any]] = [
     partial(OTTERLoss, epsilon=0.01),  # in logarithms
     OTTERLoss.official,
     partial(OTTERLoss.official, epsilon=0.01),
+    partial(OTTERLoss, reduction="none"),
+    partial(SigLIPLoss, reduction="none"),
 ]
 """Every loss, and what else leads to other kernels."""
 
@@ -157,15 +169,23 @@ def recorded() -> list[Launch]:
 
     generator = torch.Generator().manual_seed(0)
     dtypes = [dtype for dtype in POINTERS if dtype.is_floating_point]
-    # 48 pairs and a width of 64 fill whole tiles, as large batches do; 41 and 24 do not.
-    sizes = ((48, 64), (41, 24))
-    with memory.limits(cpu_block_elements=1, cpu_block_rows=32, codes_from=0), observed(note, runs=False):
-        for dtype, (pairs, width), build in itertools.product(dtypes, sizes, VARIANTS):
+    # 256 pairs and a width of 64 fill whole tiles, as large batches do, in two blocks; 41 and 24 do not.
+    sizes = ((256, 64), (41, 24))
+    blocks = {
+        "cpu_block_elements": 1,
+        "cpu_block_rows": 128,
+        "device_pass_elements": 1,
+        "device_gradient_elements": 1 << 14,
+        "device_gradient_rows": 128,
+    }
+    with memory.limits(**blocks, codes_from=0), observed(note, runs=False):
+        for dtype, (pairs, width), build, computes in itertools.product(dtypes, sizes, VARIANTS, (True, False)):
             features = F.normalize(torch.randn(4, pairs, width, generator=generator), dim=-1).to(dtype)
-            for max_memory in (2 << 30, 0):
-                x, y, v, t = (each.clone().requires_grad_() for each in features)
-                value = build(backend="triton", max_memory=max_memory)(x, y, 14.3, dist_image_features=v, dist_text_features=t)
-                value.backward()
+            with patch.object(products, "computes_tiles", lambda device, dtype, computes=computes: computes):
+                for max_memory in (2 << 30, 0):
+                    x, y, v, t = (each.clone().requires_grad_() for each in features)
+                    loss = build(backend="triton", max_memory=max_memory)
+                    loss(x, y, 14.3, dist_image_features=v, dist_text_features=t).sum().backward()
     return list(found)
 
 

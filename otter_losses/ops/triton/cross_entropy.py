@@ -59,7 +59,9 @@ def _add_statistics(
     read = NO_KERNEL if gibbs is None else gibbs.switches
     switches = {"SOFT": gibbs is not None, "DIVERGENCE": divergence}
     gibbs_block = source.left if gibbs is None else gibbs.block(rows)
-    kernel = kernels.STATISTICS if gibbs is None else kernels.SOFT_STATISTICS
+    kernel = kernels.STATISTICS
+    if gibbs is not None:
+        kernel = kernels.STATISTICS_BESIDE_CODES if _is_codes(read) else kernels.STATISTICS_BESIDE_ANOTHER
 
     def run(tile: Tile) -> tuple[Tensor, Tensor]:
         grid = tiles(m, tile["BM"]), tiles(n, tile["BN"])
@@ -168,7 +170,9 @@ def _logits_gradient(
     read = NO_KERNEL if gibbs is None else gibbs.switches
     gibbs_block = source.left if gibbs is None else gibbs.block(rows, columns)
     switches = {"SOFT": gibbs is not None, **read, "UNIFORM": weights.hard is not None, "PLANES": gradients.planes}
-    kernel = kernels.GRADIENT if gibbs is None else kernels.SOFT_GRADIENT
+    kernel = kernels.GRADIENT
+    if gibbs is not None:
+        kernel = kernels.GRADIENT_BESIDE_CODES if _is_codes(read) else kernels.GRADIENT_BESIDE_ANOTHER
     whole_rows = problem.rows_of(rows)
 
     def run(tile: Tile) -> GradientBlock:

@@ -19,24 +19,24 @@ LOADED: tuple[Tile, ...] = (
 )
 """Of programs that own one tile, which they load: sixteen elements a thread, so that their sums stay in registers."""
 
-_SMALL: Tile = {"BM": 64, "BN": 64, "BK": 64, "DESCRIPTORS": 0, "num_warps": 4, "num_stages": 3}
+def _computed(rows: int, columns: int, descriptors: int, warps: int, stages: int) -> Tile:
+    return {"BM": rows, "BN": columns, "BK": 64, "DESCRIPTORS": descriptors, "num_warps": warps, "num_stages": stages}
+
+
+_SMALL = _computed(64, 64, 0, 4, 3)
 """For batches that do not fill the device, or of odd sizes, where every access is masked."""
 
-COMPUTED: tuple[Tile, ...] = (
-    {"BM": 128, "BN": 128, "BK": 64, "DESCRIPTORS": 1, "num_warps": 4, "num_stages": 3},
-    {"BM": 128, "BN": 128, "BK": 64, "DESCRIPTORS": 0, "num_warps": 4, "num_stages": 3},
-    {"BM": 128, "BN": 128, "BK": 64, "DESCRIPTORS": 0, "num_warps": 8, "num_stages": 3},
-    _SMALL,
-)
-"""Of programs that compute their tile, from sm_80 on, descriptors from sm_90 on."""
+COMPUTED = (_computed(128, 128, 1, 4, 3), _computed(128, 128, 0, 4, 3), _computed(128, 128, 0, 8, 3), _SMALL)
+"""Of programs that compute their tile and keep sums of it, from sm_80 on; descriptors from sm_90 on."""
 
-COMPUTED_BESIDE_ANOTHER: tuple[Tile, ...] = (
-    {"BM": 128, "BN": 64, "BK": 64, "DESCRIPTORS": 1, "num_warps": 4, "num_stages": 4},
-    {"BM": 128, "BN": 64, "BK": 64, "DESCRIPTORS": 0, "num_warps": 4, "num_stages": 3},
-    {"BM": 128, "BN": 64, "BK": 64, "DESCRIPTORS": 0, "num_warps": 8, "num_stages": 3},
-    _SMALL,
-)
-"""Of programs that compute their tile and load another matrix's: both stay in registers."""
+COMPUTED_WRITTEN = (_computed(128, 128, 1, 8, 3), _computed(128, 64, 1, 4, 4), _computed(128, 128, 0, 8, 3), _SMALL)
+"""The same of programs that write what they make of it."""
+
+COMPUTED_BESIDE_CODES = (_computed(128, 64, 1, 4, 4), _computed(128, 128, 1, 8, 3), _computed(128, 64, 0, 8, 3), _SMALL)
+"""The same beside a tile of another matrix, in 16 bits."""
+
+COMPUTED_BESIDE_ANOTHER = (_computed(128, 64, 1, 8, 3), _computed(128, 64, 0, 8, 3), _SMALL)
+"""The same beside one of float32."""
 
 VECTOR: Tile = {"BN": 1024, "num_warps": 4}
 """Of programs that own a piece of a vector."""

@@ -21,7 +21,16 @@ from otter_losses.ops.triton.kernels.tiles import (
     meets_diagonal,
     program_tile,
 )
-from otter_losses.ops.triton.launch import COMPUTED, COMPUTED_BESIDE_ANOTHER, LOADED, MERGE, VECTOR, Kernel
+from otter_losses.ops.triton.launch import (
+    COMPUTED,
+    COMPUTED_BESIDE_ANOTHER,
+    COMPUTED_BESIDE_CODES,
+    COMPUTED_WRITTEN,
+    LOADED,
+    MERGE,
+    VECTOR,
+    Kernel,
+)
 
 
 @triton.jit
@@ -434,10 +443,14 @@ def logits_gradient(
     )
 
 
-STATISTICS = Kernel(statistics, LOADED, COMPUTED, reads=("cosines", "K"))
-SOFT_STATISTICS = Kernel(statistics, LOADED, COMPUTED_BESIDE_ANOTHER, reads=("cosines", "K"))
+_READS = ("cosines", "K")
+
+STATISTICS = Kernel(statistics, LOADED, COMPUTED, _READS)
+STATISTICS_BESIDE_CODES = Kernel(statistics, LOADED, COMPUTED_BESIDE_CODES, _READS)
+STATISTICS_BESIDE_ANOTHER = Kernel(statistics, LOADED, COMPUTED_BESIDE_ANOTHER, _READS)
 MERGE_STATISTICS = Kernel(merge_statistics, (MERGE,))
 PAIR_LOSSES = Kernel(pair_losses, (VECTOR,))
 PAIR_WEIGHTS = Kernel(pair_weights, (VECTOR,))
-GRADIENT = Kernel(logits_gradient, LOADED, COMPUTED, reads=("cosines", "K"), writes=("G",))
-SOFT_GRADIENT = Kernel(logits_gradient, LOADED, COMPUTED_BESIDE_ANOTHER, reads=("cosines", "K"), writes=("G",))
+GRADIENT = Kernel(logits_gradient, LOADED, COMPUTED_WRITTEN, _READS, ("G",))
+GRADIENT_BESIDE_CODES = Kernel(logits_gradient, LOADED, COMPUTED_BESIDE_CODES, _READS, ("G",))
+GRADIENT_BESIDE_ANOTHER = Kernel(logits_gradient, LOADED, COMPUTED_BESIDE_ANOTHER, _READS, ("G",))

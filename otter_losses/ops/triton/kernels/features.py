@@ -53,8 +53,8 @@ def split(
 ):
     """x and y over powers of two, in float16: themselves, or as parts x' + x'' and y' + y'' beside each other.
 
-    Of these ``[x', x', x''] [y', y'', y']^T`` leaves out ``x'' y''``: 2^-22 of the product. Programs (., 0) split x, (., 1) y. Writes the powers, (2,), and
-    what such products are multiplied with instead of the scale.
+    Of these ``[x', x', x''] [y', y'', y']^T`` leaves out ``x'' y''``: 2^-22 of the product. Programs (., 0) split x, (., 1) y.
+    Writes the powers, (2,), and what such products are multiplied with instead of the scale.
     """
     p = tl.arange(0, 1024)
     x_peak = tl.zeros((1024,), tl.float32)

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from otter_losses.ops.triton.kernels.epilogues import store_diagonal, store_gradient
 from otter_losses.ops.triton.kernels.tiles import cosine_tile, meets_diagonal, program_tile
-from otter_losses.ops.triton.launch import COMPUTED, LOADED, Kernel
+from otter_losses.ops.triton.launch import COMPUTED_BESIDE_ANOTHER, COMPUTED_WRITTEN, LOADED, Kernel
 
 
 @triton.jit
@@ -88,7 +88,8 @@ def sigmoid_gradient(
 ):
     """``G_ij = -l_ij a_i sigmoid(-l_ij z_ij)`` of one tile, for ``a = 1`` unless it is WEIGHTED.
 
-    `g` may be the stored block `left`. Sums over the tile's rows, (tiles, m) each: of G; of the LOSSES, where asked; and what `store_gradient` says.
+    `g` may be the stored block `left`. Sums over the tile's rows, (tiles, m) each: of G; of the LOSSES, where asked; and what
+    `store_gradient` says.
     """
     row_tile, column_tile = program_tile(m, n, BM, BN)
     row, column = row_tile * BM, column_tile * BN
@@ -132,5 +133,8 @@ def sigmoid_gradient(
     )
 
 
-LOSSES = Kernel(sigmoid_losses, LOADED, COMPUTED, reads=("cosines",))
-GRADIENT = Kernel(sigmoid_gradient, LOADED, COMPUTED, reads=("cosines",), writes=("G",))
+_TILES = (COMPUTED_WRITTEN[0], *COMPUTED_BESIDE_ANOTHER)
+"""That leave room for a logarithm."""
+
+LOSSES = Kernel(sigmoid_losses, LOADED, _TILES, reads=("cosines",))
+GRADIENT = Kernel(sigmoid_gradient, LOADED, _TILES, reads=("cosines",), writes=("G",))

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from otter_losses.ops.triton.kernels.epilogues import log_sum, negated_log, store_encoded
 from otter_losses.ops.triton.kernels.tiles import LOGARITHMIC, cosine_tile, gibbs_tile, program_tile, teacher_logits
-from otter_losses.ops.triton.launch import COMPUTED_BESIDE_ANOTHER, LOADED, MERGE, Kernel
+from otter_losses.ops.triton.launch import COMPUTED_WRITTEN, LOADED, MERGE, Kernel
 
 
 @triton.jit
@@ -205,7 +205,7 @@ COLUMNS = (
 )
 """Of programs that own columns of a segment of the rows; the last for small batches."""
 
-ENCODE = Kernel(encode, LOADED, COMPUTED_BESIDE_ANOTHER, reads=("cosines",), writes=("K",))
+ENCODE = Kernel(encode, LOADED, COMPUTED_WRITTEN, reads=("cosines",), writes=("K",))
 ROW_SCALINGS = Kernel(row_scalings, ROWS, reads=("K",))
 COLUMN_SUMS = Kernel(column_sums, COLUMNS, reads=("K",))
 UPDATE_SCALINGS = Kernel(update_scalings, (MERGE,))

@@ -159,20 +159,21 @@ def gibbs_tile(
 
     DESCRIBED: codes come as a tensor descriptor; what it reads beyond the edges is finite, but not nothing.
     """
-    i = row + tl.arange(0, BM)
-    j = column + tl.arange(0, BN)
-    mask = (i < m)[:, None] & (j < n)[None, :]
     if DESCRIBED:
-        return decoded(gibbs.load([row, column]).to(tl.int32) + 32768, params)
-    place = gibbs + i.to(tl.int64)[:, None] * stride + j[None, :]
-    if RAW:
-        tile = teacher_logits(tl.load(place, mask, other=0.0), params, i, j, diagonal, mask)
-        if KIND != LOGARITHMIC:
-            tile = tl.exp(tile - tl.load(params + 1))
-    elif KIND == CODES:
-        tile = decoded(tl.load(place, mask, other=-32768).to(tl.int32) + 32768, params)
-    elif KIND == LOGARITHMIC:
-        tile = tl.load(place, mask, other=float("-inf"))
+        tile = decoded(gibbs.load([row, column]).to(tl.int32) + 32768, params)
     else:
-        tile = tl.load(place, mask, other=0.0)
+        i = row + tl.arange(0, BM)
+        j = column + tl.arange(0, BN)
+        mask = (i < m)[:, None] & (j < n)[None, :]
+        place = gibbs + i.to(tl.int64)[:, None] * stride + j[None, :]
+        if RAW:
+            tile = teacher_logits(tl.load(place, mask, other=0.0), params, i, j, diagonal, mask)
+            if KIND != LOGARITHMIC:
+                tile = tl.exp(tile - tl.load(params + 1))
+        elif KIND == CODES:
+            tile = decoded(tl.load(place, mask, other=-32768).to(tl.int32) + 32768, params)
+        elif KIND == LOGARITHMIC:
+            tile = tl.load(place, mask, other=float("-inf"))
+        else:
+            tile = tl.load(place, mask, other=0.0)
     return tile
