@@ -223,11 +223,14 @@ _mean_backward.register_autograd(refuse_second_derivative)
 def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*output[1:])
     ctx.dtype = inputs[0].dtype
+    ctx.set_materialize_grads(False)
 
 
-def _give_gradients(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _give_gradients(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     names = Arguments._fields
     found: list[Tensor | None] = [None] * (len(names) + 2)
+    if gradient is None:
+        return tuple(found)
     made = _mean_backward(gradient, list(ctx.saved_tensors), ctx.dtype)
     for name, each in zip(SigmoidGradients._fields, made, strict=True):
         if ctx.needs_input_grad[names.index(name)]:

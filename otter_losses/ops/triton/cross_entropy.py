@@ -149,7 +149,8 @@ def backward(
             problem, block, logits.scale, rows, columns, space, gibbs=gibbs, saved=saved, weights=weights, gradients=gradients
         )
         gradients.add(written, rows, columns)
-    return Gradients(*gradients.finish())
+    dx, dy, dscale, _ = gradients.finish()
+    return Gradients(dx, dy, dscale)
 
 
 def _logits_gradient(

@@ -12,7 +12,7 @@ from otter_losses.ops.products import add_product
 from otter_losses.ops.reduction import Reduction
 from otter_losses.ops.triton.features import Split, feature_gradient
 from otter_losses.ops.triton.kernels import features as kernels
-from otter_losses.ops.triton.launch import MERGE, launch, tiles
+from otter_losses.ops.triton.launch import MERGE, VECTOR, launch, tiles
 
 
 class GradientBlock(NamedTuple):
@@ -61,10 +61,13 @@ class FeatureGradients:
         self.dtype = student.gradient_dtype if dtype is None else dtype
         self.dx = wanted(self.x, wants_image, self.dtype)
         self.dy_total = like.new_empty(self.y.shape if wants_text else 0)
-        self.row_sums = like.new_empty(sums + (self.planes == 1), b)
+        self.sums = sums
+        # Inner products of the rows with their features; what the kernel sums up; rounding residuals.
+        self.row_sums = like.new_empty(1 + sums + (self.planes == 1), b)
+        self.inner = self.row_sums[0]
         self.column_residual = like.new_empty(n if self.planes == 1 else 0)
         if split is not None:
-            self.on_diagonal, self.inner = like.new_empty(2, b)
+            self.on_diagonal = like.new_empty(b)
             self.blocks = memory.gradient_blocks(b, n, self.planes)
             self.dx_total = like.new_empty(self.blocks[0][0].stop if wants_image else 0, self.y.shape[1])
         else:
@@ -82,7 +85,7 @@ class FeatureGradients:
         m, n = rows.stop - rows.start, columns.stop - columns.start
         planes = max(self.planes, 1)
         g = space.flatten()[: planes * m * n].view(planes, m, n)
-        row_parts = self.magnitude.new_empty(len(self.row_sums), grid[1], m)
+        row_parts = self.magnitude.new_empty(self.sums + (self.planes == 1), grid[1], m)
         column_residual = self.magnitude.new_empty(grid[0] if self.planes == 1 else 0, n)
         return GradientBlock(g, self.on_diagonal[rows] if self.planes else self.on_diagonal, row_parts, column_residual)
 
@@ -106,7 +109,7 @@ class FeatureGradients:
             _add_products(self.dy_total[columns], block.g.mT, [part[rows] for part in self.split.x_parts], first_rows)
 
     def _add_sums(self, block: GradientBlock, rows: slice, columns: slice) -> None:
-        sums, has_residual = len(self.row_sums), self.planes == 1
+        sums, has_residual = len(block.row_parts), self.planes == 1
         if not sums:
             return
         m, n = block.g.shape[1:]
@@ -116,7 +119,7 @@ class FeatureGradients:
             MERGE,
             row_parts=block.row_parts,
             column_parts=block.column_residual,
-            rows=self.row_sums[:, rows],
+            rows=self.row_sums[1:, rows],
             columns=self.column_residual[columns],
             row_tiles=block.row_parts.shape[1],
             column_tiles=len(block.column_residual),
@@ -144,16 +147,16 @@ class FeatureGradients:
             inner=self.inner[rows],
         )
 
-    def finish(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Both gradients, of this rank's rows, and ``<x, G y>``, the sum of which over the ranks is that of the batch."""
+    def finish(self) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """Both gradients, of this rank's rows; ``<x, G y>``, the sum of which over the ranks is that of the batch; other sums."""
         if self.split is None:
             inner = (self.x * self.dx if self.wants_image else self.y * self.dy_total).sum() * self.magnitude
             factor = self.student.logit_scale * self.magnitude
             dy = self.reduce.reduce_scatter(self.dy_total.mul_(factor)) if self.wants_text else self.dy_total
-            return self.dx.mul_(factor), dy, inner
+            return self.dx.mul_(factor), dy, inner, [each.sum() * self.magnitude for each in self.row_sums[1:]]
         dy = wanted(self.x, self.wants_text, self.dtype)
         if self.wants_text:
-            inner = torch.empty_like(self.inner)
+            inner = torch.empty_like(self.inner) if self.wants_image else self.inner
             feature_gradient(
                 product=self.reduce.reduce_scatter(self.dy_total),
                 diagonal=self.on_diagonal,
@@ -166,8 +169,20 @@ class FeatureGradients:
                 out=dy,
                 inner=inner,
             )
-            self.inner = self.inner if self.wants_image else inner
-        return self.dx, dy, self.inner.sum()
+        total, *sums = found = [torch.empty_like(self.magnitude) for _ in range(1 + self.sums)]
+        first, second, third = (*found, total, total)[:3]
+        launch(
+            kernels.TOTALS,
+            (len(found),),
+            VECTOR,
+            rows=self.row_sums,
+            magnitude=self.magnitude,
+            first=first,
+            second=second,
+            third=third,
+            b=len(self.x),
+        )
+        return self.dx, dy, total, sums
 
 
 def _add_products(total: Tensor, planes: Tensor, parts: list[Tensor], first: bool) -> None:

@@ -98,7 +98,7 @@ def feature_gradient(
         features: those whose gradient it is, (m, d).
         power, factor, magnitude: 0-D.
         out: where it goes, (m, d), in its dtype.
-        inner: where its inner products with the features go, times the magnitude alone, (m,).
+        inner: where its inner products with the features go, without f, (m,).
     """
     m, d = product.shape
     launch(

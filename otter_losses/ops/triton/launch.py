@@ -19,6 +19,7 @@ LOADED: tuple[Tile, ...] = (
 )
 """Of programs that own one tile, which they load: sixteen elements a thread, so that their sums stay in registers."""
 
+
 def _computed(rows: int, columns: int, descriptors: int, warps: int, stages: int) -> Tile:
     return {"BM": rows, "BN": columns, "BK": 64, "DESCRIPTORS": descriptors, "num_warps": warps, "num_stages": stages}
 

@@ -65,15 +65,16 @@ def backward(
 ) -> SigmoidGradients:
     """Gradients for that of the row losses, (b,)."""
     weight, magnitude = over_magnitude(gradient, reduce)
-    return _Gradients(problem, weight, magnitude, wants_image, wants_text, reduce).run(kept)
+    gradients, _ = _Gradients(problem, weight, magnitude, wants_image, wants_text, reduce).run(kept)
+    return gradients
 
 
 def mean_with_gradients(problem: SigmoidProblem, wants_image: bool, wants_text: bool) -> tuple[Tensor, SigmoidGradients]:
     """The mean of the row losses, 0-D, and its gradients, in float32; of one process."""
     share = torch.full_like(problem.student.logit_scale, 1 / len(problem.student.image_features))
-    gradients = _Gradients(problem, None, share, wants_image, wants_text, WHOLE_BATCH)
-    found = gradients.run(None)
-    return gradients.losses.sum() * share, found
+    gradients, losses = _Gradients(problem, None, share, wants_image, wants_text, WHOLE_BATCH).run(None)
+    (mean,) = losses
+    return mean, gradients
 
 
 class _Gradients:
@@ -103,7 +104,8 @@ class _Gradients:
             dtype=None if weight is not None else torch.float32,
         )
 
-    def run(self, kept: Tensor | None) -> SigmoidGradients:
+    def run(self, kept: Tensor | None) -> tuple[SigmoidGradients, list[Tensor]]:
+        """The gradients, and the sum of the losses, if they were made, times the magnitude."""
         keeps = kept is not None and self.problem.keeps_logits
         source, features = self.logits.source, self.features
         in_place = not (source.computed or keeps) and features.split is None
@@ -116,13 +118,8 @@ class _Gradients:
             else:
                 block = source.block(rows, product_space, columns)
             features.add(self._block(block, rows, columns, space), rows, columns)
-        dx, dy, dscale = features.finish()
-        return SigmoidGradients(dx, dy, dscale, features.row_sums[0].sum() * self.magnitude)
-
-    @property
-    def losses(self) -> Tensor:
-        """Of the local rows, (b,)."""
-        return self.features.row_sums[1]
+        dx, dy, dscale, (dbias, *losses) = features.finish()
+        return SigmoidGradients(dx, dy, dscale, dbias), losses
 
     def _block(self, source: TileSource, rows: slice, columns: slice, space: Tensor) -> GradientBlock:
         """The gradient of a block of logits, into the space, which may be that of the stored block itself."""

@@ -16,6 +16,10 @@ from otter_losses.ops.triton.kernels import sinkhorn as kernels
 from otter_losses.ops.triton.kernels.tiles import CODES, LOGARITHMIC
 from otter_losses.ops.triton.launch import Tile, launch, tiles
 
+ONE_LAUNCH_A_ROUND = 1024
+"""Pairs up to which a round is one launch, in which every program adds up the columns' parts of all others. Derived: beyond, that
+costs more than two more launches."""
+
 PROGRAMS = 1024
 """That a GPU should have to work on; a narrow matrix is cut into segments of rows until there are so many."""
 
@@ -35,16 +39,49 @@ def solve(gibbs: GibbsKernel, iterations: int, saved: Saved, backend: str, reduc
                 f"backend='cuda' solves the transport on the chip, in one launch: {obstacle} Use backend='triton'."
             )
     nothing = 0.0 if gibbs.is_logarithmic else 1.0
+    opened = _opened(gibbs, saved, reduce)
+    if gibbs.stored is not None and gibbs.columns <= ONE_LAUNCH_A_ROUND and not reduce.is_distributed and iterations > 0:
+        _solve_small(gibbs, iterations, opened, saved, reduce)
+        return
+    opened.update()
+    saved.column_scalings[0, 0].fill_(nothing)
     if iterations == 0:
         saved.row_scalings.fill_(nothing)
-    saved.column_scalings[0, 0].fill_(nothing)
-    _opened(gibbs, saved, reduce).update()
     for _ in range(iterations):
         columns = ColumnSums(gibbs, saved.column_scalings, reduce)
         for rows, block in gibbs.sweep():
             _match_rows(gibbs, block, rows, saved)
             columns.add(_column_sums(gibbs, block, rows, saved))
         columns.update()
+
+
+def _solve_small(gibbs: GibbsKernel, iterations: int, opened: "ColumnSums", saved: Saved, reduce: Reduction) -> None:
+    """In one launch a round."""
+    assert gibbs.stored is not None
+    assert opened.pending is not None
+    kernel, n, parts = kernels.MATCHING_ROUND, gibbs.columns, opened.pending
+    tile = kernel.tiles[0]
+    for count in range(iterations):
+        new_parts = parts.new_empty(tiles(n, tile["BM"]), 2, n)
+        launch(
+            kernel,
+            (len(new_parts),),
+            tile,
+            gibbs=gibbs.stored,
+            params=gibbs.params,
+            column_parts=parts,
+            rows_1=saved.row_scalings[0, 0],
+            rows_2=saved.row_scalings[0, 1],
+            new_parts=new_parts,
+            parts=len(parts),
+            n=n,
+            KIND=gibbs.kind,
+            FIRST=count == 0,
+        )
+        parts = new_parts
+    columns = ColumnSums(gibbs, saved.column_scalings, reduce)
+    columns.add(parts)
+    columns.update()
 
 
 def _obstacle_to_one_launch(gibbs: GibbsKernel, reduce: Reduction) -> str | None:

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from otter_losses.ops.triton.kernels.epilogues import nearest
-from otter_losses.ops.triton.launch import FEATURES, MERGE, Kernel
+from otter_losses.ops.triton.launch import FEATURES, MERGE, VECTOR, Kernel
 
 LIFT = tl.constexpr(4096.0)
 """To what features in float16 are lifted: between it and twice it is the greatest, and what two of them leave is far below 1."""
@@ -173,13 +173,12 @@ def feature_gradient(
 ):
     """``f (G y)`` from the product without the diagonal and the diagonal itself; and its rows' inner products with `features`.
 
-    f is the factor times the magnitude; the inner products are times the magnitude alone. The product is over the power, and
-    times the gain's inverse.
+    f is the factor times the magnitude; the inner products are without it. The product is over the power, and times the gain's
+    inverse.
     """
     i = tl.program_id(0) * BM + tl.arange(0, BM)
     off = tl.load(power) * gain
-    size = tl.load(magnitude)
-    f = tl.load(factor) * size
+    f = tl.load(factor) * tl.load(magnitude)
     total = tl.zeros((BM,), tl.float32)
     on_diagonal = tl.load(diagonal + i, i < m, other=0.0)
     if RESIDUAL:
@@ -194,10 +193,28 @@ def feature_gradient(
         feature = tl.load(features + row * features_row_stride + column * features_stride, mask, other=0.0)
         total += tl.sum(value * feature.to(tl.float32), 1)
         tl.store(out + row * d + column, nearest(value * f, out.dtype.element_ty), mask)
-    tl.store(inner + i, total * size, i < m)
+    tl.store(inner + i, total, i < m)
+
+
+@triton.jit
+def totals(rows, magnitude, first, second, third, b, BN: tl.constexpr):
+    """Sums of up to three rows (b,), times the magnitude, a program each; every one into its own memory."""
+    row = tl.program_id(0)
+    i = tl.arange(0, BN)
+    total = tl.zeros((BN,), tl.float32)
+    for start in range(0, b, BN):
+        total += tl.load(rows + row.to(tl.int64) * b + start + i, start + i < b, other=0.0)
+    sum_ = tl.sum(total, 0) * tl.load(magnitude)
+    if row == 0:
+        tl.store(first, sum_)
+    elif row == 1:
+        tl.store(second, sum_)
+    else:
+        tl.store(third, sum_)
 
 
 SPLIT_PEAKS = Kernel(split_peaks, (FEATURES,))
 SPLIT = Kernel(split, (FEATURES,))
 MERGE_SUMS = Kernel(merge_sums, (MERGE,))
 FEATURE_GRADIENT = Kernel(feature_gradient, (FEATURES,))
+TOTALS = Kernel(totals, (VECTOR,))

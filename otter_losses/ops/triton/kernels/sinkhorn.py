@@ -191,6 +191,76 @@ def update_scalings(
         tl.store(sums + j, sum_, j < size)
 
 
+@triton.jit
+def _column_scaling(column_parts, parts, size, j, n, KIND: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """The scalings of columns j that make 1 of their sums, from parts that are `size` apart; nothing beyond the edge."""
+    nothing = float("-inf") if KIND == LOGARITHMIC else 0.0
+    top = tl.full((BM, BN), float("-inf"), tl.float32)
+    total = tl.zeros((BM, BN), tl.float32)
+    for first in range(0, parts, BM):
+        part = first + tl.arange(0, BM)
+        place = column_parts + part[:, None] * size + j[None, :]
+        value = tl.load(place, (part < parts)[:, None] & (j < n)[None, :], other=nothing)
+        top, total = _added(top, total, value, KIND)
+    return tl.where(j < n, _matching(_summed(top, total, 0, KIND), KIND), nothing)
+
+
+@triton.jit
+def matching_round(
+    gibbs,
+    params,
+    column_parts,
+    rows_1,
+    rows_2,
+    new_parts,
+    parts,
+    n,
+    KIND: tl.constexpr,
+    FIRST: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """A round of both problems on a small stored matrix (n, n): what `row_scalings` and `column_sums` do, of the programs' rows.
+
+    The columns' scalings come from the last round's parts, (parts, 2, n); in the FIRST from the opening sweep's, (parts, n),
+    which are those of the text problem, and the image problem's are 1.
+    """
+    row = tl.program_id(0) * BM
+    i = row + tl.arange(0, BM)
+    top_1 = tl.full((BM, BN), float("-inf"), tl.float32)
+    top_2 = tl.full((BM, BN), float("-inf"), tl.float32)
+    sum_1 = tl.zeros((BM, BN), tl.float32)
+    sum_2 = tl.zeros((BM, BN), tl.float32)
+    for first in range(0, n, BN):
+        j = first + tl.arange(0, BN)
+        tile = gibbs_tile(gibbs, params, row, first, n, n, 0, n, KIND, False, False, BM, BN)
+        if FIRST:
+            top_1, sum_1 = _added(top_1, sum_1, tile, KIND)
+            v_2 = _column_scaling(column_parts, parts, n, j, n, KIND, BM, BN)
+        else:
+            v_1 = _column_scaling(column_parts, parts, 2 * n, j, n, KIND, BM, BN)
+            top_1, sum_1 = _added(top_1, sum_1, _scaled(tile, v_1[None, :], KIND), KIND)
+            v_2 = _column_scaling(column_parts + n, parts, 2 * n, j, n, KIND, BM, BN)
+        top_2, sum_2 = _added(top_2, sum_2, _scaled(tile, v_2[None, :], KIND), KIND)
+    u_1 = _matching(_summed(top_1, sum_1, 1, KIND), KIND)
+    u_2 = _matching(_summed(top_2, sum_2, 1, KIND), KIND)
+    tl.store(rows_1 + i, u_1, i < n)
+    tl.store(rows_2 + i, u_2, i < n)
+    nothing = float("-inf") if KIND == LOGARITHMIC else 0.0
+    u_1 = tl.where(i < n, u_1, nothing)[:, None]
+    u_2 = tl.where(i < n, u_2, nothing)[:, None]
+    zeros = tl.zeros((BM, BN), tl.float32)
+    lowest = tl.full((BM, BN), float("-inf"), tl.float32)
+    for first in range(0, n, BN):
+        j = first + tl.arange(0, BN)
+        tile = gibbs_tile(gibbs, params, row, first, n, n, 0, n, KIND, False, False, BM, BN)
+        part = new_parts + tl.program_id(0) * 2 * n + j
+        top, total = _added(lowest, zeros, _scaled(tile, u_1, KIND), KIND)
+        tl.store(part, _summed(top, total, 0, KIND), j < n)
+        top, total = _added(lowest, zeros, _scaled(tile, u_2, KIND), KIND)
+        tl.store(part + n, _summed(top, total, 0, KIND), j < n)
+
+
 ROWS = (
     {"BM": 4, "BN": 1024, "STAGES": 3, "num_warps": 8},
     {"BM": 2, "BN": 2048, "STAGES": 3, "num_warps": 8},
@@ -209,3 +279,4 @@ ENCODE = Kernel(encode, LOADED, COMPUTED_WRITTEN, reads=("cosines",), writes=("K
 ROW_SCALINGS = Kernel(row_scalings, ROWS, reads=("K",))
 COLUMN_SUMS = Kernel(column_sums, COLUMNS, reads=("K",))
 UPDATE_SCALINGS = Kernel(update_scalings, (MERGE,))
+MATCHING_ROUND = Kernel(matching_round, ({"BM": 16, "BN": 128, "num_warps": 4},), reads=("K",))
