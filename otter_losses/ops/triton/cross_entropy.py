@@ -13,7 +13,7 @@ from otter_losses.ops.triton.features import GAIN
 from otter_losses.ops.triton.gemm import TileSource, described
 from otter_losses.ops.triton.gibbs import NO_KERNEL, GibbsKernel
 from otter_losses.ops.triton.kernels import cross_entropy as kernels
-from otter_losses.ops.triton.kernels.tiles import CODES
+from otter_losses.ops.triton.kernels.tiles import CODES, OCTAVES
 from otter_losses.ops.triton.launch import Tile, launch, tiles
 from otter_losses.ops.triton.losses import PairWeights, cross_entropies
 from otter_losses.ops.triton.student import Logits
@@ -39,7 +39,10 @@ def forward(problem: Problem, reduce: Reduction) -> tuple[CrossEntropies, Saved]
     for rows in blocks:
         block = logits.source.block(rows, saved.cosines[rows] if storage.cosines else space)
         _add_statistics(problem, block, logits.scale, rows, gibbs=gibbs, saved=saved, statistics=statistics)
-    reduce_columns(statistics, soft, reduce)
+    if reduce.is_distributed:
+        statistics.column_lse.div_(OCTAVES.value)
+        reduce_columns(statistics, soft, reduce)
+        statistics.column_lse.mul_(OCTAVES.value)
     return cross_entropies(statistics, problem, reduce), saved
 
 

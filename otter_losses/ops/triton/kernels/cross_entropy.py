@@ -1,4 +1,7 @@
-"""The logits' statistics and their gradient. See `otter_losses.ops.statistics` for the mathematics."""
+"""The logits' statistics and their gradient. See `otter_losses.ops.statistics` for the mathematics.
+
+Logits and their log-sum-exps are in octaves, which exp2 takes and log2 gives, until they become losses.
+"""
 
 import triton
 import triton.language as tl
@@ -71,7 +74,7 @@ def statistics(
     cosines = cosine_tile(left, right, width, row, column, m, n, stride, EVEN, COMPUTED, WHOLE, DESCRIPTORS, BM, BN, BK)
     z = cosines * (tl.load(scale) * OCTAVES)
     if meets_diagonal(row, column, diagonal, BM, BN):
-        store_diagonal(z / OCTAVES, own_logit, i, j, m, n, diagonal)
+        store_diagonal(z, own_logit, i, j, m, n, diagonal)
     row_parts += column_tile.to(tl.int64) * m + i
     column_parts += row_tile.to(tl.int64) * n + j
     store_log_sum_exps(z, i, j, m, n, row_parts, column_parts, EVEN)
@@ -178,7 +181,7 @@ def _merge_rows(
                 expected += tl.sum(tl.load(place + 2 * size, mask, other=0.0), 0)
                 if DIVERGENCE:
                     disorder += tl.sum(tl.load(place + 3 * size, mask, other=0.0), 0)
-    tl.store(lse + i, _natural(top, total), i < m)
+    tl.store(lse + i, top + tl.log2(total), i < m)
     if SOFT:
         if KIND == LOGARITHMIC:
             log = log_sum(weight_top, weight)
@@ -214,7 +217,7 @@ def _merge_columns(
     expected = tl.zeros((BN,), tl.float32)
     disorder = tl.zeros((BN,), tl.float32)
     if not FIRST:
-        top = tl.load(lse + j, j < n, other=0.0) * OCTAVES
+        top = tl.load(lse + j, j < n, other=0.0)
         total += 1.0
         if SOFT:
             expected = tl.load(expected_logit + j, j < n, other=0.0)
@@ -229,7 +232,7 @@ def _merge_columns(
             expected += tl.sum(tl.load(place + size, mask, other=0.0), 0)
             if DIVERGENCE:
                 disorder += tl.sum(tl.load(place + 2 * size, mask, other=0.0), 0)
-    tl.store(lse + j, _natural(top, total), j < n)
+    tl.store(lse + j, top + tl.log2(total), j < n)
     if SOFT:
         tl.store(expected_logit + j, expected, j < n)
         if DIVERGENCE:
@@ -238,16 +241,10 @@ def _merge_columns(
 
 @triton.jit
 def _merged(top, total, parts):
-    """Running maximum and sum of powers of 2 about it, with more log-sum-exps in octaves, (BM, BN)."""
+    """Running maximum and sum of powers of 2 about it, with more log-sum-exps, (BM, BN)."""
     new = tl.maximum(top, tl.max(parts, 0))
     shift = tl.where(new == float("-inf"), 0.0, new)
     return new, total * tl.exp2(top - shift) + tl.sum(tl.exp2(parts - shift[None, :]), 0)
-
-
-@triton.jit
-def _natural(top, total):
-    """The natural logarithm of a sum, from its maximum in octaves and its sum about that."""
-    return (top + tl.log2(total)) / OCTAVES
 
 
 @triton.jit
@@ -288,17 +285,18 @@ def pair_losses(
         own = tl.load(own_logit + i, i < b, other=0.0)
         soft_row, soft_column = row, column
         if SOFT:
-            soft_row -= tl.load(row_expected_logit + i, i < b, other=0.0)
-            soft_column -= tl.load(column_expected_logit + i, i < b, other=0.0)
+            soft_row = (row - tl.load(row_expected_logit + i, i < b, other=0.0)) / OCTAVES
+            soft_column = (column - tl.load(column_expected_logit + i, i < b, other=0.0)) / OCTAVES
             if DIVERGENCE:
                 soft_row -= tl.load(row_entropy + i, i < b, other=0.0)
                 soft_column -= tl.load(column_entropy + i, i < b, other=0.0)
         if UNIFORM:
             own *= tl.load(hard)
+        row = (row - own) / OCTAVES
+        column = (column - own) / OCTAVES
+        if UNIFORM:
             row -= tl.load(hard + 1) * tl.load(logit_sums + i, i < b, other=0.0)
             column -= tl.load(hard + 1) * tl.load(logit_sums + b + i, i < b, other=0.0)
-        row -= own
-        column -= own
         if MEAN:
             weight = tl.load(prior + i, i < b, other=0.0) if PER_PAIR else tl.zeros((BN,), tl.float32) + alpha
             given_total += weight * (row + column)
@@ -401,8 +399,8 @@ def logits_gradient(
         soft_column = tl.load(soft_columns + j, j < n, other=0.0)
         row_weight += soft_row
         column_weight += soft_column
-    value = row_weight[:, None] * tl.exp2(z - (tl.load(row_lse + i, i < m, other=0.0) * OCTAVES)[:, None])
-    value += column_weight[None, :] * tl.exp2(z - (tl.load(column_lse + j, j < n, other=0.0) * OCTAVES)[None, :])
+    value = row_weight[:, None] * tl.exp2(z - tl.load(row_lse + i, i < m, other=0.0)[:, None])
+    value += column_weight[None, :] * tl.exp2(z - tl.load(column_lse + j, j < n, other=0.0)[None, :])
     if SOFT:
         described: tl.constexpr = DESCRIPTORS and KIND == CODES and not RAW
         tile = gibbs_tile(gibbs, params, row, column, m, n, diagonal, stride, KIND, RAW, described, BM, BN)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from otter_losses.ops.triton.kernels.tiles import CODES, LOGARITHMIC, OCTAVES, code_of, decoded
+from otter_losses.ops.triton.kernels.tiles import CODES, LOGARITHMIC, code_of, decoded
 
 
 @triton.jit
@@ -69,7 +69,7 @@ def store_expected_logits(
     DIVERGENCE: tl.constexpr,
     KIND: tl.constexpr,
 ):
-    """The tile's share of the logits' sums under both plans, behind the log-sum-exps in the parts; logits are in octaves.
+    """The tile's share of the logits' sums under both plans, behind the log-sum-exps in the parts.
 
     Of rows: of the image problem's weights ``w = K v``, which its last normalisation has still to scale, their sum, and sums of
     ``w z`` and ``w log w``. Where LOGARITHMIC: log of the sum, and means of ``z`` and ``log w`` instead. Of columns: sum of the
@@ -92,8 +92,8 @@ def store_expected_logits(
         total = tl.sum(share, 1)
         column = tl.sum(gibbs * z * u_text, 0) * v_text
     tl.store(row_parts + rows, total, i < m)
-    tl.store(row_parts + 2 * rows, tl.sum(share * z, 1) / OCTAVES, i < m)
-    tl.store(column_parts + columns, column / OCTAVES, j < n)
+    tl.store(row_parts + 2 * rows, tl.sum(share * z, 1), i < m)
+    tl.store(column_parts + columns, column, j < n)
     if DIVERGENCE:
         if KIND != LOGARITHMIC:
             log_weight = tl.log(tl.where(share > 0.0, share, 1.0))
