@@ -48,7 +48,7 @@ class Arguments(NamedTuple):
 
     @classmethod
     def pack(cls, student: Student, logit_bias: Tensor, execution: Execution) -> "Arguments":
-        x, y = student.differentiated
+        x, y = student.differentiated()
         is_rounded = student.originals is not None
         return cls(
             image_features=x,
