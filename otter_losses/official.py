@@ -34,7 +34,7 @@ def losses(
     dtype = student.logit_scale.dtype
     with torch.autocast(student.image_features.device.type, enabled=False):
         operands = student.image_features, student.text_features
-        x, y = (_of_value(each.to(dtype), own.to(dtype)) for each, own in zip(operands, student.differentiated, strict=True))
+        x, y = (_of_value(each.to(dtype), own.to(dtype)) for each, own in zip(operands, student.differentiated(), strict=True))
         v, t = (shard.all_gather(each.detach().to(dtype)) for each in (dist_image_features, dist_text_features))
         images, texts = shard.all_gather(x), student.all_text_features.detach().to(dtype)
         rows = shard.local_slice(len(x))

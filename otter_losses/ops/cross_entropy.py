@@ -88,7 +88,7 @@ class Arguments(NamedTuple):
     def pack(
         cls, student: Student, hard: HardTargets, soft: SoftTargets | None, execution: Execution, mean: Mean | None
     ) -> "Arguments":
-        x, y = student.differentiated
+        x, y = student.differentiated()
         is_rounded = student.originals is not None
         scale = student.logit_scale
         on_diagonal, uniform = hard.on_diagonal, hard.uniform

@@ -47,22 +47,21 @@ class Student(NamedTuple):
             x, y, originals = image_operand, text_operand, (image_features, text_features)
         return cls(x, y, y if all_text_features is None else all_text_features, logit_scale, originals)
 
-    @property
     def differentiated(self) -> tuple[Tensor, Tensor]:
         """x and y as autograd knows them."""
         return self.originals or (self.image_features, self.text_features)
 
     @property
     def gradient_dtype(self) -> torch.dtype:
-        return self.differentiated[0].dtype
+        return self.differentiated()[0].dtype
 
     def at_scale(self, logit_scale: Tensor) -> "Student":
         """The same features with another scale."""
-        return self._replace(logit_scale=logit_scale)
+        return Student(self.image_features, self.text_features, self.all_text_features, logit_scale, self.originals)
 
     def within_rank(self) -> "Student":
         """The local pairs alone."""
-        return self._replace(all_text_features=self.text_features)
+        return Student(self.image_features, self.text_features, self.text_features, self.logit_scale, self.originals)
 
 
 @dataclass(frozen=True, eq=False)

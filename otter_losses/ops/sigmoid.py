@@ -33,13 +33,13 @@ def makes_gradient_with_value(student: Student, logit_bias: Tensor, execution: E
     if not dispatch.is_fused(execution.backend) or execution.shard.is_distributed or not torch.is_grad_enabled():
         return False
     x = student.image_features
-    differentiated = (*student.differentiated, student.logit_scale, logit_bias)
+    differentiated = (*student.differentiated(), student.logit_scale, logit_bias)
     return any(each.requires_grad for each in differentiated) and products.computes_tiles(x.device, x.dtype)
 
 
 def sigmoid_mean(student: Student, logit_bias: Tensor, execution: Execution) -> Tensor:
     """The mean of `sigmoid`, 0-D. Its gradient is made with it: the weight of every row is known beforehand."""
-    x, y = student.differentiated
+    x, y = student.differentiated()
     wants = x.requires_grad or not y.requires_grad, y.requires_grad
     value: Tensor = _mean(*Arguments.pack(student, logit_bias, execution), *wants)[0]
     return value
@@ -65,7 +65,7 @@ class Arguments(NamedTuple):
 
     @classmethod
     def pack(cls, student: Student, logit_bias: Tensor, execution: Execution) -> "Arguments":
-        x, y = student.differentiated
+        x, y = student.differentiated()
         is_rounded = student.originals is not None
         return cls(
             image_features=x,

@@ -119,9 +119,9 @@ import os, sys, types
 os.environ["TRITON_INTERPRET"] = "1"
 import torch
 from otter_losses.ops import dispatch
-from otter_losses.ops.triton import half
+from otter_losses.ops.triton import features
 
-def fails(values):
+def fails(*values):
     raise PermissionError(13, "Permission denied: cache")
 
 {change}
@@ -134,12 +134,12 @@ print(dispatch._failed_trial(torch.device("cpu")))
     [
         ("", "None"),
         (
-            "half.to_float16 = fails",
+            "features.split = fails",
             "Triton could not compile or run a kernel (PermissionError: [Errno 13] Permission denied: cache). "
             "Triton needs a C compiler and a cache folder that it may write to (TRITON_CACHE_DIR).",
         ),
         (
-            "half.to_float16 = lambda values: (values.half() + 1, torch.ones(()))",
+            "features.split = lambda x, *_: features.Split(x.half(), x.half() + 1, torch.ones(2), torch.ones(()), 1)",
             "Triton could not compile or run a kernel (it gave wrong numbers).",
         ),
     ],
@@ -251,9 +251,9 @@ def test_no_step_reads_a_number(backend: str, logit_range: float, keeps: bool, d
     inv_epsilon, scale = (torch.empty((), device="meta") for _ in range(2))
     soft = transported(v, t, inv_epsilon, logit_range=logit_range, divergence=True)
     gibbs = None if not keeps else torch.int16 if backend == "triton" and dtype == torch.bfloat16 else torch.float32
-    storage = Storage(gibbs, keeps and dtype == torch.float32)
-    problem = make_problem(x, y, scale, storage, soft, backend=backend)
-    dx, dy, dscale = forward_and_backward(module, problem, HardTargets(0.9, 0.1))
+    storage = Storage(gibbs, keeps and backend == "torch")
+    problem = make_problem(x, y, scale, storage, soft, backend=backend, hard=HardTargets(0.9, 0.1))
+    dx, dy, dscale = forward_and_backward(module, problem)
     assert (dx.shape, dx.dtype, dy.shape, dscale.shape) == (x.shape, dtype, y.shape, ())
 
 
@@ -265,10 +265,13 @@ def test_no_step_of_the_sigmoid_loss_reads_a_number(backend: str, dtype: torch.d
         module = without_launches("sigmoid")
     x, y = (torch.empty(70, 16, dtype=dtype, device="meta") for _ in range(2))
     scale = bias = torch.empty((), device="meta")
-    problem = SigmoidProblem(Student(x, y, y, scale), bias, slice(0, 70), dtype == torch.float32)
+    problem = SigmoidProblem(Student(x, y, y, scale), bias, slice(0, 70), backend == "torch")
     losses, kept = module.forward(problem)
     gradients = module.backward(problem, losses, kept, True, True, WHOLE_BATCH)
     assert [each.shape for each in gradients] == [x.shape, y.shape, (), ()]
+    if backend == "triton":
+        mean, gradients = module.mean_with_gradients(problem, True, True)
+        assert [each.shape for each in (mean, *gradients)] == [(), x.shape, y.shape, (), ()]
 
 
 def without_launches(name: str) -> Any:

@@ -60,7 +60,12 @@ def product_tile(
     total = tl.zeros((BM, BN), tl.float32)
     if DESCRIPTORS:
         for first in range(0, width, BK):
-            total = tl.dot(left.load([row, first]), right.load([column, first]).T, total)
+            a = left.load([row, first])
+            b = right.load([column, first])
+            if INTERPRETED:
+                a = a.to(tl.float32)
+                b = b.to(tl.float32)
+            total = tl.dot(a, b.T, total)
     else:
         k = tl.arange(0, BK)
         i = row + tl.arange(0, BM)
