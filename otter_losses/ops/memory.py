@@ -38,7 +38,7 @@ class Limits:
     cpu_block_rows: int = 256
     device_block_elements: int = 1 << 25
     device_pass_elements: int = 1 << 28
-    device_gradient_elements: int = 1 << 26
+    device_gradient_elements: int = 3 << 24
     device_gradient_rows: int = 4096
     device_block_rows: int = 512
     codes_from: int = 2048
@@ -73,7 +73,7 @@ def pass_blocks(rows: int, columns: int) -> list[slice]:
 
 
 def gradient_blocks(rows: int, columns: int, planes: int) -> list[tuple[slice, slice]]:
-    """Blocks of a gradient of logits (rows, columns) in so many planes of float16, row by row."""
+    """Blocks of a gradient of logits (rows, columns), row by row, for so many planes of float16 at the same time."""
     elements = _limits.device_gradient_elements // planes
     height = min(rows, max(elements // max(columns, 1) // 128 * 128, _limits.device_gradient_rows))
     width = max(elements // max(height, 1) // 128, 1) * 128

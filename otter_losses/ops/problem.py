@@ -126,7 +126,7 @@ class Saved(NamedTuple):
         column_scalings: the same of all columns, (parts, 2, N).
         gibbs: local rows of the teacher's Gibbs kernel, (b, N); empty where `Storage` does not keep it.
         cosines: those of the student, or exponentials of its logits, (b, N); empty where `Storage` does not keep them.
-        scalars: see `Scalar`.
+        scalars: see `Scalar`; empty of kernels without a teacher.
     """
 
     row_lse: Tensor
@@ -155,7 +155,7 @@ class Saved(NamedTuple):
             column_scalings=vectors(parts, 2, n if has_soft_targets else 0),
             gibbs=like.new_empty(0) if gibbs is None else like.new_empty(b, n, dtype=gibbs),
             cosines=like.new_empty(b, n) if matrices and storage.cosines else like.new_empty(0),
-            scalars=vectors(len(Scalar)),
+            scalars=vectors(len(Scalar) if has_soft_targets or not fused else 0),
         )
 
 

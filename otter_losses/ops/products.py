@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from otter_losses.ops.tracing import constant_when_traced
+
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -71,14 +73,17 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
     torch.addmm(total, a, b, beta=0 if first else 1, out=total)
 
 
-@cache
+@constant_when_traced
 def computes_tiles(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether kernels multiply such features themselves, tile by tile, on half-precision units.
 
     Writing a product to memory and reading it back costs more than the product there. Before Ampere Triton has no such units.
     Float32 features are multiplied in parts, which wants float32 results of the vendor's half-precision products too.
     """
-    if device.type != "cuda":
-        return True
+    return device.type != "cuda" or _computes_tiles(device, dtype)
+
+
+@cache
+def _computes_tiles(device: torch.device, dtype: torch.dtype) -> bool:
     modern = torch.cuda.get_device_capability(device) >= (8, 0)
     return modern and (dtype in HALVES or all(_sums_in_float32(device, torch.float16)))

@@ -25,7 +25,8 @@ from otter_losses.ops.targets import SoftTargets
 class Statistics(NamedTuple):
     """Of the logits' rows, (b,), and of all their columns, (N,): sums over the local rows until `reduce_columns`.
 
-    Kernels keep logits and their log-sum-exps in octaves. Expected logits and entropies are those of the soft targets, of no account where there are none or nobody asks for them.
+    Kernels keep logits and their log-sum-exps in octaves. Expected logits and entropies are those of the soft targets, of no
+    account where there are none or nobody asks for them.
     """
 
     row_lse: Tensor

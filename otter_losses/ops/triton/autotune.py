@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import statistics
 from collections.abc import Callable, Sequence
@@ -41,13 +42,30 @@ def fastest(name: str, like: Tensor, shape: tuple[int, int], choices: Sequence[T
     if run is None or torch.cuda.is_current_stream_capturing():
         return choices[0]
     with torch.cuda.device(like.device):
-        times = [_milliseconds(run, tile) for tile in choices]
+        times = _times(run, choices)
     known[key] = choices[times.index(min(times))]
     _save(device, known)
     return known[key]
 
 
 _name = functools.cache(torch.cuda.get_device_name)
+
+
+def _times(run: Run, choices: Sequence[Tile]) -> list[float]:
+    """Of every choice, in milliseconds; infinite for one that this device or this Triton cannot launch, unless it is all of them."""
+    times: list[float] = []
+    failure: Exception | None = None
+    for tile in choices:
+        try:
+            times.append(_milliseconds(run, tile))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            failure = error
+            times.append(math.inf)
+    if failure is not None and min(times) == math.inf:
+        raise failure
+    return times
 
 
 def _milliseconds(run: Run, tile: Tile) -> float:

@@ -140,8 +140,12 @@ def backward(
     weights = PairWeights.of(gradient, problem, reduce)
     logits = Logits.of(student, reduce)
     split = logits.split(student, reduce)
-    gradients = FeatureGradients(student, problem.rows, split, weights.magnitude, wants_image, wants_text, reduce)
-    gibbs = None if problem.soft is None else GibbsKernel.again(problem, saved)
+    recomputes = problem.soft is not None and storage.gibbs is None
+    gradients = FeatureGradients(
+        student, problem.rows, split, weights.magnitude, wants_image, wants_text, reduce, beside=4 if recomputes else 0
+    )
+    rows, columns = gradients.blocks[0]
+    gibbs = None if problem.soft is None else GibbsKernel.again(problem, saved, rows.stop * columns.stop)
     in_place = not (logits.source.computed or storage.cosines) and split is None
     product_space = logits.source.space(0 if storage.cosines else gradients.blocks[0][0].stop)
     space = product_space if in_place else gradients.space()

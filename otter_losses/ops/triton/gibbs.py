@@ -52,22 +52,22 @@ class GibbsKernel:
         similarity, stored, kind = _decided(problem, saved)
         source, peaks, unlift = _factors(similarity, kind)
         _write_params(similarity, peaks, kind, unlift, saved.scalars)
-        return cls._of(similarity, source, saved.scalars, kind, stored)
+        b, n = similarity.shape
+        return cls._of(similarity, source, saved.scalars, kind, stored, row_blocks(b, n, saved.scalars.device)[0].stop * n)
 
     @classmethod
-    def again(cls, problem: Problem, saved: Saved) -> "GibbsKernel":
-        """The one that was built and saved."""
+    def again(cls, problem: Problem, saved: Saved, block: int) -> "GibbsKernel":
+        """The one that was built and saved, for blocks of so many entries."""
         similarity, stored, kind = _decided(problem, saved)
         source = _factors(similarity, kind)[0] if stored is None else None
-        return cls._of(similarity, source, saved.scalars, kind, stored)
+        return cls._of(similarity, source, saved.scalars, kind, stored, block)
 
     @classmethod
     def _of(
-        cls, similarity: Similarity, source: TileSource | None, params: Tensor, kind: int, stored: Tensor | None
+        cls, similarity: Similarity, source: TileSource | None, params: Tensor, kind: int, stored: Tensor | None, block: int
     ) -> "GibbsKernel":
-        b, n = similarity.shape
-        size = row_blocks(b, n, params.device)[0].stop * n if stored is None else 0
-        return cls(source, params, kind, stored, similarity.rows, n, params.new_empty(size))
+        space = params.new_empty(block if stored is None else 0)
+        return cls(source, params, kind, stored, similarity.rows, similarity.shape[1], space)
 
     @property
     def switches(self) -> dict[str, object]:

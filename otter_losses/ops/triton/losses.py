@@ -74,13 +74,14 @@ class PairWeights:
             every, magnitude = gathered(gradient, problem, reduce)
             return cls(every[:2], every[-2:], fixed, magnitude)
         n = len(problem.student.all_text_features)
+        of_soft = None if problem.soft is None else gradient.soft
         weights, magnitude = like.new_empty(2, n), torch.empty_like(like)
         launch(
             kernels.PAIR_WEIGHTS,
             (tiles(n, VECTOR["BN"]),),
             VECTOR,
             given_gradient=like if gradient.given is None else gradient.given,
-            soft_gradient=like if gradient.soft is None else gradient.soft,
+            soft_gradient=like if of_soft is None else of_soft,
             prior=like if mean.prior is None else mean.prior,
             alpha=mean.alpha,
             factor=mean.factor,
@@ -89,7 +90,7 @@ class PairWeights:
             magnitude=magnitude,
             n=n,
             GIVEN=gradient.given is not None,
-            SOFT=gradient.soft is not None,
+            SOFT=of_soft is not None,
             PER_PAIR=mean.prior is not None,
         )
         return cls(weights[0].expand(2, n), weights[1].expand(2, n), fixed, magnitude)

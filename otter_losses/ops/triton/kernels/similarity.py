@@ -100,6 +100,8 @@ def gibbs_params(peaks, inv_epsilon, out, programs, unlift, penalty, gamma_image
     tl.store(out + 1, shift)
     tl.store(out + 2, shift * (2 * OCTAVES / (LAST_CODE - 1)))
     tl.store(out + 3, tl.where(penalty == float("inf"), penalty, penalty * s))
+    unused = tl.arange(0, 4)
+    tl.store(out + 4 + unused, tl.zeros((4,), tl.float32), unused < 3)
 
 
 SIMILARITY_FACTORS = Kernel(similarity_factors, (FEATURES,))
