@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from benchmarks.speed.ledger import Key, Ledger
-from benchmarks.speed.lineup import Cell, Contender
+from benchmarks.speed.lineup import Contender
+from benchmarks.speed.plan import Cell
 from benchmarks.speed.rivals import Missing
 
 RESTART = 75
@@ -31,7 +32,7 @@ class Attempts:
         self.only = re.compile(only)
 
     def wanted(self, cell: Cell, contenders: list[Contender]) -> list[tuple[Key, Contender]]:
-        keys = [(Key(cell.stage, cell.pairs, cell.width, cell.dtype, found.name), found) for found in contenders]
+        keys = [(Key(cell.group, cell.pairs, cell.width, cell.mode, found.name), found) for found in contenders]
         return [(key, found) for key, found in keys if self.only.search(found.name) and key not in self.ledger.rows]
 
     def attempt(self, key: Key, work: Callable[[], Found], late: bool = False) -> Found | None:
