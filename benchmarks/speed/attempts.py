@@ -16,10 +16,11 @@ from benchmarks.speed.plan import Cell
 from benchmarks.speed.rivals import Missing
 
 RESTART = 75
-"""Exit status of a process whose device no longer answers."""
+"""Exit status of a process whose device, or its memory, is of no more use: another goes on."""
 PATIENCE_S = 120
 """A contender that takes longer for one attempt hangs."""
 OUT_OF_MEMORY = "out of memory"
+NOT_REACHED = "not reached"
 
 Found = dict[str, Any]
 
@@ -38,7 +39,7 @@ class Attempts:
     def attempt(self, key: Key, work: Callable[[], Found], late: bool = False) -> Found | None:
         """What the work gives, or None and a row that says why not."""
         if not late and time.time() > self.deadline:
-            self.ledger.add(key, "not reached")
+            self.ledger.add(key, NOT_REACHED)
             return None
         self.ledger.begin(key)
         if self.device != "cpu":

@@ -1,5 +1,6 @@
 """Time, memory, accuracy and profile of contenders on one device."""
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from benchmarks.batch import Batch
 from benchmarks.measure import Timing, once, time_graph
 from benchmarks.roofline import ceilings
 from benchmarks.speed import accuracy, lineup, profiles
-from benchmarks.speed.attempts import Attempts, Found
+from benchmarks.speed.attempts import NOT_REACHED, RESTART, Attempts, Found
 from benchmarks.speed.contenders import gradients
 from benchmarks.speed.ledger import Key
 from benchmarks.speed.lineup import Contender
@@ -30,6 +31,7 @@ class Warm:
     runs: dict[str, Callable[[], object]]
     repetitions: dict[str, int]
     found: Found
+    graph: bool
     times: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -79,12 +81,12 @@ class Bench(Attempts):
         begun = time.perf_counter()
         seconds = self._first(whole, found)
         found["first_run_s"] = time.perf_counter() - begun
-        if found["first_run_s"] < 4 or seconds < 2:  # compiled by now: a second look at time and memory
+        if found["first_run_s"] < 10:  # compiled by now: a second look at time and memory
             seconds = self._first(whole, found)
         most = {name: 1 if seconds > 2 else max(3, min(MOST_REPETITIONS, int(aim / seconds))) for name, aim in AIM_S.items()}
         if seconds > 0.3:
             most["forward"] = 1
-        return Warm(runs, {name: self.repetitions or most[name] for name in runs}, found)
+        return Warm(runs, {name: self.repetitions or most[name] for name in runs}, found, contender.graph)
 
     def _first(self, run: Callable[[], object], found: Found) -> float:
         """Seconds of a run, its peak noted."""
@@ -96,7 +98,6 @@ class Bench(Attempts):
         if self.device == "cpu":
             timed()
         else:
-            once(lambda: None, self.device)  # so that the timer's own buffer is held before
             found["peak_bytes"] = peak_beyond(timed, self.device)
         return spent[0]
 
@@ -119,17 +120,20 @@ class Bench(Attempts):
                 warm.found[name] = Timing(tuple(round(ms, 5) for ms in times)).row()
             self.ledger.add(key, **warm.found, in_turns=take_turns)
         if self.device.startswith("cuda"):
-            for key, warm in waiting.items():
-                self._graph(key, next(iter(warm.runs.values())))
+            captured = [self._graph(key, next(iter(warm.runs.values()))) for key, warm in waiting.items() if warm.graph]
+            if not all(captured):  # the allocator goes on waiting for the capture's end, and frees nothing
+                sys.exit(RESTART)
         waiting.clear()
 
-    def _graph(self, key: Key, run: Callable[[], object]) -> None:
+    def _graph(self, key: Key, run: Callable[[], object]) -> bool:
+        """A row of the device's time alone; whether the process is still good for others."""
         if key.pairs > MOST_HELD:  # nothing but the device counts there
-            return
+            return True
         key = key._replace(group=f"{key.group}, graph")
         found = self.attempt(key, lambda: {"replay": time_graph(run, self.repetitions or 10, self.device).row()})
         if found is not None:
             self.ledger.add(key, **found)
+        return self.ledger.rows[key]["status"] in ("ok", NOT_REACHED)
 
     # ---- one number each ----
 

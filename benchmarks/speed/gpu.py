@@ -48,7 +48,7 @@ def write(ledger: Ledger) -> str:
     return text
 
 
-def supervise(command: list[str], attempts: int = 6) -> int:
+def supervise(command: list[str], attempts: int = 12) -> int:
     """Run a command again as long as it ends badly: it goes on where it was. Its last status."""
     status = 1
     for _ in range(attempts):

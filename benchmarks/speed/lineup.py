@@ -31,7 +31,7 @@ class Contender:
     """A loss, targets or plans of a batch. `make` raises where it is not to be had; `family` names a loss's float64 oracle.
 
     `matrices` is about how many N x N float32 matrices it holds, where that decides whether it is tried; `floor` names its
-    derived least time, which is counted at `max_memory`.
+    derived least time, which is counted at `max_memory`; `graph` says that it can be captured in a CUDA graph.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Contender:
     matrices: float = 0.0
     floor: str = ""
     max_memory: int = DEFAULT_MAX_MEMORY
+    graph: bool = True
 
 
 def contenders(cell: Cell) -> list[Contender]:
@@ -153,8 +154,8 @@ def targets(cell: Cell) -> list[Contender]:
         return partial(_compile(reference.released_targets), batch.v, batch.t)
 
     return [
-        *(Contender(name, _of_teacher(function)) for name, function in BOTH_TARGETS.items()),
-        Contender("flash-sinkhorn, potentials", _of_teacher(partial(rivals.flash_sinkhorn, tuned=False))),
+        *(Contender(name, _of_teacher(each), graph=not name.startswith("POT")) for name, each in BOTH_TARGETS.items()),
+        Contender("flash-sinkhorn, potentials", _of_teacher(partial(rivals.flash_sinkhorn, tuned=False)), graph=False),
         Contender("released targets, torch.compile", through_compiler),
     ]
 
@@ -165,7 +166,7 @@ def _of_teacher(function: Callable[..., Any]) -> Callable[[Batch], Callable[[], 
 
 def tuned(cell: Cell) -> list[Contender]:
     """What tries dozens of configurations first, and so comes last."""
-    return [Contender("flash-sinkhorn, potentials, tuned", _of_teacher(partial(rivals.flash_sinkhorn, tuned=True)))]
+    return [Contender("flash-sinkhorn, potentials, tuned", _of_teacher(partial(rivals.flash_sinkhorn, tuned=True)), graph=False)]
 
 
 def sinkhorn(cell: Cell) -> list[Contender]:
@@ -176,7 +177,7 @@ def sinkhorn(cell: Cell) -> list[Contender]:
 
     return [
         Contender("sinkhorn_knopp", of(lambda: sinkhorn_knopp)),
-        Contender("POT, batch solver", of(lambda: rivals.pot_batch)),
+        Contender("POT, batch solver", of(lambda: rivals.pot_batch), graph=False),
         Contender("a loop", of(lambda: sinkhorn_loop)),
         Contender("a loop, torch.compile", of(lambda: _compile(sinkhorn_loop))),
     ]

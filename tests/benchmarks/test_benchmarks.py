@@ -18,12 +18,14 @@ from torch import Tensor
 from benchmarks import markdown
 from benchmarks.batch import Batch, Problems
 from benchmarks.kernels import declared
+from benchmarks.measure import Timing
 from benchmarks.roofline.work import LOSSES
 from benchmarks.speed import accuracy, attempts, gpu, lineup, plan, profiles, rivals
+from benchmarks.speed import bench as benching
 from benchmarks.speed import report as tables
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.contenders import eager_info_nce, of_eager, sinkhorn_loop
-from benchmarks.speed.ledger import Key, Ledger
+from benchmarks.speed.ledger import Key, Ledger, median
 from benchmarks.speed.lineup import Contender
 from benchmarks.speed.plan import Cell
 from otter_losses import sinkhorn_knopp
@@ -76,6 +78,54 @@ def test_a_contender_that_fails_after_its_first_run_is_a_row(tmp_path: Path) -> 
     running = bench(tmp_path)
     running.timed(Cell("headline", 8, 4, "float32"), [Contender("late", make, "info_nce"), PLAIN], True)
     assert statuses(running.ledger) == {"late": "out of memory", "plain": "ok"}
+
+
+def test_a_graph_s_time_stands_beside_the_clock_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a replay made up, and a device that calls itself CUDA where that alone is asked."""
+    running = bench(tmp_path)
+    batch = Batch(8, 4, "cpu")
+    key = Key("losses", 8, 4, "float32", "plain")
+    monkeypatch.setattr(benching, "time_graph", lambda run, repetitions, device: run() and Timing((2.0, 2.0, 3.0)))
+    running.timed(Cell("headline", 8, 4, "float32"), [PLAIN], True)
+    assert set(running.ledger.rows) == {key}
+    waiting = {key: running._warm(PLAIN, batch, 8)}
+    running.device = "cuda"
+    monkeypatch.setattr(running, "tidy", lambda: None)
+    monkeypatch.setattr(benching, "once", lambda run, device: 4.0)
+    running.finish(waiting, False)
+    graph = running.ledger.rows[key._replace(group="losses, graph")]
+    assert median(graph) == 2.0
+    assert median(running.ledger.rows[key]) == 4.0
+    (line,) = (line for line in tables.report(running.ledger).splitlines() if line.startswith("| 8 | plain"))
+    assert "| 4 (0%) | 2 (25%) |" in line
+    assert running._graph(key._replace(pairs=65536), lambda: pytest.fail("too large for a graph"))
+
+
+def test_a_failed_capture_ends_the_process_when_the_others_have_their_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves the allocator without a way to free."""
+
+    def replayed(run: Callable[[], object], repetitions: int, device: str) -> Timing:
+        if run is fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return Timing((1.0,))
+
+    def fails() -> None: ...
+
+    running = bench(tmp_path)
+    running.device = "cuda"
+    monkeypatch.setattr(running, "tidy", lambda: None)
+    monkeypatch.setattr(benching, "time_graph", replayed)
+    keys = [Key("losses", 8, 4, "float32", name) for name in ("fails", "works", "syncs")]
+    runs: list[Callable[[], object]] = [fails, lambda: None, lambda: None]
+    waiting = {key: benching.Warm({"step": run}, {}, {}, graph=key.name != "syncs") for key, run in zip(keys, runs, strict=True)}
+    with pytest.raises(SystemExit) as ended:
+        running.finish(waiting, False)
+    assert ended.value.code == attempts.RESTART
+    graphs = {row["name"]: row["status"] for row in running.ledger.of("losses, graph")}
+    assert graphs.pop("fails").startswith("failed: RuntimeError: operation not permitted")
+    assert graphs == {"works": "ok"}
 
 
 def test_what_the_budget_does_not_reach_says_so(tmp_path: Path) -> None:
