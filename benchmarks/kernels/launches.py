@@ -1,12 +1,16 @@
 """Everything that the losses launch, noted without running it."""
 
+import importlib
 import inspect
 import itertools
+import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -148,8 +152,11 @@ def recorded() -> list[Launch]:
     from otter_losses.ops.triton.launch import observed
 
     found: dict[Launch, None] = {}
+    extra = [False]
 
     def note(kernel: "Kernel", arguments: Mapping[str, object]) -> None:
+        if extra[0] and not any(hasattr(value, "block_shape") for value in arguments.values()):
+            return  # what depends on its tile by its numbers alone, `choices` knows
         # A launch takes a 1 as a constant; here a small batch makes some that are not 1 in a large one.
         ones = [name for name, value in arguments.items() if type(value) is int and value == 1]
         found.setdefault(_launch(kernel, arguments, ones))
@@ -159,7 +166,8 @@ def recorded() -> list[Launch]:
     dtypes = [dtype for dtype in POINTERS if dtype.is_floating_point]
     # 48 pairs and a width of 64 fill whole tiles, as large batches do; 41 and 24 do not.
     sizes = ((48, 64), (41, 24))
-    with memory.limits(cpu_block_elements=1, cpu_block_rows=32, codes_from=0), observed(note, runs=False):
+    limits = memory.limits(cpu_block_elements=1, cpu_block_rows=32, codes_from=0)
+    with limits, observed(note, runs=False), every_tile(extra):
         for dtype, (pairs, width), build in itertools.product(dtypes, sizes, VARIANTS):
             features = F.normalize(torch.randn(4, pairs, width, generator=generator), dim=-1).to(dtype)
             for max_memory in (2 << 30, 0):
@@ -167,6 +175,29 @@ def recorded() -> list[Launch]:
                 value = build(backend="triton", max_memory=max_memory)(x, y, 14.3, dist_image_features=v, dist_text_features=t)
                 value.backward()
     return list(found)
+
+
+@contextmanager
+def every_tile(extra: list[bool]) -> Iterator[None]:
+    """Launch with each of the tiles that there are to choose from, for a while; `extra` says that it is not the first."""
+    from otter_losses.ops import triton
+    from otter_losses.ops.triton import autotune
+
+    tuner = autotune.fastest
+
+    def fastest(name: str, like: torch.Tensor, shape: tuple[int, int], choices: Sequence[Any], run: Any) -> Any:
+        for tile in choices[1:] if run is not None else ():
+            extra[0] = True
+            run(tile)
+        extra[0] = False
+        return choices[0]
+
+    modules = [importlib.import_module(f"{triton.__name__}.{each.name}") for each in pkgutil.iter_modules(triton.__path__)]
+    with ExitStack() as patched:
+        for module in modules:
+            if getattr(module, "fastest", None) is tuner:
+                patched.enter_context(patch.object(module, "fastest", fastest))
+        yield
 
 
 def _launch(kernel: "Kernel", arguments: Mapping[str, object], ones: list[str]) -> Launch:

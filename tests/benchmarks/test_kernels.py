@@ -1,5 +1,6 @@
 """What is recorded of launches, and what is read from compiled kernels."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -8,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks.kernels import amdgcn
+from benchmarks.kernels import amdgcn, launches
 from tests.helpers.paths import ROOT
 
 ASSEMBLY = """
@@ -51,6 +53,24 @@ def test_tensor_descriptors_are_recorded_and_compiled_for_hopper(tmp_path: Path)
     script += "print(json.dumps([build(each, 90) for each in described.recorded().choices()]))"
     for row in compiled(script, tmp_path):
         assert row["local_bytes"] == row["stack_bytes"] == 0 < row["registers"]
+
+
+def test_every_tile_is_launched_once_and_the_tuner_comes_back() -> None:
+    pytest.importorskip("triton", reason="triton is there on Linux only")
+    from otter_losses.ops.triton import autotune
+
+    sigmoid = importlib.import_module("otter_losses.ops.triton.sigmoid")
+    extra, seen = [False], []
+
+    def run(tile: dict[str, int]) -> None:
+        seen.append((tile["BM"], extra[0]))
+
+    tiles = [{"BM": 16}, {"BM": 32}, {"BM": 64}]
+    with launches.every_tile(extra):
+        run(sigmoid.fastest("a kernel", torch.zeros(2), (2, 2), tiles, run))
+        assert sigmoid.fastest("in place", torch.zeros(2), (2, 2), tiles, None) == {"BM": 16}
+    assert seen == [(32, True), (64, True), (16, False)]
+    assert sigmoid.fastest is autotune.fastest
 
 
 def test_a_descriptor_s_side_that_two_of_the_tile_s_fit_stays_a_number() -> None:
