@@ -18,8 +18,8 @@ tests=(-q -p no:cacheprovider -p no:benchmark -o filterwarnings=default -m gpu t
 if python -c 'import xdist' 2>/dev/null; then
     tests+=(-n 8)
 fi
-part 110 python -m pytest "${tests[@]}"
-part 240 python -m benchmarks.gpu --budget-seconds 210 --output "$output"
+part 100 python -m pytest "${tests[@]}"
+part 230 python -m benchmarks.gpu --budget-seconds 200 --output "$output"
 if python -c 'import open_clip' 2>/dev/null; then
     part 70 python -m benchmarks.training_step --budget-seconds 40 --output "$output"
 else

@@ -64,9 +64,10 @@ def counted(name: str, pairs: int, width: int, mode: str) -> float | None:
         return None
     loss = COUNTED[name]
     device = Work(pairs, width, mode != "float32", H100_MAX_MEMORY).milliseconds(loss, H100, cached=True)
-    if mode == "autocast":  # features to half precision, their gradients back: six bytes each way
-        device += 1e3 * 2 * 6 * 2 * pairs * width / H100.bandwidth
-    host = (CALL if loss == "targets" else STEP) + LAUNCHES[loss] * LAUNCH
+    host = (CALL if loss == "targets" else STEP) + LAUNCHES[loss] * (TORCH_LAUNCH if "torch" in loss else LAUNCH)
+    if mode == "autocast":  # both features to half precision, both gradients back: six bytes an entry, a launch each
+        device += 1e3 * 4 * 6 * pairs * width / H100.bandwidth
+        host += 4 * TORCH_LAUNCH
     return max(device, host)
 
 
