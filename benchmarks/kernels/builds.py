@@ -61,16 +61,21 @@ def _build(job: tuple[Launch, Architecture]) -> dict[str, Any]:
     return build(*job)
 
 
-def architectures(launch: Launch) -> tuple[Architecture, ...]:
+def architectures(launch: Launch, is_representative: bool = True) -> tuple[Architecture, ...]:
     """Those that a launch is compiled for; one is proof enough of a variant of another launch, and of a tile but the first.
 
-    Loaded tiles are cheap to compile, so of those all are, for NVIDIA; for AMD the first tile is proof enough.
+    The first is the first that the architecture has: descriptors are for some. Loaded tiles are cheap to compile, so of those all
+    are, for NVIDIA; for AMD the first tile is proof enough. Of a kernel that walks over vectors alone, one launch is
+    representative for the others.
     """
-    is_first = launch.usual and launch.tile == launch.tiles[0]
-    amd = AMD if is_first and not launch.float16 and not launch.described else ()
-    first = FIRST_TO_DESCRIBE if launch.described else FIRST_TO_COMPUTE if launch.computed else NVIDIA[0]
-    if not launch.usual or (launch.computed and (launch.divergence or launch.float16 or not is_first)):
+    loaded = [tile for tile in launch.tiles if not dict(tile).get("DESCRIPTORS")]
+    is_first = launch.usual and launch.tile in (launch.tiles[0], loaded[0])
+    walks_over_vectors = not any(declared.matrices(launch.kernel))
+    is_variant = launch.computed and (launch.divergence or launch.float16 or not is_first)
+    if not launch.usual or is_variant or (walks_over_vectors and not is_representative):
         return (PROOF,)
+    first = FIRST_TO_DESCRIBE if launch.described else FIRST_TO_COMPUTE if launch.computed else NVIDIA[0]
+    amd = AMD if is_first and not launch.float16 and not launch.described else ()
     return (*(each for each in NVIDIA if each >= first), *amd)
 
 
@@ -78,6 +83,11 @@ def builds() -> list[dict[str, Any]]:
     """All launches for all architectures."""
     listed = [launch for launch in _listed() if not (launch.computed and launch.float16 and not launch.usual)]
     launches = dict.fromkeys(choice for launch in listed for choice in launch.choices())
-    jobs = [(launch, architecture) for launch in launches for architecture in architectures(launch)]
+    representatives = {launch.kernel: launch for launch in reversed(launches) if launch.usual}
+    jobs = [
+        (launch, architecture)
+        for launch in launches
+        for architecture in architectures(launch, launch is representatives.get(launch.kernel))
+    ]
     with ProcessPoolExecutor() as pool:
         return list(pool.map(_build, jobs, chunksize=4))

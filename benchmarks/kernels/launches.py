@@ -31,7 +31,7 @@ class Launch:
     """A kernel with the types of its arguments and its constants, as a launch specialises them.
 
     `tiles` are all that it may be launched with, as sorted items; a launch's own stands in `tile`. A tensor descriptor's type in
-    `signature` names the sides of its block where the tile tells which they are, as in ``tensordesc<bf16[BM, BK]>``.
+    `signature` names the sides of its block as the tile does: ``tensordesc<bf16[BM, BK]>``.
     """
 
     module: str
@@ -208,8 +208,6 @@ def _launch(kernel: "Kernel", arguments: Mapping[str, object], ones: list[str]) 
             signature.append((name, POINTERS[value.dtype]))
             if value.data_ptr() % 16 == 0:
                 aligned.append(position)
-        elif hasattr(value, "block_shape"):
-            signature.append((name, _descriptor(value, tile)))
         else:
             signature.append((name, "fp32" if isinstance(value, float) else "i32"))
             if isinstance(value, int) and value % 16 == 0:
@@ -223,14 +221,3 @@ def _launch(kernel: "Kernel", arguments: Mapping[str, object], ones: list[str]) 
         tile,
         tuple(tiles),
     )
-
-
-def _descriptor(value: Any, tile: Constants) -> str:
-    """The type of a `TensorDescriptor`; a side of its block takes the name of the tile's that is as long, if it is but one."""
-
-    def side(length: int) -> str:
-        names = [name for name, size in tile if name.startswith("B") and size == length]
-        return names[0] if len(names) == 1 else str(length)
-
-    sides = ", ".join(side(length) for length in value.block_shape)
-    return f"{DESCRIPTOR}{POINTERS[value.base.dtype].strip('*')}[{sides}]>"

@@ -6,15 +6,16 @@ For one forward + backward of InfoNCE, OTTER (with a teacher as wide as the stud
 ClipLoss, step by step: a step takes the longer of its two times, and the steps add up. All of it is derived, nothing measured,
 but for the H100's rates and two of the H200's. What is counted:
 
-- Products cost 2 m n k operations. Half-precision features: at the tensor rate, summed in float32. Float32 features: three products
-  of float16 parts at that rate; eager ClipLoss, and all before Ampere (V100), at the float32 rate (no TF32).
+- Products cost 2 m n k operations. Half-precision features: at the tensor rate, summed in float32. Float32 features: three
+  products of float16 parts at that rate; eager ClipLoss, and all before Ampere (V100), at the float32 rate (no TF32).
 - Products that a kernel reads are computed by it, tile by tile, and not written: one step, the longer of its product and of what
   else it moves. Not so before Ampere, and of the teacher's product in the rounds that compute it again: there its float32 block
   is written and read again; it may stay in the cache, so the floor stands with and without it.
 - What such a kernel does to an entry of its product costs time beside multiplying: for the H100 it is measured, and counted once
   for logits and once for K; for the other chips it is left out.
-- The teacher's kernel K is kept, as 16-bit codes (half precision) or in float32; the student's cosines are computed again for the
-  backward; the gradient of the logits, G, is one float16 matrix (half precision) or two. SigLIP computes losses and G in one pass.
+- The teacher's kernel K is kept, as 16-bit codes (half precision) or in float32; the cosines are computed again for the
+  backward; the gradient of the logits, G, is one float16 matrix (half precision) or two. SigLIP computes losses and G in one
+  pass.
 - Beyond `max_memory` K is computed again in each of eight sweeps: to open, five rounds, the statistics and the gradient.
 - N x N traffic and features only; vectors, launches and the host are left out.
 

@@ -3,6 +3,7 @@
 What is counted, and what is not, stands at the head of `benchmarks.roofline.floors`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.roofline.chips import Chip
@@ -14,7 +15,7 @@ LOSSES = ("InfoNCE", "OTTER", "SigLIP", "eager ClipLoss")
 SPLIT = 3
 """Products of float16 parts that make one of float32 factors: the parts' product of lowest order is left out."""
 TORCH_BYTES = {"InfoNCE": 96, "OTTER": 290}
-"""An entry's, of ``backend="torch"``: what was measured on an H100 at N = 32,768, less its products, times the copy's bandwidth."""
+"""An entry's, of ``backend="torch"``: measured on an H100 at N = 32,768, less its products, times the copy's bandwidth."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Step:
 class Work:
     """The steps of one loss at (N, D), in half precision or float32; of a rank that has some of the N rows alone.
 
-    `computes`: kernels compute the tiles of products that they read, which then are never written, float32 ones from float16 parts.
+    `computes`: kernels compute the tiles of products that they read, which then are never written; float32 ones from float16
+    parts.
     """
 
     def __init__(
@@ -193,7 +195,7 @@ class Work:
         return 2 * direction
 
     def steps(self, loss: str) -> list[Step]:
-        return {
+        ways: dict[str, Callable[[], list[Step]]] = {
             "InfoNCE": self.info_nce,
             "SigLIP": self.siglip,
             "OTTER": self.otter,
@@ -201,7 +203,8 @@ class Work:
             "targets": self.targets,
             "InfoNCE, torch": lambda: self.torch("InfoNCE"),
             "OTTER, torch": lambda: self.torch("OTTER"),
-        }[loss]()
+        }
+        return ways[loss]()
 
     def on(self, chip: Chip) -> "Work":
         """The same, as the chip does it."""

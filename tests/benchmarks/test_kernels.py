@@ -1,16 +1,10 @@
 """What is recorded of launches, and what is read from compiled kernels."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
-from benchmarks.kernels import amdgcn
-from tests.helpers.paths import ROOT
+from benchmarks.kernels import amdgcn, launches
 
 ASSEMBLY = """
     .agpr_count:     0
@@ -31,35 +25,35 @@ def test_assembly_without_metadata_is_an_error() -> None:
         amdgcn.resources(ASSEMBLY.replace("vgpr_spill_count", "sgpr_count"))
 
 
-def compiled(script: str, cache: Path) -> Any:
-    """What a script prints that may compile: importing `tests` would have Triton interpret."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'helpers'}"}
-    command = [sys.executable, "-W", "ignore", "-c", script]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=ROOT).stdout)
+FEATURES = (("left", "*bf16"), ("right", "*bf16"), ("gibbs", "*i16"), ("m", "i32"), ("n", "i32"))
+LAUNCH = launches.Launch(
+    module="otter_losses.ops.triton.kernels.cross_entropy",
+    kernel="statistics",
+    signature=FEATURES,
+    constants=(("COMPUTED", True),),
+    aligned=(0, 1, 2, 3, 4),
+    tile=(("BK", 64), ("BM", 64), ("BN", 64), ("DESCRIPTORS", 0)),
+    tiles=((("BK", 64), ("BM", 128), ("BN", 32), ("DESCRIPTORS", 1)), (("BK", 64), ("BM", 64), ("BN", 64), ("DESCRIPTORS", 0))),
+)
 
 
-def test_tensor_descriptors_are_recorded_and_compiled_for_hopper(tmp_path: Path) -> None:
-    pytest.importorskip("triton.tools.tensor_descriptor", reason="triton is there on Linux only, descriptors in newer ones")
-    from tests.helpers import described
+def test_a_tile_that_takes_descriptors_is_compiled_with_them_where_there_are_such() -> None:
+    pytest.importorskip("triton", reason="triton is there on Linux only")
+    from benchmarks.kernels import builds
 
-    launch = described.recorded()
-    assert dict(launch.signature)["left"] == "tensordesc<bf16[BM, BK]>"
-    assert [choice.types["right"] for choice in launch.choices()] == ["tensordesc<bf16[64, 32]>", "tensordesc<bf16[128, 32]>"]
-    assert launch.switches == "described bf16"
-    script = "import described, json; from benchmarks.kernels.builds import build; "
-    script += "print(json.dumps([build(each, 90) for each in described.recorded().choices()]))"
-    for row in compiled(script, tmp_path):
-        assert row["local_bytes"] == row["stack_bytes"] == 0 < row["registers"]
+    described, loaded = LAUNCH.choices()
+    types = {"left": "tensordesc<bf16[128, 64]>", "right": "tensordesc<bf16[32, 64]>", "gibbs": "tensordesc<i16[128, 32]>"}
+    assert described.types == {**types, "m": "i32", "n": "i32"}
+    assert described.aligned == (3, 4)
+    assert loaded == LAUNCH
+    assert builds.architectures(described) == (90, 100)
+    assert builds.architectures(loaded) == (80, 90, 100, "gfx90a", "gfx942")
 
 
-def test_a_descriptor_s_side_that_two_of_the_tile_s_fit_stays_a_number() -> None:
-    pytest.importorskip("triton.tools.tensor_descriptor", reason="triton is there on Linux only, descriptors in newer ones")
-    from benchmarks.kernels.builds import architectures
-    from tests.helpers import described
+def test_one_launch_is_proof_enough_of_what_walks_over_vectors() -> None:
+    pytest.importorskip("triton", reason="triton is there on Linux only")
+    from benchmarks.kernels import builds
 
-    square = {"BM": 64, "BN": 64, "BK": 32, "num_warps": 4, "num_stages": 2}
-    launch = described.recorded((square, *described.TILES))
-    assert launch.types["left"] == "tensordesc<bf16[64, 32]>" == dict(launch.signature)["left"].replace("BK", "32")
-    assert launch.choices() == [launch]
-    assert architectures(launch) == (90, 100)
+    merge = replace(LAUNCH, kernel="merge_sums", constants=(), signature=FEATURES[3:], aligned=(0, 1))
+    assert builds.architectures(merge) == (70, 80, 90, 100, "gfx90a", "gfx942")
+    assert builds.architectures(merge, is_representative=False) == (90,)

@@ -52,7 +52,7 @@ _name = functools.cache(torch.cuda.get_device_name)
 
 
 def _times(run: Run, choices: Sequence[Tile]) -> list[float]:
-    """Of every choice, in milliseconds; infinite for one that this device or this Triton cannot launch, unless it is all of them."""
+    """Of every choice, in milliseconds; infinite of one that this device or Triton cannot launch, unless that is all of them."""
     times: list[float] = []
     failure: Exception | None = None
     for tile in choices:
