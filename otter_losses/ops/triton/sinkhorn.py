@@ -112,7 +112,8 @@ def _solve_on_chip(gibbs: GibbsKernel, iterations: int, saved: Saved) -> None:
 def _opened(gibbs: GibbsKernel, saved: Saved, reduce: Reduction) -> "ColumnSums":
     """Store the kernel where it is to be stored; sums of its columns, read while it is made, for the text problem's."""
     assert gibbs.source is not None
-    source = gibbs.source
+    # What is recomputed is the vendor's product: its last bits are read here too.
+    source = gibbs.source if gibbs.stored is not None else replace(gibbs.source, computed=False)
     in_place = gibbs.stored is not None and gibbs.stored.dtype == torch.float32
     may_be_whole = source.computed and gibbs.stored is not None
     b = gibbs.rows.stop - gibbs.rows.start

@@ -23,6 +23,7 @@ from otter_losses.ops.triton.kernels.tiles import (
     gibbs_tile,
     meets_diagonal,
     program_tile,
+    wide,
 )
 from otter_losses.ops.triton.launch import (
     COMPUTED,
@@ -93,8 +94,8 @@ def statistics(
             text_columns=text_columns,
             row_parts=row_parts,
             column_parts=column_parts,
-            rows=tl.cdiv(n, BN).to(tl.int64) * m,
-            columns=tl.cdiv(m, BM).to(tl.int64) * n,
+            rows=wide(tl.cdiv(n, BN)) * m,
+            columns=wide(tl.cdiv(m, BM)) * n,
             DIVERGENCE=DIVERGENCE,
             KIND=KIND,
         )
@@ -151,7 +152,7 @@ def _merge_rows(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    size = tiles.to(tl.int64) * m
+    size = wide(tiles) * m
     top = tl.full((BN,), float("-inf"), tl.float32)
     total = tl.zeros((BN,), tl.float32)
     weight_top = tl.full((BN,), float("-inf"), tl.float32)
@@ -211,7 +212,7 @@ def _merge_columns(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    size = tiles.to(tl.int64) * n
+    size = wide(tiles) * n
     top = tl.full((BN,), float("-inf"), tl.float32)
     total = tl.zeros((BN,), tl.float32)
     expected = tl.zeros((BN,), tl.float32)

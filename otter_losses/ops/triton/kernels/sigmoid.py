@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from otter_losses.ops.triton.kernels.epilogues import store_diagonal, store_gradient
-from otter_losses.ops.triton.kernels.tiles import cosine_tile, meets_diagonal, program_tile
+from otter_losses.ops.triton.kernels.tiles import cosine_tile, meets_diagonal, program_tile, wide
 from otter_losses.ops.triton.launch import COMPUTED_BESIDE_ANOTHER, COMPUTED_WRITTEN, LOADED, Kernel
 
 
@@ -99,7 +99,7 @@ def sigmoid_gradient(
     value = _negated_logits(cosines, scale, bias, i, j, diagonal)
     small = tl.exp(-tl.abs(value))
     part = row_parts + column_tile.to(tl.int64) * m + i
-    parts = tl.cdiv(n, BN).to(tl.int64) * m
+    parts = wide(tl.cdiv(n, BN)) * m
     if LOSSES:
         loss = _losses(value, small)
         if not EVEN:

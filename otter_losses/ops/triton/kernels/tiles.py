@@ -24,6 +24,12 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
 @triton.jit
+def wide(number):
+    """In 64 bits, also where a launch takes a 1 for a constant."""
+    return tl.full((), 1, tl.int64) * number
+
+
+@triton.jit
 def program_tile(m, n, BM: tl.constexpr, BN: tl.constexpr):
     """Row and column of tiles that this program owns, of a matrix (m, n).
 
