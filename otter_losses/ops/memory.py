@@ -23,6 +23,7 @@ class Limits:
         cpu_block_elements: of a row block worked on at once: what a CPU's caches hold.
         cpu_block_rows: the fewest rows of a block.
         device_block_elements: the same elsewhere: what fills the device.
+        device_eager_elements: the same of eager torch, which launches a kernel for every operation.
         device_block_rows: below so many, adding a block's share of dy to the rest costs more than its product; blocks are
             whole tiles of 128 rows, which products and kernels work on.
         codes_from: pairs beyond which 16-bit codes of the Gibbs kernel save time: up to there its float32 matrix (16 MiB) stays
@@ -32,6 +33,7 @@ class Limits:
     cpu_block_elements: int = 1 << 19
     cpu_block_rows: int = 256
     device_block_elements: int = 1 << 25
+    device_eager_elements: int = 1 << 26
     device_block_rows: int = 512
     codes_from: int = 2048
 
@@ -57,6 +59,13 @@ def row_blocks(rows: int, columns: int, device: torch.device) -> list[slice]:
     elements = _limits.cpu_block_elements if on_cpu else _limits.device_block_elements
     height = max(elements // max(columns, 1), _limits.cpu_block_rows if on_cpu else _limits.device_block_rows)
     return slices(rows, height if on_cpu else max(height // 128, 1) * 128)
+
+
+def eager_blocks(rows: int, columns: int, device: torch.device) -> list[slice]:
+    """Row blocks of a matrix (rows, columns) for eager torch."""
+    if device.type == "cpu":
+        return row_blocks(rows, columns, device)
+    return slices(rows, max(_limits.device_eager_elements // max(columns, 1), _limits.device_block_rows))
 
 
 def slices(rows: int, height: int) -> list[slice]:

@@ -18,10 +18,22 @@ def operand_dtype(features: Tensor) -> torch.dtype:
     return dtype if dtype in HALVES else features.dtype
 
 
+def as_multiplied(features: Tensor) -> Tensor:
+    """Half-precision features as they are where products of them have float32 sums, else in float32; float64 as it is."""
+    multiplies, _ = _sums_in_float32(features.device, features.dtype)
+    return features if multiplies else features.to(torch.promote_types(features.dtype, torch.float32))
+
+
+def parts(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two of a half precision whose sum they are, to 2^-17 of bfloat16 and 2^-22 of float16."""
+    high = values.to(dtype)
+    return high, torch.sub(values, high, out=torch.empty_like(high))
+
+
 @cache
 def _sums_in_float32(device: torch.device, dtype: torch.dtype) -> tuple[bool, bool]:
     """Whether this torch multiplies, and multiplies and adds, operands of that type into float32 there."""
-    if device.type != "cuda":
+    if device.type != "cuda" or dtype not in HALVES:
         return False, False
     operand, out = torch.zeros(16, 16, dtype=dtype, device=device), torch.zeros(16, 16, device=device)
 

@@ -214,7 +214,7 @@ def test_out_of_memory_says_what_to_do(monkeypatch: pytest.MonkeyPatch, build: A
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB.")
 
     for module in (eager, eager_sigmoid):
-        monkeypatch.setattr(module, "row_blocks", full)
+        monkeypatch.setattr(module, "eager_blocks", full)
     batch = make_batch(9, 6, dtype=torch.float32)
     with pytest.raises(torch.OutOfMemoryError, match=r"4\.00 GiB.\notter_losses may keep 2 GiB .*smaller max_memory \(0: none\)"):
         build()(batch.x, batch.y, 14.3)
