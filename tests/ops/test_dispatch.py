@@ -81,6 +81,51 @@ def test_auto_leaves_other_makers_gpus_to_torch(gpu: dict[str, Any], monkeypatch
     assert gpu["tried"] == 0
 
 
+def test_a_trial_decides_on_other_makers_gpus_where_kernels_are_asked_for(
+    gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose capabilities are numbers of another kind."""
+    pytest.importorskip("triton", reason="triton is there on Linux only")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    gpu["capability"] = (6, 1)
+    assert fuses(backend="triton")
+    assert gpu["tried"] == 1
+    gpu["failure"] = f"{dispatch.UNEXPECTED} (no compiler)."
+    dispatch._reasons.clear()
+    with pytest.raises(RuntimeError, match=r"backend='triton' does not run on cuda:0: Triton could not .* Use backend='torch'\."):
+        fuses(backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("gfx90a:sramecc+:xnack-", True), ("gfx942", True), ("gfx906", False), ("gfx1100", False)]
+)
+def test_kernels_multiply_themselves_where_amd_has_matrix_units(
+    gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str, expected: bool
+) -> None:
+    pytest.importorskip("triton", reason="triton is there on Linux only")
+    from otter_losses.ops.triton import gemm
+
+    class Properties:
+        gcnArchName = name
+
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    monkeypatch.setattr(gemm, "computes_tiles", gemm.computes_tiles.__wrapped__)
+    assert gemm.computes_tiles(GPU, torch.bfloat16) == expected
+    assert not gemm.computes_tiles(GPU, torch.float32)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True)])
+def test_kernels_multiply_themselves_from_ampere_on(
+    gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: bool
+) -> None:
+    pytest.importorskip("triton", reason="triton is there on Linux only")
+    from otter_losses.ops.triton import gemm
+
+    gpu["capability"] = capability
+    assert gemm.computes_tiles.__wrapped__(GPU, torch.float16) == expected
+
+
 def test_auto_falls_back_in_silence_without_triton(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
     assert not fuses()

@@ -9,15 +9,23 @@ from torch import Tensor
 from otter_losses.ops.products import HALVES, product
 from otter_losses.ops.triton.launch import Kernel, Tile
 
+MATRIX_UNITS = ("gfx90a", "gfx94", "gfx95")
+"""How the names of AMD's architectures begin that multiply half precision in matrix units: MI200, MI300 and MI350."""
+
 
 @cache
 def computes_tiles(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether kernels multiply such features themselves, tile by tile: half precision, where there are matrix units for it.
 
     Writing a product to memory and reading it back costs more than the product there. Float32 has no units of its precision;
-    before Ampere Triton has none for half precision either.
+    before Ampere Triton has none for half precision either. AMD's GPUs have them by
+    architecture.
     """
-    return dtype in HALVES and (device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0))
+    if dtype not in HALVES or device.type != "cuda":
+        return dtype in HALVES
+    if torch.version.cuda is None:
+        return str(torch.cuda.get_device_properties(device).gcnArchName).startswith(MATRIX_UNITS)
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @dataclass(frozen=True, eq=False)
