@@ -61,7 +61,6 @@ class Similarity:
         image, text = (
             as_multiplied(each) if fits_plain_numbers else each.to(dtype) for each in (self.image_features, self.text_features)
         )
-        image, text = (each if image.dtype == text.dtype else each.to(dtype) for each in (image, text))
         return replace(self, image_features=image, text_features=text)
 
     def factors(self) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from otter_losses.ops.memory import Storage
 from otter_losses.ops.problem import SigmoidProblem, Student
 from otter_losses.ops.targets import HardTargets
 from tests.helpers.batches import make_batch, make_features
-from tests.helpers.checks import relative
+from tests.helpers.checks import check_equal, relative
 from tests.helpers.losses import VARIANTS, memories
 from tests.helpers.problems import forward_and_backward, make_problem, transported
 
@@ -86,6 +86,19 @@ def test_weights_within_a_modality_are_not_rounded(
     assert set(device) == {torch.bfloat16}
     expected = OTTERLoss(**options)(exact.x, exact.y, 14.3, **exact.teacher())
     assert relative(value, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["otter", "siglip"])
+def test_a_scaled_loss_stays_within_float16(device: list[torch.dtype], name: str) -> None:
+    """As GradScaler scales it."""
+    half = make_batch(41, 16).to(torch.float16)
+    single = half.to(torch.float32)
+    with torch.autocast("cpu", torch.float16):
+        value = VARIANTS[name]()(single.x, single.y, single.scale, -3.0, **single.teacher())
+    wanted = single.gradients(value)
+    with torch.autocast("cpu", torch.float16):
+        again = VARIANTS[name]()(single.x, single.y, single.scale, -3.0, **single.teacher())
+    check_equal([each * 2.0**-20 for each in single.gradients(2.0**20 * again)], wanted)
 
 
 def test_a_matrix_in_two_parts() -> None:
@@ -159,6 +172,8 @@ def watched(soft: str | None, keeps: bool, dtype: torch.dtype, hard: HardTargets
 
 @pytest.fixture
 def half_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    if "dtype" not in torch.ops.aten.mm.overloads():
+        pytest.skip("this torch multiplies half precision into half precision only")
     monkeypatch.setattr(products, "_sums_in_float32", lambda device, dtype: (dtype in products.HALVES,) * 2)
 
 

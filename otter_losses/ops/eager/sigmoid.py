@@ -9,6 +9,7 @@ from otter_losses.ops.memory import eager_blocks
 from otter_losses.ops.problem import SigmoidGradients, SigmoidProblem
 from otter_losses.ops.products import as_multiplied, product
 from otter_losses.ops.reduction import Reduction
+from otter_losses.ops.statistics import over_magnitude
 
 EXACT_FROM = 40.0
 """From there on log(1 + exp z) is z, to the last digit of float64."""
@@ -52,6 +53,7 @@ def backward(
 ) -> SigmoidGradients:
     """Gradients for that of the row losses, (b,)."""
     logits = _NegatedLogits(problem)
+    gradient, magnitude = over_magnitude(gradient)  # what a loss is scaled by could leave float16
     gradients = FeatureGradients(problem.student, wants_image, wants_text)
     dbias = logits.scale.new_zeros(())
     for rows in logits.row_blocks():
@@ -60,5 +62,5 @@ def backward(
         logits.negate_diagonal(g, rows)
         dbias += g.sum()
         gradients.add(g, rows)
-    dx, dy, inner = gradients.finish(logits.scale, reduce)
-    return SigmoidGradients(dx, dy, inner, dbias)
+    dx, dy, inner = gradients.finish(logits.scale * magnitude, reduce)
+    return SigmoidGradients(dx, dy, inner * magnitude, dbias * magnitude)
