@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,25 +42,29 @@ class Timing:
 
 
 def once(run: Callable[[], object], device: str) -> float:
-    """Milliseconds of one run: between two device events on a GPU, whose cache is overwritten before, by the clock elsewhere."""
-    if device == "cpu" or not torch.cuda.is_available():
-        begin = time.perf_counter()
-        run()
-        if device != "cpu":
-            torch.accelerator.synchronize()
-        return (time.perf_counter() - begin) * 1e3
+    """Milliseconds of one run by the clock, from an idle device until it is idle again: the host's share is in it."""
+    _synchronise(device)
+    begin = time.perf_counter()
+    run()
+    _synchronise(device)
+    return (time.perf_counter() - begin) * 1e3
+
+
+def _synchronise(device: str) -> None:
+    if device != "cpu":
+        torch.accelerator.synchronize()
+
+
+def once_on_device(run: Callable[[], object], device: str) -> float:
+    """Milliseconds between two events of a CUDA device around one run; elsewhere those of the clock."""
+    if not device.startswith("cuda"):
+        return once(run, device)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    _evictor(device).zero_()
     start.record()
     run()
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end))
-
-
-@cache
-def _evictor(device: str) -> torch.Tensor:
-    return torch.empty(256 << 20, dtype=torch.int8, device=device)
 
 
 def time_all(contenders: Contenders, repetitions: int, device: str) -> dict[str, Timing]:
@@ -72,8 +75,8 @@ def time_all(contenders: Contenders, repetitions: int, device: str) -> dict[str,
     return {name: Timing(tuple(found[name] for found in rounds)) for name in contenders}
 
 
-def time_graph(run: Callable[[], object], repetitions: int, device: str, replays: int = 10) -> Timing:
-    """The same work as a CUDA graph, which leaves out what the host spends on launching it; each time is of several replays."""
+def time_graph(run: Callable[[], object], repetitions: int, device: str, aim_ms: float = 20.0) -> Timing:
+    """The same work as a CUDA graph, without the host that launches it; each time is of replays that take about `aim_ms`."""
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -83,13 +86,14 @@ def time_graph(run: Callable[[], object], repetitions: int, device: str, replays
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         kept = run()  # graph memory: to be held while it is replayed
+    graph.replay()
+    replays = max(1, min(10, int(aim_ms / once_on_device(graph.replay, device))))
 
     def replay() -> None:
         for _ in range(replays):
             graph.replay()
 
-    once(replay, device)
-    timing = Timing(tuple(once(replay, device) / replays for _ in range(repetitions)))
+    timing = Timing(tuple(once_on_device(replay, device) / replays for _ in range(repetitions)))
     del kept
     return timing
 

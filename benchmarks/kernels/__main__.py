@@ -25,7 +25,7 @@ def table(found: list[dict[str, Any]]) -> str:
         shared = str(max(row["shared_bytes"] for row in rows))
         spilled = str(max(row["local_bytes"] + row["stack_bytes"] for row in rows))
         lines.append([f"`{name}`", switches or "none", rows[0]["traffic"], *registers, shared, spilled])
-    first, *others = (f"sm_{architecture}" for architecture in ARCHITECTURES)
+    first, *others = (each if isinstance(each, str) else f"sm_{each}" for each in ARCHITECTURES)
     heads = ["kernel", "switches", "N x N traffic", f"registers: {first}", *others, "shared bytes", "spilled bytes"]
     return markdown.table(heads, lines)
 

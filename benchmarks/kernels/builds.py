@@ -9,16 +9,23 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from benchmarks.kernels import declared
-from benchmarks.kernels.cubin import resources, row
+from benchmarks.kernels import amdgcn, cubin, declared
 from benchmarks.kernels.launches import Launch
 
-ARCHITECTURES = (70, 80, 90, 100)
+Architecture = int | str
+"""NVIDIA's compute capability times ten, or AMD's name of it."""
+
+NVIDIA = (70, 80, 90, 100)
+AMD = ("gfx90a", "gfx942")
+ARCHITECTURES: tuple[Architecture, ...] = (*NVIDIA, *AMD)
 
 PROOF = 90
 
 FIRST_TO_COMPUTE = 80
-"""Architecture from which on kernels compute their tiles of half-precision products; see `gemm.computes_tiles`."""
+"""NVIDIA's architecture from which on kernels compute their tiles of half-precision products; see `gemm.computes_tiles`."""
+
+FIRST_TO_DESCRIBE = 90
+"""NVIDIA's architecture from which on tiles are loaded by tensor descriptors."""
 
 
 def _listed() -> list[Launch]:
@@ -29,8 +36,8 @@ def _listed() -> list[Launch]:
     return [Launch.of(row) for row in json.loads(done.stdout)]
 
 
-def build(launch: Launch, architecture: int) -> dict[str, Any]:
-    """Compile and read the resources from the cubin."""
+def build(launch: Launch, architecture: Architecture) -> dict[str, Any]:
+    """Compile and read the resources from what came out."""
     warnings.filterwarnings("ignore", message=".*FP_FUSION.*")
     import triton
     from triton.backends.compiler import GPUTarget
@@ -40,34 +47,47 @@ def build(launch: Launch, architecture: int) -> dict[str, Any]:
     constants = launch.constexprs(kernel.arg_names)
     positions = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     attributes = {(position,): [["tt.divisibility", 16]] for position in launch.aligned}
-    source = ASTSource(fn=kernel, signature=dict(launch.signature), constexprs=positions, attrs=attributes)
-    target = GPUTarget("cuda", architecture, 32)
+    source = ASTSource(fn=kernel, signature=launch.types, constexprs=positions, attrs=attributes)
+    is_amd = isinstance(architecture, str)
+    target = GPUTarget("hip", architecture, 64) if is_amd else GPUTarget("cuda", architecture, 32)
     compiled = triton.compile(source, target=target, options=launch.options)
-    (used,) = resources(compiled.asm["cubin"]).values()
-    switches, size = launch.switches, len(compiled.asm["cubin"])
+    binary = compiled.asm["hsaco" if is_amd else "cubin"]
+    (used,) = [amdgcn.resources(compiled.asm["amdgcn"])] if is_amd else cubin.resources(binary).values()
     traffic = declared.traffic(launch.kernel, launch.soft, launch.computed)
-    return row(launch.kernel, switches, architecture, used, size, compiled.metadata.shared, traffic)
+    return cubin.row(launch.kernel, launch.switches, architecture, used, len(binary), compiled.metadata.shared, traffic)
 
 
-def _build(job: tuple[Launch, int]) -> dict[str, Any]:
+def _build(job: tuple[Launch, Architecture]) -> dict[str, Any]:
     return build(*job)
 
 
-def architectures(launch: Launch) -> tuple[int, ...]:
+def architectures(launch: Launch, is_representative: bool = True) -> tuple[Architecture, ...]:
     """Those that a launch is compiled for; one is proof enough of a variant of another launch, and of a tile but the first.
 
-    Loaded tiles are cheap to compile, so of those all are.
+    The first is the first that the architecture has: descriptors are for some. Loaded tiles are cheap to compile, so of those all
+    are, for NVIDIA; for AMD the first tile is proof enough. Of a kernel that walks over vectors alone, one launch is
+    representative for the others.
     """
-    if not launch.computed:
-        return ARCHITECTURES if launch.usual else (PROOF,)
-    is_variant = launch.divergence or launch.float16 or not launch.usual or launch.tile != launch.tiles[0]
-    return (PROOF,) if is_variant else tuple(each for each in ARCHITECTURES if each >= FIRST_TO_COMPUTE)
+    loaded = [tile for tile in launch.tiles if not dict(tile).get("DESCRIPTORS")]
+    is_first = launch.usual and launch.tile in (launch.tiles[0], loaded[0])
+    walks_over_vectors = not any(declared.matrices(launch.kernel))
+    is_variant = launch.computed and (launch.divergence or launch.float16 or not is_first)
+    if not launch.usual or is_variant or (walks_over_vectors and not is_representative):
+        return (PROOF,)
+    first = FIRST_TO_DESCRIBE if launch.described else FIRST_TO_COMPUTE if launch.computed else NVIDIA[0]
+    amd = AMD if is_first and not launch.float16 and not launch.described else ()
+    return (*(each for each in NVIDIA if each >= first), *amd)
 
 
 def builds() -> list[dict[str, Any]]:
     """All launches for all architectures."""
     listed = [launch for launch in _listed() if not (launch.computed and launch.float16 and not launch.usual)]
     launches = dict.fromkeys(choice for launch in listed for choice in launch.choices())
-    jobs = [(launch, architecture) for launch in launches for architecture in architectures(launch)]
+    representatives = {launch.kernel: launch for launch in reversed(launches) if launch.usual}
+    jobs = [
+        (launch, architecture)
+        for launch in launches
+        for architecture in architectures(launch, launch is representatives.get(launch.kernel))
+    ]
     with ProcessPoolExecutor() as pool:
         return list(pool.map(_build, jobs, chunksize=4))

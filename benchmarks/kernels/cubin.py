@@ -21,7 +21,7 @@ def resources(cubin: bytes) -> dict[str, dict[str, int]]:
 
 
 def row(
-    kernel: str, switches: str, architecture: int, used: dict[str, int], size: int, shared: int = 0, traffic: str = ""
+    kernel: str, switches: str, architecture: int | str, used: dict[str, int], size: int, shared: int = 0, traffic: str = ""
 ) -> dict[str, Any]:
     """A kernel's resources for the table's JSON; `shared` is what its launch asks for beyond them, in bytes."""
     return {
@@ -33,5 +33,5 @@ def row(
         "stack_bytes": used["STACK"],
         "shared_bytes": used["SHARED"] + shared,
         "local_bytes": used["LOCAL"],
-        "cubin_bytes": size,
+        "binary_bytes": size,
     }

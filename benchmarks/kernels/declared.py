@@ -5,9 +5,9 @@ from importlib.util import find_spec
 
 import torch
 
-from otter_losses.ops import memory
+from otter_losses.ops import memory, products
 
-MODULES = ("cross_entropy", "half", "sigmoid", "similarity", "sinkhorn")
+MODULES = ("cross_entropy", "features", "sigmoid", "similarity", "sinkhorn")
 
 
 @cache
@@ -60,8 +60,4 @@ def row_blocks(pairs: int) -> int:
 
 def computes_tiles(features: torch.Tensor) -> bool:
     """Whether kernels compute the tiles of these features' products."""
-    if find_spec("triton") is None:
-        return False
-    from otter_losses.ops.triton import gemm
-
-    return gemm.computes_tiles(features.device, features.dtype)
+    return find_spec("triton") is not None and products.computes_tiles(features.device, features.dtype)

@@ -2,23 +2,26 @@
 
 import inspect
 import itertools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 
-from otter_losses import OTTERLoss
+from otter_losses import OTTERLoss, SigLIPLoss
 from otter_losses.losses.registry import LOSSES
-from otter_losses.ops import memory
+from otter_losses.ops import memory, products
 
 if TYPE_CHECKING:
     from otter_losses.ops.triton.launch import Kernel
 
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int16: "*i16"}
 
+DESCRIPTOR = "tensordesc<"
 
 Constants = tuple[tuple[str, int | bool], ...]
 
@@ -27,7 +30,8 @@ Constants = tuple[tuple[str, int | bool], ...]
 class Launch:
     """A kernel with the types of its arguments and its constants, as a launch specialises them.
 
-    `tiles` are all that it may be launched with, as sorted items; a launch's own stands in `tile`.
+    `tiles` are all that it may be launched with, as sorted items; a launch's own stands in `tile`. A tensor descriptor's type in
+    `signature` names the sides of its block as the tile does: ``tensordesc<bf16[BM, BK]>``.
     """
 
     module: str
@@ -46,7 +50,35 @@ class Launch:
     def choices(self) -> "list[Launch]":
         """The same with every tile that the kernel may be launched with; in an odd batch the first is proof enough."""
         several = self.usual and not (self.computed and (self.divergence or self.float16))
-        return [replace(self, tile=tile) for tile in self.tiles] if several else [self]
+        return [self._with(tile) for tile in self.tiles] if several else [self]
+
+    def _with(self, tile: Constants) -> "Launch":
+        """With another tile; features, and codes beside them, come as descriptors where that says so."""
+        if not (self.computed and dict(tile)["DESCRIPTORS"]):
+            return replace(self, tile=tile)
+        blocks = {"left": "BM, BK", "right": "BN, BK", "gibbs": "BM, BN"}
+        if "*i16" not in dict(self.signature).get("gibbs", ""):
+            del blocks["gibbs"]
+        signature = tuple(
+            (name, f"{DESCRIPTOR}{kind.strip('*')}[{blocks[name]}]>" if name in blocks else kind) for name, kind in self.signature
+        )
+        names = [name for name, _ in signature]
+        aligned = tuple(position for position in self.aligned if names[position] not in blocks)
+        return replace(self, tile=tile, signature=signature, aligned=aligned)
+
+    @property
+    def described(self) -> bool:
+        """Whether it loads by tensor descriptors."""
+        return any(kind.startswith(DESCRIPTOR) for _, kind in self.signature)
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Of the arguments by their names, with the tile's numbers in place of its names."""
+        sizes = {name: str(value) for name, value in self.tile}
+        return {
+            name: re.sub(r"\b[A-Z]+\b", lambda side: sizes[side[0]], kind) if kind.startswith(DESCRIPTOR) else kind
+            for name, kind in self.signature
+        }
 
     @property
     def computed(self) -> bool:
@@ -60,7 +92,7 @@ class Launch:
     @property
     def float16(self) -> bool:
         """Whether it computes from float16 features: the same code as from bfloat16."""
-        return dict(self.signature).get("left") == "*fp16"
+        return _element(dict(self.signature).get("left", "")) == "fp16"
 
     @property
     def soft(self) -> bool:
@@ -97,10 +129,9 @@ class Launch:
         kinds = {0: "plain", 1: "logarithmic", 2: "codes"}
         words += [kinds[value] for name, value in self.constants if name == "KIND"]
         words += ["odd"] if self.odd else []
-        types = sorted(
-            {kind for name, kind in self.signature if name in ("gibbs", "g", "out", "values", "left") and kind != "*fp32"}
-        )
-        return " ".join([*words, *(kind.strip("*") for kind in types)])
+        words += ["described"] if self.described else []
+        types = {_element(kind) for name, kind in self.signature if name in ("gibbs", "g", "out", "values", "left")}
+        return " ".join([*words, *sorted(types - {"fp32"})])
 
 
 VARIANTS: list[Callable[..., Any]] = [
@@ -108,8 +139,15 @@ VARIANTS: list[Callable[..., Any]] = [
     partial(OTTERLoss, epsilon=0.01),  # in logarithms
     OTTERLoss.official,
     partial(OTTERLoss.official, epsilon=0.01),
+    partial(OTTERLoss, reduction="none"),
+    partial(SigLIPLoss, reduction="none"),
 ]
 """Every loss, and what else leads to other kernels."""
+
+
+def _element(kind: str) -> str:
+    """The type of what a pointer or a descriptor points to."""
+    return kind.removeprefix(DESCRIPTOR).split("[")[0].strip("*")
 
 
 def _tuples(value: Any) -> Any:
@@ -131,15 +169,23 @@ def recorded() -> list[Launch]:
 
     generator = torch.Generator().manual_seed(0)
     dtypes = [dtype for dtype in POINTERS if dtype.is_floating_point]
-    # 48 pairs and a width of 64 fill whole tiles, as large batches do; 41 and 24 do not.
-    sizes = ((48, 64), (41, 24))
-    with memory.limits(cpu_block_elements=1, cpu_block_rows=32, codes_from=0), observed(note, runs=False):
-        for dtype, (pairs, width), build in itertools.product(dtypes, sizes, VARIANTS):
+    # 256 pairs and a width of 64 fill whole tiles, as large batches do, in two blocks; 41 and 24 do not.
+    sizes = ((256, 64), (41, 24))
+    blocks = {
+        "cpu_block_elements": 1,
+        "cpu_block_rows": 128,
+        "device_pass_elements": 1,
+        "device_gradient_elements": 1 << 14,
+        "device_gradient_rows": 128,
+    }
+    with memory.limits(**blocks, codes_from=0), observed(note, runs=False):
+        for dtype, (pairs, width), build, computes in itertools.product(dtypes, sizes, VARIANTS, (True, False)):
             features = F.normalize(torch.randn(4, pairs, width, generator=generator), dim=-1).to(dtype)
-            for max_memory in (2 << 30, 0):
-                x, y, v, t = (each.clone().requires_grad_() for each in features)
-                value = build(backend="triton", max_memory=max_memory)(x, y, 14.3, dist_image_features=v, dist_text_features=t)
-                value.backward()
+            with patch.object(products, "computes_tiles", lambda device, dtype, computes=computes: computes):
+                for max_memory in (2 << 30, 0):
+                    x, y, v, t = (each.clone().requires_grad_() for each in features)
+                    loss = build(backend="triton", max_memory=max_memory)
+                    loss(x, y, 14.3, dist_image_features=v, dist_text_features=t).sum().backward()
     return list(found)
 
 

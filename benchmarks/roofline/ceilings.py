@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import once
+from benchmarks.measure import once_on_device
 from benchmarks.roofline.chips import Chip
 
 PRODUCT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -32,8 +32,8 @@ def _median(function: Callable[..., object], arguments: tuple[Any, ...], device:
         return function(*arguments)
 
     for _ in range(3):
-        once(run, device)
-    return statistics.median(once(run, device) for _ in range(repetitions)) / 1e3
+        once_on_device(run, device)
+    return statistics.median(once_on_device(run, device) for _ in range(repetitions)) / 1e3
 
 
 def chip(found: dict[str, Any]) -> Chip:

@@ -4,17 +4,18 @@
 
 For one forward + backward of InfoNCE, OTTER (with a teacher as wide as the student) and SigLIP by this library, and of eager
 ClipLoss, step by step: a step takes the longer of its two times, and the steps add up. All of it is derived, nothing measured,
-but for the H200's two rates. What is counted:
+but for the H100's rates and two of the H200's. What is counted:
 
-- Products cost 2 m n k operations. Half-precision features: at the tensor rate, summed in float32. Float32 features: at the
-  float32 rate (no TF32).
-- Half-precision products that a kernel reads are computed by it, tile by tile, and not written: one step, the longer of its
-  product and of what else it moves. Not so before Ampere (V100), in float32, and of the teacher's product in the rounds
-  that compute it again: there its N x N float32 block is written and read again; it may stay in the cache, so the floor stands
-  with and without it.
-- Half precision: the teacher's kernel K is kept as 16-bit codes; the student's cosines are computed again for the backward; the
-  gradient of the logits, G, is float16. Float32: K, cosines and G are float32, kept where both fit
-  `max_memory` (the library keeps K alone where only that fits).
+- Products cost 2 m n k operations. Half-precision features: at the tensor rate, summed in float32. Float32 features: three
+  products of float16 parts at that rate; eager ClipLoss, and all before Ampere (V100), at the float32 rate (no TF32).
+- Products that a kernel reads are computed by it, tile by tile, and not written: one step, the longer of its product and of what
+  else it moves. Not so before Ampere, and of the teacher's product in the rounds that compute it again: there its float32 block
+  is written and read again; it may stay in the cache, so the floor stands with and without it.
+- What such a kernel does to an entry of its product costs time beside multiplying: for the H100 it is measured, and counted once
+  for logits and once for K; for the other chips it is left out.
+- The teacher's kernel K is kept, as 16-bit codes (half precision) or in float32; the cosines are computed again for the
+  backward; the gradient of the logits, G, is one float16 matrix (half precision) or two. SigLIP computes losses and G in one
+  pass.
 - Beyond `max_memory` K is computed again in each of eight sweeps: to open, five rounds, the statistics and the gradient.
 - N x N traffic and features only; vectors, launches and the host are left out.
 
@@ -35,7 +36,7 @@ TIMES = [f"{chip.name}, ms" for chip in CHIPS]
 
 
 def rows(pairs: list[int], width: int) -> list[dict[str, Any]]:
-    """One row for each N, dtype and loss; SigLIP is counted as InfoNCE is."""
+    """One row for each N, dtype and loss."""
     found = []
     for half in (True, False):
         for n in pairs:
@@ -49,7 +50,7 @@ def rows(pairs: list[int], width: int) -> list[dict[str, Any]]:
                         "dtype": "half" if half else "float32",
                         "loss": loss,
                         "kernel": "" if loss != "OTTER" else "kept" if work.stores_kernel() else "recomputed",
-                        "operations": sum(step.operations for step in steps),
+                        "operations": sum(step.operations + step.single for step in steps),
                         "bytes": sum(step.bytes for step in steps),
                         "block_bytes": sum(step.block for step in steps),
                         "milliseconds": {
@@ -72,9 +73,9 @@ def table(found: list[dict[str, Any]]) -> str:
         name = f"{row['loss']}, K {row['kernel']}" if row["kernel"] else row["loss"]
         work = short(row["operations"] / 1e12), span(row["bytes"] / 1e9, (row["bytes"] + row["block_bytes"]) / 1e9)
         times = [span(*row["milliseconds"][chip.name]) for chip in CHIPS]
-        gain = eager["milliseconds"]["H200"][1] / row["milliseconds"]["H200"][1]
+        gain = eager["milliseconds"]["H100"][1] / row["milliseconds"]["H100"][1]
         lines.append([row["dtype"], f"{row['pairs']:,}", name, *work, *times, f"{gain:.2f}"])
-    return markdown.table(["dtype", "N", "loss", "TFLOP", "GB", *TIMES, "eager ClipLoss / this, H200"], lines)
+    return markdown.table(["dtype", "N", "loss", "TFLOP", "GB", *TIMES, "eager ClipLoss / this, H100"], lines)
 
 
 def steps_table(pairs: int, width: int, loss: str = "OTTER", half: bool = True) -> str:
@@ -85,9 +86,9 @@ def steps_table(pairs: int, width: int, loss: str = "OTTER", half: bool = True) 
     chips = [chip for chip in CHIPS if chip.computes_tiles]
     lines = []
     for step in Work(pairs, width, half).steps(loss):
-        times = [span(*(1e3 * step.seconds(chip, half, cached) for cached in (True, False))) for chip in chips]
+        times = [span(*(1e3 * step.seconds(chip, cached) for cached in (True, False))) for chip in chips]
         moved = span(step.bytes / 1e9, (step.bytes + step.block) / 1e9)
-        lines.append([step.name, short(step.operations / 1e12), moved, *times])
+        lines.append([step.name, short((step.operations + step.single) / 1e12), moved, *times])
     return markdown.table(["step", "TFLOP", "GB", *(f"{chip.name}, ms" for chip in chips)], lines)
 
 

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 
 from benchmarks.speed.ledger import Key, Ledger
-from benchmarks.speed.lineup import Cell, Contender
+from benchmarks.speed.lineup import Contender
+from benchmarks.speed.plan import Cell
 from benchmarks.speed.rivals import Missing
 
 RESTART = 75
-"""Exit status of a process whose device no longer answers."""
+"""Exit status of a process whose device, or its memory, is of no more use: another goes on."""
 PATIENCE_S = 120
 """A contender that takes longer for one attempt hangs."""
 OUT_OF_MEMORY = "out of memory"
+NOT_REACHED = "not reached"
 
 Found = dict[str, Any]
 
@@ -31,13 +33,13 @@ class Attempts:
         self.only = re.compile(only)
 
     def wanted(self, cell: Cell, contenders: list[Contender]) -> list[tuple[Key, Contender]]:
-        keys = [(Key(cell.stage, cell.pairs, cell.width, cell.dtype, found.name), found) for found in contenders]
+        keys = [(Key(cell.group, cell.pairs, cell.width, cell.mode, found.name), found) for found in contenders]
         return [(key, found) for key, found in keys if self.only.search(found.name) and key not in self.ledger.rows]
 
     def attempt(self, key: Key, work: Callable[[], Found], late: bool = False) -> Found | None:
         """What the work gives, or None and a row that says why not."""
         if not late and time.time() > self.deadline:
-            self.ledger.add(key, "not reached")
+            self.ledger.add(key, NOT_REACHED)
             return None
         self.ledger.begin(key)
         if self.device != "cpu":

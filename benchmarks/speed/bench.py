@@ -1,18 +1,21 @@
 """Time, memory, accuracy and profile of contenders on one device."""
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from benchmarks.batch import Batch
 from benchmarks.measure import Timing, once, time_graph
 from benchmarks.roofline import ceilings
 from benchmarks.speed import accuracy, lineup, profiles
-from benchmarks.speed.attempts import Attempts, Found
+from benchmarks.speed.attempts import NOT_REACHED, RESTART, Attempts, Found
 from benchmarks.speed.contenders import gradients
 from benchmarks.speed.ledger import Key
-from benchmarks.speed.lineup import Cell, Contender
+from benchmarks.speed.lineup import Contender
 from benchmarks.speed.memory import peak_beyond
+from benchmarks.speed.plan import MOST_HELD, Cell
 from otter_losses.losses.registry import LOSSES
 
 AIM_S = {"step": 0.4, "forward": 0.15}
@@ -28,6 +31,7 @@ class Warm:
     runs: dict[str, Callable[[], object]]
     repetitions: dict[str, int]
     found: Found
+    graph: bool
     times: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -35,20 +39,21 @@ class Bench(Attempts):
     """Runs cells of the plan until the deadline, and writes a row for every contender."""
 
     def run(self, cell: Cell) -> None:
-        {
-            "losses": lambda: self.timed(cell, lineup.losses(cell), cell.pairs < TAKE_TURNS_BELOW),
-            "compiled": lambda: self.timed(cell, lineup.compiled(cell), False),
-            "targets": lambda: self.timed(cell, lineup.targets(cell), True),
-            "tuned": lambda: self.timed(cell, lineup.tuned(cell), False),
-            "graph": lambda: self.each(cell, [found for found in lineup.losses(cell) if found.graph], self._graph),
-            "accuracy": lambda: self.each(cell, lineup.losses(cell), self._accuracy),
-            "profile": lambda: self.each(cell, lineup.profiled(cell), self._profile),
-        }[cell.stage]()
+        contenders = lineup.contenders(cell)
+        if cell.stage == "accuracy":
+            self.each(cell, contenders, self._accuracy)
+        elif cell.stage == "profile":
+            self.each(cell, contenders, self._profile)
+        else:
+            self.timed(cell, contenders, cell.pairs < TAKE_TURNS_BELOW)
 
     # ---- times and memory ----
 
     def timed(self, cell: Cell, contenders: list[Contender], take_turns: bool) -> None:
-        """A row of times for each contender; in turns, so that a disturbance meets them alike, or one after the other."""
+        """A row of times for each contender; in turns, so that a disturbance meets them alike, or one after the other.
+
+        Times are the clock's; on a CUDA device another row has the time of the same as a graph, the device's alone.
+        """
         pending = self.wanted(cell, contenders)
         if not pending:
             return
@@ -56,7 +61,7 @@ class Bench(Attempts):
         waiting: dict[Key, Warm] = {}
         for key, contender in pending:
             self.tidy()
-            found = self.attempt(key, lambda contender=contender: {"warm": self._warm(contender, batch)})  # type: ignore[misc]
+            found = self.attempt(key, lambda contender=contender: {"warm": self._warm(contender, batch, cell.pairs)})  # type: ignore[misc]
             if found is None:
                 continue
             waiting[key] = found["warm"]
@@ -65,8 +70,8 @@ class Bench(Attempts):
                 self.finish(waiting, take_turns)
         self.finish(waiting, take_turns)
 
-    def _warm(self, contender: Contender, batch: Batch) -> Warm:
-        self.fits(contender, len(batch.x))
+    def _warm(self, contender: Contender, batch: Any, pairs: int) -> Warm:
+        self.fits(contender, pairs)
         value = contender.make(batch)
         runs: dict[str, Callable[[], object]] = {"forward": value}
         if contender.family:
@@ -76,12 +81,12 @@ class Bench(Attempts):
         begun = time.perf_counter()
         seconds = self._first(whole, found)
         found["first_run_s"] = time.perf_counter() - begun
-        if found["first_run_s"] < 4 or seconds < 2:  # compiled by now: a second look at time and memory
+        if found["first_run_s"] < 10:  # compiled by now: a second look at time and memory
             seconds = self._first(whole, found)
         most = {name: 1 if seconds > 2 else max(3, min(MOST_REPETITIONS, int(aim / seconds))) for name, aim in AIM_S.items()}
         if seconds > 0.3:
             most["forward"] = 1
-        return Warm(runs, {name: self.repetitions or most[name] for name in runs}, found)
+        return Warm(runs, {name: self.repetitions or most[name] for name in runs}, found, contender.graph)
 
     def _first(self, run: Callable[[], object], found: Found) -> float:
         """Seconds of a run, its peak noted."""
@@ -93,7 +98,6 @@ class Bench(Attempts):
         if self.device == "cpu":
             timed()
         else:
-            once(lambda: None, self.device)  # so that the timer's own buffer is held before
             found["peak_bytes"] = peak_beyond(timed, self.device)
         return spent[0]
 
@@ -115,30 +119,41 @@ class Bench(Attempts):
             for name, times in warm.times.items():
                 warm.found[name] = Timing(tuple(round(ms, 5) for ms in times)).row()
             self.ledger.add(key, **warm.found, in_turns=take_turns)
+        if self.device.startswith("cuda"):
+            captured = [self._graph(key, next(iter(warm.runs.values()))) for key, warm in waiting.items() if warm.graph]
+            if not all(captured):  # the allocator goes on waiting for the capture's end, and frees nothing
+                sys.exit(RESTART)
         waiting.clear()
+
+    def _graph(self, key: Key, run: Callable[[], object]) -> bool:
+        """A row of the device's time alone; whether the process is still good for others."""
+        if key.pairs > MOST_HELD:  # nothing but the device counts there
+            return True
+        key = key._replace(group=f"{key.group}, graph")
+        found = self.attempt(key, lambda: {"replay": time_graph(run, self.repetitions or 10, self.device).row()})
+        if found is not None:
+            self.ledger.add(key, **found)
+        return self.ledger.rows[key]["status"] in ("ok", NOT_REACHED)
 
     # ---- one number each ----
 
-    def each(self, cell: Cell, contenders: list[Contender], look: Callable[[Cell, Contender, Batch], Found]) -> None:
+    def each(self, cell: Cell, contenders: list[Contender], look: Callable[[Contender, Batch], Found]) -> None:
         """A row of what `look` finds for each contender."""
         pending = self.wanted(cell, contenders)
         if not pending:
             return
         batch = cell.batch(self.device)
+        assert isinstance(batch, Batch)
         for key, contender in pending:
             self.tidy()
-            found = self.attempt(key, lambda contender=contender: look(cell, contender, batch))  # type: ignore[misc]
+            found = self.attempt(key, lambda contender=contender: look(contender, batch))  # type: ignore[misc]
             if found is not None:
                 self.ledger.add(key, **found)
 
-    def _graph(self, cell: Cell, contender: Contender, batch: Batch) -> Found:
-        value = contender.make(batch)
-        return {"replay": time_graph(lambda: gradients(batch, value), self.repetitions or 10, self.device).row()}
-
-    def _accuracy(self, cell: Cell, contender: Contender, batch: Batch) -> Found:
+    def _accuracy(self, contender: Contender, batch: Batch) -> Found:
         return accuracy.error(batch, contender.make(batch), contender.family)
 
-    def _profile(self, cell: Cell, contender: Contender, batch: Batch) -> Found:
+    def _profile(self, contender: Contender, batch: Batch) -> Found:
         value = contender.make(batch)
         teacher = contender.family in LOSSES and LOSSES[contender.family].uses_teacher
         return profiles.profiled(lambda: gradients(batch, value), self.device, batch.x, teacher)

@@ -1,5 +1,6 @@
 """What the losses are compared with: the loss people run today, the released arithmetic, and a transport library."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -44,6 +45,16 @@ TARGETS: dict[str, Callable[[Tensor, Tensor], object]] = {
 """Both targets of a teacher's features, N x N matrices written out; and the one matrix product that is the floor of it."""
 
 
+def sinkhorn_loop(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """What `sinkhorn_knopp` computes for uniform marginals, as one writes it down."""
+    logits = scores / epsilon
+    rows, columns = logits.new_zeros(scores.shape[:-1]), logits.new_zeros(*scores.shape[:-2], scores.shape[-1])
+    for _ in range(iterations):
+        rows = -math.log(scores.shape[-2]) - (logits + columns.unsqueeze(-2)).logsumexp(-1)
+        columns = -math.log(scores.shape[-1]) - (logits + rows.unsqueeze(-1)).logsumexp(-2)
+    return (logits + rows.unsqueeze(-1) + columns.unsqueeze(-2)).exp()
+
+
 def of_eager(batch: Batch, loss: Callable[..., Tensor], teacher: bool = False) -> Value:
     """A plain function of the features, the scale and, where it has one, the teacher's features."""
     arguments = (batch.x, batch.y, batch.scale, *((batch.v, batch.t) if teacher else ()))
@@ -63,7 +74,7 @@ def of_library(batch: Batch, loss: nn.Module, teacher: bool = False) -> Value:
         assert isinstance(found, Tensor)
         return found
 
-    return value
+    return batch.inside(value)
 
 
 def gradients(batch: Batch, value: Value) -> tuple[Tensor | None, ...]:

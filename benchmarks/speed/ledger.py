@@ -13,7 +13,7 @@ class Key(NamedTuple):
     group: str
     pairs: int
     width: int
-    dtype: str
+    mode: str
     name: str
 
 
@@ -56,3 +56,11 @@ class Ledger:
 
     def of(self, group: str) -> list[dict[str, Any]]:
         return [row for key, row in self.rows.items() if key.group == group]
+
+
+def median(row: dict[str, Any] | None) -> float | None:
+    """Milliseconds of a row: of a step, or of a forward where there is no more, or of a graph's replay."""
+    if row is None or row["status"] != "ok":
+        return None
+    timing = next(row[each] for each in ("step", "replay", "forward") if each in row)
+    return float(timing["median_ms"])

@@ -1,8 +1,7 @@
-"""Who is measured on a GPU, at which sizes, and in which order: what matters most comes first.
+"""Who is measured on a GPU, stage by stage of `benchmarks.speed.plan`.
 
-Left out to fit the time: label smoothing, distillation and the own teacher from N = 65,536; there in float32 plain torch
-(`backend="torch"`) as well; other projects' kernels in float32 but at two sizes; all but three losses at 262,144, which is run
-for the first width in half precision only; `torch.compile` but at three sizes of the first width.
+The headline is what people train with, eager and compiled, other projects' kernels, and this library's three main losses as they
+are called, ``backend="auto"``.
 """
 
 from collections.abc import Callable
@@ -12,166 +11,140 @@ from typing import Any
 
 import torch
 
-from benchmarks.batch import Batch, Value
+from benchmarks.batch import Batch, Problems, Value
 from benchmarks.roofline.work import DEFAULT_MAX_MEMORY
 from benchmarks.speed import rivals
 from benchmarks.speed.contenders import TARGETS as BOTH_TARGETS
-from benchmarks.speed.contenders import eager_info_nce, eager_siglip, of_eager, of_library, released_otter
+from benchmarks.speed.contenders import eager_info_nce, eager_siglip, of_eager, of_library, released_otter, sinkhorn_loop
+from benchmarks.speed.plan import EPSILON, LARGEST, MOST_HELD, ROUNDS, Cell
+from otter_losses import sinkhorn_knopp
 from otter_losses.losses.registry import LOSSES, RegisteredLoss
 from otter_losses.ops import reference
 
-ORDER = (4096, 16384, 512, 1024, 32768, 65536, 262144)
-"""The sizes, the most telling first."""
-COMPILED = (512, 4096, 16384)
-TARGETS = (512, 1024, 4096, 16384)
-ACCURACY = (4096,)
-TUNED = (4096,)
-PROFILED = (4096, 32768)
-MOST_GRAPH = 4096
 MOST_CUDA = 2048
-LARGEST = 262144
-RIVALS_SINGLE = (4096, 16384)
-"""Where other projects' kernels are run in float32: some try dozens of configurations there, which takes a minute."""
-SHOWCASE = 65536
-"""The size of the second width that comes before the rest: the one that rivals print numbers for."""
-
 FLOORS = {"info_nce": "InfoNCE", "otter": "OTTER", "siglip": "SigLIP"}
 """Losses that are run at every size, and the name of their derived least time."""
-
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A loss or targets of a batch. `make` raises where the contender is not to be had; `family` names its float64 oracle.
+    """A loss, targets or plans of a batch. `make` raises where it is not to be had; `family` names a loss's float64 oracle.
 
     `matrices` is about how many N x N float32 matrices it holds, where that decides whether it is tried; `floor` names its
-    derived least time, which is counted at `max_memory`; `graph` says that it is also timed as a CUDA graph.
+    derived least time, which is counted at `max_memory`; `graph` says that it can be captured in a CUDA graph.
     """
 
     name: str
-    make: Callable[[Batch], Callable[[], Any]]
+    make: Callable[[Any], Callable[[], Any]]
     family: str = ""
     matrices: float = 0.0
     floor: str = ""
     max_memory: int = DEFAULT_MAX_MEMORY
-    graph: bool = False
+    graph: bool = True
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One stage of the run, at one size."""
+def contenders(cell: Cell) -> list[Contender]:
+    """Whose rows a cell has."""
+    if cell.stage == "accuracy":
+        return [found for found in (*headline(cell), *plain_torch(cell), *others(cell)) if "torch.compile" not in found.name]
+    stages = {
+        "headline": headline,
+        "torch": plain_torch,
+        "others": others,
+        "targets": targets,
+        "sinkhorn": sinkhorn,
+        "tuned": tuned,
+        "profile": profiled,
+    }
+    return stages[cell.stage](cell)
 
-    stage: str
-    pairs: int
-    width: int
-    dtype: str
 
-    def batch(self, device: str) -> Batch:
-        return Batch(self.pairs, self.width, device, dtype=DTYPES[self.dtype])
-
-
-def plan(pairs: list[int], widths: list[int], dtypes: list[str]) -> list[Cell]:
-    """All cells, the most important first."""
-    sizes = sorted(pairs, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
-    first, *others = widths
-
-    def cells(stage: str, width: int, dtype: str, wanted: tuple[int, ...] | None = None) -> list[Cell]:
-        few = (width, dtype) != (first, dtypes[0])
-        chosen = [n for n in sizes if (wanted is None or n in wanted) and not (few and n >= LARGEST)]
-        return [Cell(stage, n, width, dtype) for n in chosen]
-
-    small = tuple(n for n in sizes if n <= MOST_GRAPH)
-    main, *less = dtypes
-    found = [
-        *cells("losses", first, main),
-        *cells("accuracy", first, main, ACCURACY),
-        *cells("graph", first, main, small),
-        *cells("targets", first, "float32", TARGETS),
-        *cells("profile", first, main, PROFILED),
-        *cells("compiled", first, main, COMPILED),
-    ]
-    for dtype in less:
-        found += cells("losses", first, dtype) + cells("graph", first, dtype, small)
-    for width in others:
-        found += cells("losses", width, main, (SHOWCASE,))
-    for width in others:
-        for dtype in dtypes:
-            found += [cell for cell in cells("losses", width, dtype) if cell not in found]
-    for dtype in less:
-        found += cells("accuracy", first, dtype, ACCURACY) + cells("compiled", first, dtype, COMPILED)
-    found += cells("tuned", first, "float32", TUNED)
-    return found
+# ---- losses ----
 
 
 def _eager(
     name: str, loss: Callable[..., Any], family: str, matrices: float, teacher: bool = False, floor: str = ""
 ) -> Contender:
-    return Contender(name, lambda batch: of_eager(batch, loss, teacher), family, matrices, floor, graph=True)
+    return Contender(name, lambda batch: of_eager(batch, loss, teacher), family, matrices, floor)
 
 
-EAGER = (
-    _eager("eager ClipLoss", eager_info_nce, "info_nce", 8, floor="eager ClipLoss"),
-    _eager("eager SigLIP", eager_siglip, "siglip", 6),
-    _eager("released OTTER", released_otter, "released", 14, teacher=True),
-)
-RIVALS = (
-    Contender("siglip-kernel", rivals.siglip_kernel, "siglip"),
-    Contender("memeff", rivals.memeff, "info_nce"),
-    Contender("inf-cl", rivals.inf_cl, "info_nce"),
-)
-
-
-def _library(row: RegisteredLoss, backend: str, own_teacher: bool = False, **options: Any) -> Contender:
-    own = ", own teacher" if own_teacher else ""
-    words = "".join(f", {name}={value}" for name, value in options.items())
-
-    def make(batch: Batch) -> Value:
-        return of_library(batch, row.module(backend=backend, **options), row.uses_teacher and not own_teacher)
-
-    return Contender(
-        f"{row.module.__name__}{own} [{backend}]{words}",
-        make,
-        f"{row.name}{own}",
-        floor="" if own_teacher else FLOORS.get(row.name, ""),
-        max_memory=options.get("max_memory", DEFAULT_MAX_MEMORY),
-        graph=True,
-    )
-
-
-def losses(cell: Cell) -> list[Contender]:
-    """The losses of a cell; the first is what the others are held against."""
-    n, half, otter = cell.pairs, cell.dtype != "float32", LOSSES["otter"]
-    first = [row for row in LOSSES.values() if row.name in FLOORS]
-    if n >= LARGEST:
-        return [_library(row, "triton") for row in first]
-    found, backends = list(EAGER), ("triton", "torch") if half or n < SHOWCASE else ("triton",)
-    found += [_library(row, backend) for row in first for backend in backends]
-    if n < SHOWCASE:
-        found += [_library(otter, backend, own_teacher=True) for backend in backends]
-        found += [_library(row, backend) for row in LOSSES.values() if row not in first for backend in backends]
-    if n <= MOST_CUDA:
-        found.append(_library(otter, "cuda"))
-    if n >= 32768:
-        found.append(_library(otter, "triton", max_memory=0))
-    return [*found, *RIVALS] if half or n in RIVALS_SINGLE else found
+def _compiled(name: str, loss: Callable[..., Any], family: str, matrices: float, teacher: bool = False) -> Contender:
+    return Contender(f"{name}, torch.compile", lambda batch: of_eager(batch, _compile(loss), teacher), family, matrices)
 
 
 def _compile(function: Callable[..., Any]) -> Any:
-    torch.compiler.reset()  # a limit counts what was compiled of one function
+    torch.compiler.reset()  # a limit counts what was compiled of one function; so a cell has one that is
     return torch.compile(function, dynamic=False)
 
 
-def compiled(cell: Cell) -> list[Contender]:
-    """The eager losses through torch.compile, one graph a size."""
+def _rival(name: str, make: Callable[[Batch], Value], family: str) -> Contender:
+    return Contender(name, lambda batch: batch.inside(make(batch)), family)
 
-    def make(loss: Callable[..., Any], teacher: bool) -> Callable[[Batch], Value]:
-        return lambda batch: of_eager(batch, _compile(loss), teacher)
 
-    return [
-        Contender("eager ClipLoss, torch.compile", make(eager_info_nce, False), "info_nce", 8),
-        Contender("released OTTER, torch.compile", make(released_otter, True), "released", 14),
+def _library(row: RegisteredLoss, own_teacher: bool = False, **options: Any) -> Contender:
+    words = ", own teacher" if own_teacher else ""
+    words += "".join(f" [{value}]" if name == "backend" else f", {name}={value}" for name, value in options.items())
+
+    def make(batch: Batch) -> Value:
+        return of_library(batch, row.module(**options), row.uses_teacher and not own_teacher)
+
+    return Contender(
+        f"{row.module.__name__}{words}",
+        make,
+        f"{row.name}{', own teacher' if own_teacher else ''}",
+        floor="" if own_teacher or options.get("backend") == "torch" else FLOORS.get(row.name, ""),
+        max_memory=options.get("max_memory", DEFAULT_MAX_MEMORY),
+    )
+
+
+MAIN = tuple(LOSSES[name] for name in FLOORS)
+LESS = tuple(row for row in LOSSES.values() if row not in MAIN)
+
+
+def headline(cell: Cell) -> list[Contender]:
+    """What people run today, what they could run instead, and this library's main losses."""
+    ours = [_library(row) for row in MAIN]
+    if cell.pairs >= LARGEST:
+        return ours
+    found = [
+        _eager("eager ClipLoss", eager_info_nce, "info_nce", 8, floor="eager ClipLoss"),
+        _eager("eager SigLIP", eager_siglip, "siglip", 6),
+        *ours,
+        _rival("siglip-kernel", rivals.siglip_kernel, "siglip"),
+        _rival("memeff", rivals.memeff, "info_nce"),
     ]
+    if cell.pairs <= MOST_HELD:
+        found.append(_compiled("eager ClipLoss", eager_info_nce, "info_nce", 8))
+    return found
+
+
+def plain_torch(cell: Cell) -> list[Contender]:
+    return [_library(row, backend="torch") for row in MAIN]
+
+
+def others(cell: Cell) -> list[Contender]:
+    """The released loss, the other losses, other ways to compute, and the rivals that are far behind."""
+    n, otter = cell.pairs, LOSSES["otter"]
+    if n >= LARGEST:
+        return []
+    found = [_rival("inf-cl", rivals.inf_cl, "info_nce"), _eager("released OTTER", released_otter, "released", 14, teacher=True)]
+    if n <= MOST_HELD:
+        found += [_library(otter, own_teacher=True), *(_library(row) for row in LESS)]
+        found.append(_compiled("released OTTER", released_otter, "released", 14, teacher=True))
+    if n <= MOST_CUDA:
+        found.append(_library(otter, backend="cuda"))
+    if n >= MOST_HELD:
+        found.append(_library(otter, max_memory=0))
+    if n > MOST_HELD:
+        found += plain_torch(cell)
+    return found
+
+
+def profiled(cell: Cell) -> list[Contender]:
+    return [_library(row) for row in MAIN]
+
+
+# ---- transport ----
 
 
 def targets(cell: Cell) -> list[Contender]:
@@ -181,8 +154,8 @@ def targets(cell: Cell) -> list[Contender]:
         return partial(_compile(reference.released_targets), batch.v, batch.t)
 
     return [
-        *(Contender(name, _of_teacher(function)) for name, function in BOTH_TARGETS.items()),
-        Contender("flash-sinkhorn, potentials", _of_teacher(partial(rivals.flash_sinkhorn, tuned=False))),
+        *(Contender(name, _of_teacher(each), graph=not name.startswith("POT")) for name, each in BOTH_TARGETS.items()),
+        Contender("flash-sinkhorn, potentials", _of_teacher(partial(rivals.flash_sinkhorn, tuned=False)), graph=False),
         Contender("released targets, torch.compile", through_compiler),
     ]
 
@@ -193,8 +166,18 @@ def _of_teacher(function: Callable[..., Any]) -> Callable[[Batch], Callable[[], 
 
 def tuned(cell: Cell) -> list[Contender]:
     """What tries dozens of configurations first, and so comes last."""
-    return [Contender("flash-sinkhorn, potentials, tuned", _of_teacher(partial(rivals.flash_sinkhorn, tuned=True)))]
+    return [Contender("flash-sinkhorn, potentials, tuned", _of_teacher(partial(rivals.flash_sinkhorn, tuned=True)), graph=False)]
 
 
-def profiled(cell: Cell) -> list[Contender]:
-    return [found for found in losses(cell) if found.floor and found.name.endswith("[triton]")]
+def sinkhorn(cell: Cell) -> list[Contender]:
+    """Transport alone, a batch of problems."""
+
+    def of(solve: Callable[[], Callable[..., Any]]) -> Callable[[Problems], Callable[[], Any]]:
+        return lambda problems: partial(solve(), problems.scores, EPSILON, ROUNDS)
+
+    return [
+        Contender("sinkhorn_knopp", of(lambda: sinkhorn_knopp)),
+        Contender("POT, batch solver", of(lambda: rivals.pot_batch), graph=False),
+        Contender("a loop", of(lambda: sinkhorn_loop)),
+        Contender("a loop, torch.compile", of(lambda: _compile(sinkhorn_loop))),
+    ]

@@ -31,6 +31,7 @@ NOTES = {
     "inf-cl": "one call a direction, as its README; without a process group its ring is one block; products in TF32",
     "flash-sinkhorn": "potentials only, no targets; the given pairs stay in; another start, so other values after 5 rounds; TF32",
     "POT targets": "ot.sinkhorn on the torch backend",
+    "POT, batch solver": "ot.batch.solve_batch, in logarithms; it computes the plan and its error every ten rounds",
 }
 """What to know of a row, by how its name begins."""
 
@@ -113,3 +114,9 @@ def pot_targets(v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     # POT matches columns first and rows last; transposing both the problem and the plan gives rows first.
     image_to_text, text_to_image = (plan.T for plan in plans)
     return image_to_text / image_to_text.sum(1, keepdim=True), text_to_image / text_to_image.sum(1, keepdim=True)
+
+
+def pot_batch(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Plans of a batch of problems by POT's `ot.batch.solve_batch`, uniform marginals, so many iterations."""
+    plan: Tensor = load("ot.batch").solve_batch(-scores, epsilon, max_iter=iterations, tol=0.0, grad="detach").plan
+    return plan

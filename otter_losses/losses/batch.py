@@ -8,10 +8,13 @@ from torch import Tensor
 
 from otter_losses import checks
 from otter_losses.distributed.shard import BatchShard
+from otter_losses.ops import dispatch
+from otter_losses.ops.cross_entropy import cross_entropy
 from otter_losses.ops.execution import Execution
 from otter_losses.ops.memory import computing_dtype
 from otter_losses.ops.problem import Student
 from otter_losses.ops.products import operand_dtype
+from otter_losses.ops.targets import HardTargets, Mean, SoftTargets
 
 Parts = dict[str, Tensor]
 """A loss by its parts, weights applied: ``contrastive_loss`` and, where there are soft targets, ``distill_loss``."""
@@ -105,13 +108,15 @@ class PairBatch:
             dtype = operand_dtype(v)
         return shard.all_gather(v.to(dtype)), shard.all_gather(t.to(dtype))
 
-    def result(self, output_dict: bool, **losses: Tensor) -> Tensor | Parts:
+    def result(self, output_dict: bool, are_means: bool = False, **losses: Tensor) -> Tensor | Parts:
         """The losses (b,) of the local pairs, or their mean over the pairs of all ranks; by their parts or summed.
 
         A mean's gradient is W times this rank's share, for DDP's mean over W ranks. Single losses have their own: DDP then makes
         the mean over all pairs of a mean over this rank's, whatever is made of them.
         """
-        parts = losses if self.reduction == "none" else {name: self.shard.mean(values) for name, values in losses.items()}
+        parts = losses
+        if self.reduction == "mean" and not are_means:
+            parts = {name: self.shard.mean(values) for name, values in losses.items()}
         if isinstance(self.logit_bias, Tensor):
             # Softmaxes do not see a common bias: its gradient is zero, which DDP wants rather than none.
             first = parts["contrastive_loss"]
@@ -122,6 +127,40 @@ class PairBatch:
         for part in others:
             total = total + part
         return total
+
+    def softmax(
+        self, hard: HardTargets, soft: SoftTargets | None, alpha: Tensor | float, output_dict: bool, factor: float = 1.0
+    ) -> Tensor | Parts:
+        """``alpha`` of the mean cross entropies against the given targets and the rest of those against the soft ones.
+
+        Times the factor; without soft targets those against the given ones alone.
+        """
+        mean = self._mean(1.0 if soft is None else alpha, soft, factor)
+        given, matched = cross_entropy(self.student, hard, soft, self.execution, mean)
+        if mean is not None:
+            parts = {"contrastive_loss": given, "distill_loss": matched}
+            return self.result(output_dict, are_means=True, **(parts if soft is not None else {"contrastive_loss": given}))
+        given = factor * given.mean(0)
+        return (
+            self.result(output_dict, contrastive_loss=given)
+            if soft is None
+            else self.mixed(alpha, given, factor * matched.mean(0), output_dict)
+        )
+
+    def _mean(self, alpha: Tensor | float, soft: SoftTargets | None, factor: float) -> Mean | None:
+        """The means of a whole batch, of which kernels leave out the losses of single pairs.
+
+        None where eager torch computes or the ranks share a batch; and for torch.compile, which fuses them itself and would take
+        an annealed alpha in an operator's arguments for a constant.
+        """
+        execution = self.execution if soft is None else self.execution.for_targets(soft)
+        is_fused = dispatch.is_fused(execution.backend) and not torch.compiler.is_compiling()
+        if self.reduction == "none" or self.shard.is_distributed or not is_fused:
+            return None
+        prior = None
+        if isinstance(alpha, Tensor):
+            prior = checks.savable(alpha).to(self.student.logit_scale.dtype).expand(self.size).contiguous()
+        return Mean(1.0 if isinstance(alpha, Tensor) else float(alpha), prior, factor / (2 * self.size))
 
     def mixed(self, alpha: Tensor | float, given: Tensor, soft: Tensor, output_dict: bool) -> Tensor | Parts:
         """``alpha`` of the losses of the given targets and the rest of the soft ones', (b,) each."""
@@ -151,5 +190,7 @@ def scalar(name: str, value: Tensor | float, features: Tensor) -> Tensor:
 
 def constant(value: float, features: Tensor) -> Tensor:
     """0-D, beside the features, in the computing dtype."""
-    # new_full would make torch.compile specialise on every value.
-    return features.new_ones((), dtype=computing_dtype(features)) * value
+    dtype = computing_dtype(features)
+    if torch.compiler.is_compiling():
+        return features.new_ones((), dtype=dtype) * value  # new_full would be specialised on every value
+    return features.new_full((), value, dtype=dtype)

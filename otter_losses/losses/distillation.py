@@ -3,6 +3,7 @@
 import math
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from otter_losses import checks
@@ -73,8 +74,10 @@ def distillation_loss(
         diagonal_penalty=penalty,
         logit_range=bound,
     )
-    given, matched = cross_entropy(batch.student, HardTargets(), None if believes_all else soft, batch.execution)
-    return batch.mixed(alpha, given.mean(0), matched.mean(0), output_dict)
+    if believes_all:
+        given = cross_entropy(batch.student, HardTargets(), None, batch.execution).given.mean(0)
+        return batch.mixed(alpha, given, torch.zeros_like(given), output_dict)
+    return batch.softmax(HardTargets(), soft, alpha, output_dict)
 
 
 class DistillationLoss(PairLoss):

@@ -8,7 +8,6 @@ from otter_losses import checks
 from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
 from otter_losses.losses.base import Contract, PairLoss, Unpack
 from otter_losses.losses.batch import PairBatch, Parts
-from otter_losses.ops.cross_entropy import cross_entropy
 from otter_losses.ops.targets import HardTargets
 
 
@@ -49,8 +48,7 @@ def label_smoothing_loss(
         shard=shard,
     )
     checks.check_smoothing(smoothing, convention)
-    given, _ = cross_entropy(batch.student, smoothed(smoothing, convention, batch.size), None, batch.execution)
-    return batch.result(output_dict, contrastive_loss=given.mean(0))
+    return batch.softmax(smoothed(smoothing, convention, batch.size), None, 1.0, output_dict)
 
 
 def smoothed(smoothing: float, convention: str, pairs: int) -> HardTargets:

@@ -97,16 +97,16 @@ def otter_loss(
         iterations=iterations,
         divergence=official,
     )
+    directions = 2.0 if official else 1.0  # the released code sums them
     if believes_all:
-        losses = _given_only(batch, second_scale)
+        given, transported = _given_only(batch, second_scale)
     elif within_rank:
-        losses = _transported_within_rank(batch, second_scale, soft)
+        given, transported = _transported_within_rank(batch, second_scale, soft)
+    elif second_scale is not None:
+        given, transported = _transported_at(batch, second_scale, soft)
     else:
-        losses = _transported(batch, second_scale, soft)
-    given, transported = losses
-    if official:
-        given, transported = 2 * given, 2 * transported  # the released code sums the directions
-    return batch.mixed(alpha, given, transported, output_dict)
+        return batch.softmax(HardTargets(), soft, alpha, output_dict, directions)
+    return batch.mixed(alpha, directions * given, directions * transported, output_dict)
 
 
 # Each of these returns the losses of the given and of the transported targets, (b,), means of both directions. The student's
@@ -121,10 +121,7 @@ def _given_only(batch: PairBatch, second_scale: Tensor | None) -> tuple[Tensor, 
     return given, nothing
 
 
-def _transported(batch: PairBatch, second_scale: Tensor | None, soft: SoftTargets) -> tuple[Tensor, Tensor]:
-    if second_scale is None:
-        losses = cross_entropy(batch.student, HardTargets(), soft, batch.execution)
-        return losses.given.mean(0), losses.soft.mean(0)
+def _transported_at(batch: PairBatch, second_scale: Tensor, soft: SoftTargets) -> tuple[Tensor, Tensor]:
     # Two matrices of the transported part share the memory with one of the given pairs at another scale.
     third, rest = batch.execution.divided(3)
     transported = cross_entropy(batch.student.at_scale(second_scale), HardTargets(), soft, rest).soft

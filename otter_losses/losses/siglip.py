@@ -8,7 +8,7 @@ from otter_losses import checks
 from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
 from otter_losses.losses.base import PairLoss
 from otter_losses.losses.batch import PairBatch, Parts
-from otter_losses.ops.sigmoid import sigmoid
+from otter_losses.ops.sigmoid import makes_gradient_with_value, sigmoid, sigmoid_mean
 
 
 def siglip_loss(
@@ -41,6 +41,8 @@ def siglip_loss(
         image_features, text_features, logit_scale, None, reduction=reduction, backend=backend, max_memory=max_memory, shard=shard
     )
     bias = batch.scalar("logit_bias", 0.0 if logit_bias is None else logit_bias)
+    if reduction == "mean" and makes_gradient_with_value(batch.student, bias, batch.execution):
+        return batch.result(output_dict, are_means=True, contrastive_loss=sigmoid_mean(batch.student, bias, batch.execution))
     return batch.result(output_dict, contrastive_loss=sigmoid(batch.student, bias, batch.execution))
 
 

@@ -28,28 +28,22 @@ from otter_losses.ops.eager import cross_entropy as eager
 from otter_losses.ops.execution import Execution
 from otter_losses.ops.memory import Storage, wanted
 from otter_losses.ops.operator import make_differentiable, schema, unflatten
-from otter_losses.ops.problem import Gradients, Problem, Saved, Student
-from otter_losses.ops.statistics import Weights, cross_entropies, reduce_columns
-from otter_losses.ops.targets import HardTargets, SoftTargets
+from otter_losses.ops.problem import CrossEntropies, CrossEntropyGradients, Gradients, Problem, Saved, Student
+from otter_losses.ops.targets import HardTargets, Mean, SoftTargets
 
 
-class CrossEntropies(NamedTuple):
-    """Of every local pair: row and column of the softmax against the given and against the soft targets, (2, b) each."""
-
-    given: Tensor
-    soft: Tensor
-
-
-def cross_entropy(student: Student, hard: HardTargets, soft: SoftTargets | None, execution: Execution) -> CrossEntropies:
-    """The cross entropies of the local pairs against given and soft targets; zeros in place of those of no soft targets.
+def cross_entropy(
+    student: Student, hard: HardTargets, soft: SoftTargets | None, execution: Execution, mean: Mean | None = None
+) -> CrossEntropies:
+    """The cross entropies of the local pairs against given and soft targets, or from kernels the means that are asked for.
 
     Of several ranks each brings its own pairs, and the text features of all as constants. The text features' gradient is summed
     over the ranks before it is rounded to their dtype.
     """
     if soft is not None:
         execution = execution.for_targets(soft)
-    losses: Tensor = _forward(*Arguments.pack(student, hard, soft, execution))[0]
-    return CrossEntropies(*losses.view(2, 2, -1).unbind())
+    given, soft_losses, *_ = _forward(*Arguments.pack(student, hard, soft, execution, mean))
+    return CrossEntropies(given, soft_losses)
 
 
 class Arguments(NamedTuple):
@@ -85,9 +79,15 @@ class Arguments(NamedTuple):
     fits_plain_numbers: bool
     iterations: int
     divergence: bool
+    takes_means: bool
+    alpha: float
+    prior: Tensor | None
+    mean_factor: float
 
     @classmethod
-    def pack(cls, student: Student, hard: HardTargets, soft: SoftTargets | None, execution: Execution) -> "Arguments":
+    def pack(
+        cls, student: Student, hard: HardTargets, soft: SoftTargets | None, execution: Execution, mean: Mean | None
+    ) -> "Arguments":
         x, y = student.differentiated()
         is_rounded = student.originals is not None
         scale = student.logit_scale
@@ -127,13 +127,18 @@ class Arguments(NamedTuple):
             fits_plain_numbers=soft is not None and soft.fit(scale.dtype),
             iterations=0 if soft is None else soft.iterations,
             divergence=soft is not None and soft.divergence,
+            takes_means=mean is not None,
+            alpha=1.0 if mean is None else mean.alpha,
+            prior=None if mean is None else mean.prior,
+            mean_factor=1.0 if mean is None else mean.factor,
         )
 
     @property
     def problem(self) -> Problem:
         student = self.student
         rows = self.shard.local_slice(self.image_features.shape[0])
-        return Problem(student, self.soft, rows, self._storage(student), self.backend)
+        mean = Mean(self.alpha, self.prior, self.mean_factor) if self.takes_means else None
+        return Problem(student, self.hard, self.soft, mean, rows, self._storage(student), self.backend)
 
     @property
     def student(self) -> Student:
@@ -208,34 +213,34 @@ def _kind(number: float) -> float:
 
 
 class BackwardArguments(NamedTuple):
-    """The backward's flat list: the gradient of the losses (4, b), what the forward was given and saved, and what is wanted.
+    """The backward's flat list: gradients of the losses, what the forward was given and saved, and what is wanted.
 
     The products of gradients that nobody wants are left out; the scale's gradient needs one of them.
     """
 
-    gradient: Tensor
+    gradient: CrossEntropyGradients
     forward: Arguments
     saved: Saved
     wants_image: bool
     wants_text: bool
 
 
-@torch.library.custom_op("otter_losses::cross_entropy", mutates_args=(), schema=schema(Arguments, 1 + len(Saved._fields)))
+@torch.library.custom_op("otter_losses::cross_entropy", mutates_args=(), schema=schema(Arguments, 2 + len(Saved._fields)))
 def _forward(*flat: Any) -> tuple[Tensor, ...]:
-    """The losses (4, b), and `Saved`."""
+    """`CrossEntropies`, and `Saved`."""
     arguments = Arguments(*flat)
     with torch.no_grad(), torch.autocast(arguments.image_features.device.type, enabled=False):
-        problem, shard = arguments.problem, arguments.shard
         with memory.advice_when_exhausted(arguments.max_memory):
-            statistics, saved = arguments.arithmetic.forward(problem, shard)
-        reduce_columns(statistics, problem.soft, shard)
-        return cross_entropies(statistics, arguments.hard, problem, shard), *saved
+            losses, saved = arguments.arithmetic.forward(arguments.problem, arguments.shard)
+        return *losses, *saved
 
 
 @_forward.register_fake
 def _(*flat: Any) -> tuple[Tensor, ...]:
     arguments = Arguments(*flat)
-    return arguments.logit_scale.new_empty(4, arguments.image_features.shape[0]), *Saved.unwritten(arguments.problem)
+    like, shape = arguments.logit_scale, () if arguments.takes_means else (2, arguments.image_features.shape[0])
+    soft = like.new_empty(0 if arguments.inv_epsilon is None else shape)
+    return like.new_empty(shape), soft, *Saved.unwritten(arguments.problem)
 
 
 @torch.library.custom_op(
@@ -246,12 +251,11 @@ def _backward(*flat: Any) -> tuple[Tensor, ...]:
     arguments = unflatten(BackwardArguments, iter(flat))
     given = arguments.forward
     with torch.no_grad(), torch.autocast(given.image_features.device.type, enabled=False):
-        problem, shard = given.problem, given.shard
-        local = arguments.gradient if problem.soft is not None else arguments.gradient[:2]
-        weights = Weights.of(shard.all_gather_columns(local), given.hard, problem)
         with memory.advice_when_exhausted(given.max_memory):
             wants = arguments.wants_image, arguments.wants_text
-            gradients: Gradients = given.arithmetic.backward(problem, weights, arguments.saved, *wants, shard)
+            gradients: Gradients = given.arithmetic.backward(
+                given.problem, arguments.gradient, arguments.saved, *wants, given.shard
+            )
         return tuple(gradients)
 
 
@@ -262,4 +266,4 @@ def _(*flat: Any) -> tuple[Tensor, ...]:
     return wanted(x, arguments.wants_image, x.dtype), wanted(x, arguments.wants_text, x.dtype), scale.new_empty(())
 
 
-make_differentiable(_forward, _backward, Arguments, Gradients)
+make_differentiable(_forward, _backward, Arguments, Gradients, results=2)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from otter_losses.distributed.shard import WHOLE_BATCH
 from otter_losses.ops.tracing import constant_when_traced
 
 FEWEST_PAIRS = 64
@@ -102,11 +103,11 @@ def _failed_trial(device: torch.device) -> str | None:
     """What goes wrong when a kernel is compiled and run."""
     try:
         with unset_fake_temporarily(), torch.no_grad():
-            from otter_losses.ops.triton.half import to_float16
+            from otter_losses.ops.triton import features
 
             values = torch.tensor([[3.0, -0.5], [0.25, 1.0]], device=device)
-            halves, scale = to_float16(values)
-            if not torch.equal(halves.float() * scale, values):
+            halves = features.split(values, values, torch.ones((), device=device), 1, WHOLE_BATCH)
+            if not torch.equal(halves.y.float() * halves.powers[1], values):
                 return f"{UNEXPECTED} (it gave wrong numbers)."
     except torch.OutOfMemoryError:
         raise

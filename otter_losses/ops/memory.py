@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from otter_losses.ops import products
 from otter_losses.ops.tracing import constant_when_traced
 
 DEFAULT_BYTES = 2 << 30
@@ -24,6 +25,10 @@ class Limits:
         cpu_block_rows: the fewest rows of a block.
         device_block_elements: the same elsewhere: what fills the device.
         device_eager_elements: the same of eager torch, which launches a kernel for every operation.
+        device_pass_elements: the same of a block of which nothing is stored but sums over tiles.
+        device_gradient_elements: of a block of the logits' gradient in float16.
+        device_gradient_rows: the rows of such a block, which then has so few columns that it stays that small: products sum over
+            both, and adding a share to the rest must cost little beside it.
         device_block_rows: below so many, adding a block's share of dy to the rest costs more than its product; blocks are
             whole tiles of 128 rows, which products and kernels work on.
         codes_from: pairs beyond which 16-bit codes of the Gibbs kernel save time: up to there its float32 matrix (16 MiB) stays
@@ -34,6 +39,9 @@ class Limits:
     cpu_block_rows: int = 256
     device_block_elements: int = 1 << 25
     device_eager_elements: int = 1 << 26
+    device_pass_elements: int = 1 << 28
+    device_gradient_elements: int = 3 << 24
+    device_gradient_rows: int = 4096
     device_block_rows: int = 512
     codes_from: int = 2048
 
@@ -66,6 +74,19 @@ def eager_blocks(rows: int, columns: int, device: torch.device) -> list[slice]:
     if device.type == "cpu":
         return row_blocks(rows, columns, device)
     return slices(rows, max(_limits.device_eager_elements // max(columns, 1), _limits.device_block_rows))
+
+
+def pass_blocks(rows: int, columns: int) -> list[slice]:
+    """Row blocks of a matrix of which nothing is stored, elsewhere than on the CPU."""
+    return slices(rows, max(_limits.device_pass_elements // max(columns, 1) // 128, 1) * 128)
+
+
+def gradient_blocks(rows: int, columns: int, planes: int) -> list[tuple[slice, slice]]:
+    """Blocks of a gradient of logits (rows, columns), row by row, for so many planes of float16 at the same time."""
+    elements = _limits.device_gradient_elements // planes
+    height = min(rows, max(elements // max(columns, 1) // 128 * 128, _limits.device_gradient_rows))
+    width = max(elements // max(height, 1) // 128, 1) * 128
+    return [(block, part) for block in slices(rows, height) for part in slices(columns, width)]
 
 
 def slices(rows: int, height: int) -> list[slice]:
@@ -114,12 +135,13 @@ def storage(features: Tensor, columns: int, *, has_soft_targets: bool, may_encod
     both = (2 if has_soft_targets else 1) * size <= max_memory
     if not fused:
         return Storage(dtype if both and has_soft_targets else None, both)
-    if features.dtype == dtype:
+    is_half = features.dtype in products.HALVES
+    if not (is_half or products.computes_tiles(features.device, features.dtype)):
         return Storage(dtype if has_soft_targets and size <= max_memory else None, both)
-    # Of half-precision features a product costs less than writing it to memory and reading it back.
+    # A product on half-precision units costs less than writing it to memory and reading it back.
     if not has_soft_targets:
         return Storage(None, False)
-    if may_encode and columns > _limits.codes_from and size <= 2 * max_memory:
+    if is_half and may_encode and columns > _limits.codes_from and size <= 2 * max_memory:
         return Storage(torch.int16, False)
     return Storage(dtype if size <= max_memory else None, False)
 

@@ -43,15 +43,18 @@ def unflatten(fields: type[Fields], flat: Iterator[Any]) -> Fields:
     return fields(*[unflatten(kind, flat) if hasattr(kind, "_fields") else next(flat) for kind in kinds])
 
 
-def make_differentiable(forward: Any, backward: Any, arguments: type[tuple[Any, ...]], gradients: type[tuple[Any, ...]]) -> None:
-    """Let autograd call the backward operator for the forward one's first result.
+def make_differentiable(
+    forward: Any, backward: Any, arguments: type[tuple[Any, ...]], gradients: type[tuple[Any, ...]], results: int = 1
+) -> None:
+    """Let autograd call the backward operator for so many of the forward one's first results.
 
-    The backward is given the gradient, the forward's arguments and other results, and whether the image and the text features
-    want their gradients; it returns `gradients`, of which each belongs to the argument of its name.
+    The backward is given their gradients, None where nothing depends on one of several; the forward's arguments and other
+    results; and whether the image and the text features want their gradients. It returns `gradients`, of which each belongs to
+    the argument of its name.
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        flat = [*inputs, *output[1:]]
+        flat = [*inputs, *output[results:]]
         ctx.places = [place for place, each in enumerate(flat) if isinstance(each, Tensor)]
         ctx.save_for_backward(*[flat[place] for place in ctx.places])
         ctx.flat = [None if isinstance(each, Tensor) else each for each in flat]
@@ -61,28 +64,29 @@ def make_differentiable(forward: Any, backward: Any, arguments: type[tuple[Any, 
     places = [names.index(name) for name in gradients._fields]  # type: ignore[attr-defined]
     image, text = names.index("image_features"), names.index("text_features")
 
-    def differentiate(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        results: list[Tensor | None] = [None] * len(names)
-        if gradient is None:
-            return tuple(results)
+    def differentiate(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
+        found: list[Tensor | None] = [None] * len(names)
+        if all(gradient is None for gradient in incoming[:results]):
+            return tuple(found)
         flat = ctx.flat.copy()
         for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
             flat[place] = tensor
         wants_text = ctx.needs_input_grad[text]
         wants_image = ctx.needs_input_grad[image] or not wants_text  # the scale's gradient needs one of the products
-        for place, result in zip(places, backward(gradient, *flat, wants_image, wants_text), strict=True):
-            results[place] = result
+        for place, gradient in zip(places, backward(*incoming[:results], *flat, wants_image, wants_text), strict=True):
+            found[place] = gradient
         if not wants_image:
-            results[image] = None
+            found[image] = None
         if not wants_text:
-            results[text] = None
-        return tuple(results)
+            found[text] = None
+        return tuple(found)
 
     forward.register_autograd(differentiate, setup_context=setup_context)
-    backward.register_autograd(_refuse_second_derivative)
+    backward.register_autograd(refuse_second_derivative)
 
 
-def _refuse_second_derivative(ctx: Any, *gradients: Tensor | None) -> NoReturn:
+def refuse_second_derivative(ctx: Any, *gradients: Tensor | None) -> NoReturn:
+    """What a backward operator registers for its own."""
     raise RuntimeError(
         "otter_losses has no second derivatives: its gradients are analytic, and differentiating them again was asked for. "
         "Call backward without create_graph, or use the functions of otter_losses.ops.reference, which autograd differentiates."

@@ -10,7 +10,7 @@ from torch import Tensor
 from otter_losses.ops import dispatch
 from otter_losses.ops.memory import Storage
 from otter_losses.ops.similarity import Similarity
-from otter_losses.ops.targets import SoftTargets
+from otter_losses.ops.targets import HardTargets, Mean, SoftTargets
 
 
 class Student(NamedTuple):
@@ -70,14 +70,18 @@ class Problem:
 
     Attributes:
         student: the features and their scale.
+        hard: the given targets.
         soft: a teacher's targets, if any.
+        mean: the means of the cross entropies that are wanted, from kernels alone; None for those of every pair.
         rows: this rank's rows, of all N.
         storage: what the forward keeps.
         backend: as `dispatch.resolve` returned it.
     """
 
     student: Student
+    hard: HardTargets
     soft: SoftTargets | None
+    mean: Mean | None
     rows: slice
     storage: Storage
     backend: str
@@ -122,7 +126,7 @@ class Saved(NamedTuple):
         column_scalings: the same of all columns, (parts, 2, N).
         gibbs: local rows of the teacher's Gibbs kernel, (b, N); empty where `Storage` does not keep it.
         cosines: those of the student, (b, N); of eager torch its logits or their exponentials. Empty where `Storage` keeps none.
-        scalars: see `Scalar`.
+        scalars: see `Scalar`; empty of kernels without a teacher.
     """
 
     row_lse: Tensor
@@ -142,16 +146,34 @@ class Saved(NamedTuple):
         b, n = problem.student.image_features.shape[0], problem.student.all_text_features.shape[0]
         has_soft_targets = problem.soft is not None
         gibbs = storage.gibbs if matrices else None
-        parts = 1 if dispatch.is_fused(problem.backend) else 2
+        fused = dispatch.is_fused(problem.backend)
+        parts, vectors = (1, like.new_empty) if fused else (2, like.new_zeros)
         return cls(
             row_lse=like.new_empty(b) if row_lse is None else row_lse,
             column_lse=like.new_empty(n) if column_lse is None else column_lse,
-            row_scalings=like.new_zeros(parts, 2, b if has_soft_targets else 0),
-            column_scalings=like.new_zeros(parts, 2, n if has_soft_targets else 0),
+            row_scalings=vectors(parts, 2, b if has_soft_targets else 0),
+            column_scalings=vectors(parts, 2, n if has_soft_targets else 0),
             gibbs=like.new_empty(0) if gibbs is None else like.new_empty(b, n, dtype=gibbs),
             cosines=like.new_empty(b, n) if matrices and storage.cosines else like.new_empty(0),
-            scalars=like.new_zeros(len(Scalar)),
+            scalars=vectors(len(Scalar) if has_soft_targets or not fused else 0),
         )
+
+
+class CrossEntropies(NamedTuple):
+    """Of every local pair, of the softmaxes of its row and of its column, against the given and against the soft targets: (2, b).
+
+    Of `Mean` the means, 0-D. Those against soft targets that are not there are of no account.
+    """
+
+    given: Tensor
+    soft: Tensor
+
+
+class CrossEntropyGradients(NamedTuple):
+    """Of `CrossEntropies`; None where nothing depends on them."""
+
+    given: Tensor | None
+    soft: Tensor | None
 
 
 class Gradients(NamedTuple):

@@ -5,6 +5,9 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from otter_losses.ops.tracing import constant_when_traced
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -35,6 +38,11 @@ def _sums_in_float32(device: torch.device, dtype: torch.dtype) -> tuple[bool, bo
     """Whether this torch multiplies, and multiplies and adds, operands of that type into float32 there."""
     if device.type != "cuda" or dtype not in HALVES:
         return False, False
+    with unset_fake_temporarily():
+        return _tried(device, dtype)
+
+
+def _tried(device: torch.device, dtype: torch.dtype) -> tuple[bool, bool]:
     operand, out = torch.zeros(16, 16, dtype=dtype, device=device), torch.zeros(16, 16, device=device)
 
     def works(run: Callable[[], Tensor]) -> bool:
@@ -75,3 +83,25 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
             return
         a, b = a.float(), b.float()
     torch.addmm(total, a, b, beta=0 if first else 1, out=total)
+
+
+@constant_when_traced
+def computes_tiles(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether kernels multiply such features themselves, tile by tile, on half-precision units.
+
+    Writing a product to memory and reading it back costs more than the product there.
+    Float32 features are multiplied in parts, which wants float32 results of the vendor's half-precision products too.
+    """
+    return device.type != "cuda" or _computes_tiles(device, dtype)
+
+
+@cache
+def _computes_tiles(device: torch.device, dtype: torch.dtype) -> bool:
+    return _has_matrix_units(device) and (dtype in HALVES or all(_sums_in_float32(device, torch.float16)))
+
+
+def _has_matrix_units(device: torch.device) -> bool:
+    """Of half precision, for Triton: from Ampere on; of AMD's, MI200, MI300 and MI350."""
+    if torch.version.cuda is None:
+        return str(torch.cuda.get_device_properties(device).gcnArchName).startswith(("gfx90a", "gfx94", "gfx95"))
+    return torch.cuda.get_device_capability(device) >= (8, 0)

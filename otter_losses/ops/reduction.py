@@ -23,3 +23,6 @@ class Reduction(Protocol):
 
     def reduce_scatter(self, partial: Tensor) -> Tensor:
         """Rows (N, ...) summed over the ranks, of which this rank gets its own (b, ...)."""
+
+    def all_gather_columns(self, local: Tensor) -> Tensor:
+        """Columns (..., b) of this rank to columns (..., N) of all ranks."""

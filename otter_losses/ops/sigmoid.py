@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from otter_losses.distributed.shard import BatchShard
-from otter_losses.ops import dispatch, memory
+from otter_losses.ops import dispatch, memory, products
 from otter_losses.ops.eager import sigmoid as eager
 from otter_losses.ops.execution import Execution
 from otter_losses.ops.memory import wanted
-from otter_losses.ops.operator import make_differentiable, schema, unflatten
+from otter_losses.ops.operator import make_differentiable, refuse_second_derivative, schema, unflatten
 from otter_losses.ops.problem import SigmoidGradients, SigmoidProblem, Student
 
 
@@ -26,6 +26,23 @@ def sigmoid(student: Student, logit_bias: Tensor, execution: Execution) -> Tenso
     """The summed loss of every local row, (b,), with a 0-D bias of the computing dtype."""
     losses: Tensor = _forward(*Arguments.pack(student, logit_bias, execution))[0]
     return losses
+
+
+def makes_gradient_with_value(student: Student, logit_bias: Tensor, execution: Execution) -> bool:
+    """Whether `sigmoid_mean` can: where kernels compute their tiles, for one process, and somebody wants a gradient."""
+    if not dispatch.is_fused(execution.backend) or execution.shard.is_distributed or not torch.is_grad_enabled():
+        return False
+    x = student.image_features
+    differentiated = (*student.differentiated(), student.logit_scale, logit_bias)
+    return any(each.requires_grad for each in differentiated) and products.computes_tiles(x.device, x.dtype)
+
+
+def sigmoid_mean(student: Student, logit_bias: Tensor, execution: Execution) -> Tensor:
+    """The mean of `sigmoid`, 0-D. Its gradient is made with it: the weight of every row is known beforehand."""
+    x, y = student.differentiated()
+    wants = x.requires_grad or not y.requires_grad, y.requires_grad
+    value: Tensor = _mean(*Arguments.pack(student, logit_bias, execution), *wants)[0]
+    return value
 
 
 class Arguments(NamedTuple):
@@ -153,3 +170,72 @@ def _(*flat: Any) -> tuple[Tensor, ...]:
 
 
 make_differentiable(_forward, _backward, Arguments, SigmoidGradients)
+
+
+class MeanArguments(NamedTuple):
+    """The flat list of `sigmoid_mean`'s operator: whether the image and the text features want their gradients, besides."""
+
+    forward: Arguments
+    wants_image: bool
+    wants_text: bool
+
+
+@torch.library.custom_op(
+    "otter_losses::sigmoid_mean", mutates_args=(), schema=schema(MeanArguments, 1 + len(SigmoidGradients._fields))
+)
+def _mean(*flat: Any) -> tuple[Tensor, ...]:
+    """The mean, and its gradients, float32."""
+    from otter_losses.ops.triton import sigmoid as fused
+
+    arguments = unflatten(MeanArguments, iter(flat))
+    given = arguments.forward
+    with torch.no_grad(), torch.autocast(given.image_features.device.type, enabled=False):
+        with memory.advice_when_exhausted(given.max_memory):
+            value, gradients = fused.mean_with_gradients(given.problem, arguments.wants_image, arguments.wants_text)
+        return value, *gradients
+
+
+@_mean.register_fake
+def _(*flat: Any) -> tuple[Tensor, ...]:
+    arguments = unflatten(MeanArguments, iter(flat))
+    x, scale = arguments.forward.image_features, arguments.forward.logit_scale
+    features = (wanted(x, wants, torch.float32) for wants in (arguments.wants_image, arguments.wants_text))
+    return scale.new_empty(()), *features, scale.new_empty(()), scale.new_empty(())
+
+
+@torch.library.custom_op("otter_losses::sigmoid_mean_backward", mutates_args=())
+def _mean_backward(gradient: Tensor, made: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The gradients that were made with the mean, times that of the mean; those of features in their dtype."""
+    dx, dy, *scalars = made
+    features = [torch.mul(each, gradient, out=each.new_empty(each.shape, dtype=dtype)) for each in (dx, dy)]
+    return [*features, *(each * gradient for each in scalars)]
+
+
+@_mean_backward.register_fake
+def _(gradient: Tensor, made: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    dx, dy, *scalars = made
+    return [dx.new_empty(dx.shape, dtype=dtype), dy.new_empty(dy.shape, dtype=dtype), *map(torch.empty_like, scalars)]
+
+
+_mean_backward.register_autograd(refuse_second_derivative)
+
+
+def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.dtype = inputs[0].dtype
+    ctx.set_materialize_grads(False)
+
+
+def _give_gradients(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    names = Arguments._fields
+    found: list[Tensor | None] = [None] * (len(names) + 2)
+    if gradient is None:
+        return tuple(found)
+    made = _mean_backward(gradient, list(ctx.saved_tensors), ctx.dtype)
+    for name, each in zip(SigmoidGradients._fields, made, strict=True):
+        if ctx.needs_input_grad[names.index(name)]:
+            found[names.index(name)] = each
+    return tuple(found)
+
+
+_mean.register_autograd(_give_gradients, setup_context=_keep_gradients)

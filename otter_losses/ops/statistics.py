@@ -17,15 +17,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from otter_losses.ops.problem import Problem, Student
+from otter_losses.ops.problem import CrossEntropies, CrossEntropyGradients, Problem, Student
 from otter_losses.ops.reduction import Reduction
-from otter_losses.ops.targets import HardTargets, SoftTargets
+from otter_losses.ops.targets import SoftTargets
 
 
 class Statistics(NamedTuple):
     """Of the logits' rows, (b,), and of all their columns, (N,): sums over the local rows until `reduce_columns`.
 
-    Expected logits and entropies are those of the soft targets, of no account where there are none or nobody asks for them.
+    Kernels keep logits and their log-sum-exps in octaves. Expected logits and entropies are those of the soft targets, of no
+    account where there are none or nobody asks for them.
     """
 
     row_lse: Tensor
@@ -58,26 +59,22 @@ def reduce_columns(statistics: Statistics, soft: SoftTargets | None, reduce: Red
             reduce.all_reduce_sum_(statistics.column_entropy)
 
 
-def cross_entropies(statistics: Statistics, hard: HardTargets, problem: Problem, reduce: Reduction) -> Tensor:
-    """Of every local pair, (4, b): given row and column, soft row and column. Zeros for soft targets that are not there.
-
-    Less the targets' own entropy where that makes a divergence of the soft ones.
-    """
-    soft, rows = problem.soft, problem.rows
-    losses = statistics.row_lse.new_zeros(4, len(statistics.row_lse))
-    lse = torch.stack((statistics.row_lse, statistics.column_lse[rows]), out=losses[:2])
+def cross_entropies(statistics: Statistics, problem: Problem, reduce: Reduction) -> CrossEntropies:
+    """Of every local pair, less the soft targets' own entropy where that makes a divergence of them."""
+    hard, soft, rows = problem.hard, problem.soft, problem.rows
+    given = torch.stack((statistics.row_lse, statistics.column_lse[rows]))
+    transported = given.new_empty(0)
     if soft is not None:
-        expected = torch.stack((statistics.row_expected_logit, statistics.column_expected_logit[rows]))
-        torch.sub(lse, expected, out=losses[2:])
+        transported = given - torch.stack((statistics.row_expected_logit, statistics.column_expected_logit[rows]))
         if soft.divergence:
-            losses[2:] -= torch.stack((statistics.row_entropy, statistics.column_entropy[rows]))
-    lse.sub_(hard.of_diagonal(statistics.own_logit))
+            transported -= torch.stack((statistics.row_entropy, statistics.column_entropy[rows]))
+    given.sub_(hard.of_diagonal(statistics.own_logit))
     if hard.uniform is not None:
-        lse.sub_(_logit_sums(problem.student, reduce).mul_(hard.uniform))
-    return losses
+        given.sub_(logit_sums(problem.student, reduce).mul_(hard.uniform))
+    return CrossEntropies(given, transported)
 
 
-def _logit_sums(student: Student, reduce: Reduction) -> Tensor:
+def logit_sums(student: Student, reduce: Reduction) -> Tensor:
     """Sums of the local rows and of their own columns of the logits, (2, b)."""
     scale = student.logit_scale
     all_images = reduce.all_reduce_sum_(student.image_features.sum(0, dtype=scale.dtype))
@@ -109,16 +106,13 @@ class Weights(NamedTuple):
     magnitude: Tensor
 
     @classmethod
-    def of(cls, gradient: Tensor, hard: HardTargets, problem: Problem) -> "Weights":
-        """For gradients of the cross entropies of all ranks' pairs, of which the problem's rows are this rank's.
-
-        (4, N), or (2, N) without soft targets.
-        """
-        gradient, magnitude = over_magnitude(gradient)
-        given_row, given_column, *soft = gradient
-        rows = problem.rows
+    def of(cls, gradient: CrossEntropyGradients, problem: Problem, reduce: Reduction) -> "Weights":
+        """For gradients of the local pairs' cross entropies, on every rank."""
+        every, magnitude = gathered(gradient, problem, reduce)
+        given_row, given_column, *soft = every
+        hard, rows = problem.hard, problem.rows
         diagonal = (given_row + given_column)[rows]
-        uniform = None if hard.uniform is None else gradient[:2] * hard.uniform
+        uniform = None if hard.uniform is None else every[:2] * hard.uniform
         soft_row, soft_column = soft or (given_row, given_column)  # of no account without soft targets
         return cls(
             row_lse=(given_row + soft_row)[rows] if soft else given_row[rows],
@@ -130,6 +124,14 @@ class Weights(NamedTuple):
             column_uniform=None if uniform is None else uniform[1],
             magnitude=magnitude,
         )
+
+
+def gathered(gradient: CrossEntropyGradients, problem: Problem, reduce: Reduction) -> tuple[Tensor, Tensor]:
+    """Gradients of all ranks' pairs, (4, N), or (2, N) without soft targets, over a magnitude; and that, 0-D."""
+    parts = gradient[: 1 if problem.soft is None else 2]
+    like, b = problem.student.logit_scale, len(problem.student.image_features)
+    local = torch.cat([like.new_zeros(2, b) if part is None else part for part in parts])
+    return over_magnitude(reduce.all_gather_columns(local))
 
 
 def over_magnitude(gradient: Tensor, reduce: Reduction | None = None) -> tuple[Tensor, Tensor]:

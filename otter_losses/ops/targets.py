@@ -16,10 +16,32 @@ class HardTargets:
     on_diagonal: float | Tensor = 1.0
     uniform: float | Tensor | None = None
 
+    def as_tensor(self, like: Tensor) -> Tensor:
+        """Both numbers, (2,), made where the device is."""
+        both = like.new_empty(2)
+        for place, number in zip(both, (self.on_diagonal, 0.0 if self.uniform is None else self.uniform), strict=True):
+            place.copy_(number) if isinstance(number, Tensor) else place.fill_(number)
+        return both
+
     def of_diagonal(self, values: Tensor) -> Tensor:
         """Values times `on_diagonal`."""
         is_one = not isinstance(self.on_diagonal, Tensor) and self.on_diagonal == 1
         return values if is_one else values * self.on_diagonal
+
+
+@dataclass(frozen=True, eq=False)
+class Mean:
+    """What is wanted of the pairs' cross entropies: two weighted means over pairs and directions, given and soft.
+
+    Attributes:
+        alpha: weight of the given targets; the soft ones' is the rest.
+        prior: one alpha for each pair, (b,), in place of that; None for none.
+        factor: what the weighted sums are multiplied with.
+    """
+
+    alpha: float
+    prior: Tensor | None
+    factor: float
 
 
 @dataclass(frozen=True)

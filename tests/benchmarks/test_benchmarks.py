@@ -1,8 +1,8 @@
 """The GPU benchmark's machinery, on the CPU at tiny sizes: its numbers mean nothing here."""
 
-import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,17 +16,19 @@ import torch
 from torch import Tensor
 
 from benchmarks import markdown
-from benchmarks.batch import Batch
+from benchmarks.batch import Batch, Problems
 from benchmarks.kernels import declared
-from benchmarks.roofline import floors
-from benchmarks.roofline.chips import Chip
-from benchmarks.roofline.work import LOSSES, Work
-from benchmarks.speed import accuracy, attempts, gpu, lineup, profiles, rivals
+from benchmarks.measure import Timing
+from benchmarks.roofline.work import LOSSES
+from benchmarks.speed import accuracy, attempts, gpu, lineup, plan, profiles, rivals
+from benchmarks.speed import bench as benching
 from benchmarks.speed import report as tables
 from benchmarks.speed.bench import Bench
-from benchmarks.speed.contenders import eager_info_nce, of_eager
-from benchmarks.speed.ledger import Key, Ledger
-from benchmarks.speed.lineup import Cell, Contender
+from benchmarks.speed.contenders import eager_info_nce, of_eager, sinkhorn_loop
+from benchmarks.speed.ledger import Key, Ledger, median
+from benchmarks.speed.lineup import Contender
+from benchmarks.speed.plan import Cell
+from otter_losses import sinkhorn_knopp
 from tests.helpers.paths import ROOT
 
 
@@ -49,13 +51,13 @@ BROKEN = Contender("broken", broken, "info_nce")
 # ---- rows ----
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("mode", plan.MODES)
 @pytest.mark.parametrize("turns", [True, False])
-def test_every_contender_gets_a_row_of_times(tmp_path: Path, dtype: str, turns: bool) -> None:
+def test_every_contender_gets_a_row_of_times(tmp_path: Path, mode: str, turns: bool) -> None:
     running = bench(tmp_path)
-    running.timed(Cell("losses", 8, 4, dtype), [PLAIN, BROKEN], turns)
+    running.timed(Cell("headline", 8, 4, mode), [PLAIN, BROKEN], turns)
     assert statuses(running.ledger) == {"plain": "ok", "broken": "failed: ValueError: not made"}
-    row = running.ledger.rows[Key("losses", 8, 4, dtype, "plain")]
+    row = running.ledger.rows[Key("losses", 8, 4, mode, "plain")]
     assert row["step"]["median_ms"] > 0
     assert row["forward"]["median_ms"] > 0
     assert json.loads(running.ledger.file.read_text())["rows"] == json.loads(json.dumps(list(running.ledger.rows.values())))
@@ -74,13 +76,61 @@ def test_a_contender_that_fails_after_its_first_run_is_a_row(tmp_path: Path) -> 
         return value
 
     running = bench(tmp_path)
-    running.timed(Cell("losses", 8, 4, "float32"), [Contender("late", make, "info_nce"), PLAIN], True)
+    running.timed(Cell("headline", 8, 4, "float32"), [Contender("late", make, "info_nce"), PLAIN], True)
     assert statuses(running.ledger) == {"late": "out of memory", "plain": "ok"}
+
+
+def test_a_graph_s_time_stands_beside_the_clock_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a replay made up, and a device that calls itself CUDA where that alone is asked."""
+    running = bench(tmp_path)
+    batch = Batch(8, 4, "cpu")
+    key = Key("losses", 8, 4, "float32", "plain")
+    monkeypatch.setattr(benching, "time_graph", lambda run, repetitions, device: run() and Timing((2.0, 2.0, 3.0)))
+    running.timed(Cell("headline", 8, 4, "float32"), [PLAIN], True)
+    assert set(running.ledger.rows) == {key}
+    waiting = {key: running._warm(PLAIN, batch, 8)}
+    running.device = "cuda"
+    monkeypatch.setattr(running, "tidy", lambda: None)
+    monkeypatch.setattr(benching, "once", lambda run, device: 4.0)
+    running.finish(waiting, False)
+    graph = running.ledger.rows[key._replace(group="losses, graph")]
+    assert median(graph) == 2.0
+    assert median(running.ledger.rows[key]) == 4.0
+    (line,) = (line for line in tables.report(running.ledger).splitlines() if line.startswith("| 8 | plain"))
+    assert "| 4 (0%) | 2 (25%) |" in line
+    assert running._graph(key._replace(pairs=65536), lambda: pytest.fail("too large for a graph"))
+
+
+def test_a_failed_capture_ends_the_process_when_the_others_have_their_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves the allocator without a way to free."""
+
+    def replayed(run: Callable[[], object], repetitions: int, device: str) -> Timing:
+        if run is fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return Timing((1.0,))
+
+    def fails() -> None: ...
+
+    running = bench(tmp_path)
+    running.device = "cuda"
+    monkeypatch.setattr(running, "tidy", lambda: None)
+    monkeypatch.setattr(benching, "time_graph", replayed)
+    keys = [Key("losses", 8, 4, "float32", name) for name in ("fails", "works", "syncs")]
+    runs: list[Callable[[], object]] = [fails, lambda: None, lambda: None]
+    waiting = {key: benching.Warm({"step": run}, {}, {}, graph=key.name != "syncs") for key, run in zip(keys, runs, strict=True)}
+    with pytest.raises(SystemExit) as ended:
+        running.finish(waiting, False)
+    assert ended.value.code == attempts.RESTART
+    graphs = {row["name"]: row["status"] for row in running.ledger.of("losses, graph")}
+    assert graphs.pop("fails").startswith("failed: RuntimeError: operation not permitted")
+    assert graphs == {"works": "ok"}
 
 
 def test_what_the_budget_does_not_reach_says_so(tmp_path: Path) -> None:
     running = bench(tmp_path, seconds=-1)
-    running.run(Cell("losses", 8, 4, "float32"))
+    running.run(Cell("headline", 8, 4, "float32"))
     running.run(Cell("accuracy", 8, 4, "float32"))
     assert set(statuses(running.ledger).values()) == {"not reached"}
     assert "not reached" in tables.report(running.ledger)
@@ -111,14 +161,14 @@ def test_a_missing_package_names_what_to_install() -> None:
 
 def test_another_process_goes_on_where_one_died(tmp_path: Path) -> None:
     dead = bench(tmp_path)
-    dead.timed(Cell("losses", 8, 4, "float32"), [PLAIN], True)
+    dead.timed(Cell("headline", 8, 4, "float32"), [PLAIN], True)
     key = Key("losses", 8, 4, "float32", "killer")
     dead.ledger.begin(key)
     ledger = Ledger.resume(tmp_path / "gpu")
     assert ledger.rows[key]["status"].startswith("failed: the process died")
     assert ledger.about["started"] == dead.ledger.about["started"]
     again = Bench(ledger, "cpu", time.time() + 60, repetitions=1)
-    again.timed(Cell("losses", 8, 4, "float32"), [PLAIN, Contender("killer", broken, "info_nce"), BROKEN], True)
+    again.timed(Cell("headline", 8, 4, "float32"), [PLAIN, Contender("killer", broken, "info_nce"), BROKEN], True)
     assert ledger.rows[key]["status"].startswith("failed: the process died")
     assert statuses(ledger)["broken"] == "failed: ValueError: not made"
 
@@ -137,15 +187,17 @@ def test_the_supervisor_repeats_what_ends_badly(tmp_path: Path) -> None:
 
 def test_the_whole_run_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TARGETS", "ACCURACY", "PROFILED"):
-        monkeypatch.setattr(lineup, name, (16,))
+        monkeypatch.setattr(plan, name, (16,))
+    monkeypatch.setattr(plan, "SINKHORN", ((16, 3),))
     text = "--device cpu --pairs 16 --widths 8 --repetitions 1 --budget-seconds 60"
-    only = "^(?!.*(triton|compile|kernel|memeff|inf-cl|POT|flash))"
+    only = "^(?!.*(compile|kernel|memeff|inf-cl|POT|flash))"
     options = gpu.arguments().parse_args([*text.split(), "--only", only, "--output", str(tmp_path)])
     ledger = Ledger(tmp_path / "gpu")
     gpu.work(ledger, options)
-    assert {key.group for key in ledger.rows} == {"ceilings", "losses", "accuracy", "graph", "targets"}
+    assert {key.group for key in ledger.rows} == {"ceilings", "losses", "accuracy", "targets", "sinkhorn", "profile"}
     good = {key.name for key, row in ledger.rows.items() if key.group == "losses" and row["status"] == "ok"}
-    assert {"eager ClipLoss", "released OTTER", "InfoNCELoss [torch]", "OTTERLoss [torch]", "SigLIPLoss [torch]"} <= good
+    assert {"eager ClipLoss", "released OTTER", "InfoNCELoss", "OTTERLoss", "SigLIPLoss", "OTTERLoss [torch]"} <= good
+    assert {key.mode for key in ledger.rows if key.group == "losses"} == {"bfloat16", "autocast", "float32"}
     assert {row["name"] for row in ledger.of("accuracy") if row["status"] != "ok"} == {
         row["name"] for row in ledger.of("losses") if row["status"] != "ok"
     }
@@ -155,36 +207,72 @@ def test_the_whole_run_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "one N x N x 2D product",
     }
     report = tables.report(ledger)
-    for words in ("Ceilings measured in this run", "## bfloat16, D = 8", "## float32, D = 8", "## Targets alone", "No number"):
+    assert {row["name"] for row in ledger.of("sinkhorn")} == {"sinkhorn_knopp", "a loop"}
+    for words in (
+        "## What is asked for",
+        "Ceilings measured in this run",
+        "## bfloat16 features, D = 8",
+        "## float32 features inside torch.autocast(bfloat16), D = 8",
+        "## float32 features, D = 8",
+        "## Targets alone",
+        "## Transport alone",
+        "## Where the time goes: OTTERLoss",
+        "No number",
+    ):
         assert words in report
-    for line in report.splitlines():
-        if line.startswith("| 16 | OTTERLoss [torch] |"):
-            assert line.count("|") == 12
-            break
-    else:
-        pytest.fail("no row of OTTERLoss")
+    (*rows,) = (line for line in report.splitlines() if line.startswith("| 16 | OTTERLoss |"))
+    assert len(rows) == 3
+    assert {line.count("|") for line in rows} == {12}
 
 
 def test_the_plan_starts_with_what_matters_and_names_each_cell_once() -> None:
-    cells = lineup.plan(list(lineup.ORDER), [512, 768], ["bfloat16", "float32"])
+    cells = plan.plan(list(plan.ORDER), [512, 768], list(plan.MODES))
     assert len(set(cells)) == len(cells)
-    losses = [cell for cell in cells if cell.stage == "losses"]
-    assert [cell.pairs for cell in losses[:7]] == [4096, 16384, 512, 1024, 32768, 65536, 262144]
-    assert {(cell.width, cell.dtype) for cell in losses[:7]} == {(512, "bfloat16")}
-    assert {(cell.width, cell.dtype) for cell in losses[7:13]} == {(512, "float32")}
-    assert losses[13] == Cell("losses", 65536, 768, "bfloat16")
-    assert [cell for cell in losses if cell.pairs == 262144] == [Cell("losses", 262144, 512, "bfloat16")]
-    largest = [found.name for found in lineup.losses(Cell("losses", 262144, 512, "bfloat16"))]
-    assert largest == ["InfoNCELoss [triton]", "OTTERLoss [triton]", "SigLIPLoss [triton]"]
-    assert "OTTERLoss [triton], max_memory=0" in [found.name for found in lineup.losses(Cell("losses", 32768, 512, "bfloat16"))]
+    assert cells[:4] == [Cell("headline", n, 512, mode) for n in (4096, 16384) for mode in ("bfloat16", "autocast")]
+    stages = list(dict.fromkeys((cell.stage, cell.width, cell.mode) for cell in cells if cell.stage != "sinkhorn"))
+    assert stages[:6] == [
+        ("headline", 512, "bfloat16"),
+        ("headline", 512, "autocast"),
+        ("targets", 512, "float32"),
+        ("headline", 512, "float32"),
+        ("torch", 512, "bfloat16"),
+        ("accuracy", 512, "bfloat16"),
+    ]
+    headlines = [cell for cell in cells if cell.stage == "headline"]
+    assert headlines[10:12] == [Cell("headline", 65536, 512, "bfloat16"), Cell("headline", 262144, 512, "bfloat16")]
+    assert headlines[17] == Cell("headline", 65536, 768, "bfloat16")
+    assert [cell.stage for cell in cells if cell.pairs == 262144] == ["headline", "others"]
+    largest = [found.name for found in lineup.contenders(Cell("headline", 262144, 512, "bfloat16"))]
+    assert largest == ["InfoNCELoss", "OTTERLoss", "SigLIPLoss"]
+    assert "OTTERLoss, max_memory=0" in [found.name for found in lineup.contenders(Cell("others", 32768, 512, "bfloat16"))]
 
 
-@pytest.mark.parametrize("cell", [Cell("losses", n, 512, dtype) for n in lineup.ORDER for dtype in lineup.DTYPES])
-def test_names_are_unique_in_a_cell_and_families_known(cell: Cell) -> None:
-    found = lineup.losses(cell)
+@pytest.mark.parametrize("mode", plan.MODES)
+@pytest.mark.parametrize("pairs", plan.ORDER)
+def test_names_are_unique_in_a_group_and_families_known(mode: str, pairs: int) -> None:
+    cells = [cell for cell in plan.plan([pairs], [512], [mode]) if cell.group == "losses"]
+    found = [contender for cell in cells for contender in lineup.contenders(cell)]
     assert len({contender.name for contender in found}) == len(found)
     assert {contender.family for contender in found} <= set(accuracy.ORACLES)
     assert {contender.floor for contender in found} <= {"", *LOSSES}
+
+
+def test_under_autocast_everyone_gets_float32_features_and_multiplies_half_ones() -> None:
+    cell = Cell("headline", 32, 16, "autocast")
+    batch = cell.batch("cpu")
+    assert isinstance(batch, Batch)
+    assert batch.x.dtype == torch.float32
+    assert batch.inside(lambda: batch.x @ batch.y.T)().dtype == torch.bfloat16
+    eager = of_eager(batch, lambda x, y, scale: x @ y.T)()
+    assert eager.dtype == torch.bfloat16
+    plain = Cell("headline", 32, 16, "float32").batch("cpu")
+    assert isinstance(plain, Batch)
+    assert plain.inside(lambda: plain.x @ plain.y.T)().dtype == torch.float32
+
+
+def test_the_loop_that_transport_is_held_against_computes_the_same() -> None:
+    scores = Problems(12, 2, "cpu").scores
+    torch.testing.assert_close(sinkhorn_loop(scores, 0.15, 7), sinkhorn_knopp(scores, 0.15, 7))
 
 
 # ---- accuracy ----
@@ -195,7 +283,8 @@ def test_names_are_unique_in_a_cell_and_families_known(cell: Cell) -> None:
 )
 def test_oracles_are_the_contenders_own(name: str) -> None:
     """In float32 the library's losses are their oracles, to rounding."""
-    contender = next(c for c in lineup.losses(Cell("losses", 12, 6, "float32")) if c.name == f"{name} [torch]")
+    cells = Cell("headline", 12, 6, "float32"), Cell("others", 12, 6, "float32")
+    contender = next(found for cell in cells for found in lineup.contenders(cell) if found.name == name)
     batch = Batch(12, 6, "cpu")
     found = accuracy.error(batch, contender.make(batch), contender.family)
     assert found["gradient_error"] < 1e-5
@@ -208,58 +297,7 @@ def test_a_wrong_gradient_has_its_distance() -> None:
     assert accuracy.distance((None, truth[1], None), truth) == pytest.approx(3 / 5)
 
 
-# ---- floors ----
-
-
-def test_floors_at_a_point_counted_by_hand() -> None:
-    """N = 1,000, D = 100, half precision, products stored: one is 0.2 GFLOP over 0.4 MB of features, its block 4 MB."""
-    work = Work(1000, 100, half=True, computes=False)
-    steps = work.steps("InfoNCE")
-    assert sum(step.operations for step in steps) == 4 * 0.2e9
-    assert sum(step.block for step in steps) == 16e6
-    assert sum(step.bytes for step in steps) == 4 * 0.4e6 + 2e6 + 2 * 2e6
-    slow_memory = Chip("", bandwidth=1e9, half=1e15, single=1e15, computes_tiles=False)
-    assert work.milliseconds("InfoNCE", slow_memory, cached=True) == pytest.approx(7.6)
-    assert work.milliseconds("InfoNCE", slow_memory, cached=False) == pytest.approx(23.6)
-    slow_products = Chip("", bandwidth=1e15, half=1e9, single=1e9, computes_tiles=False)
-    assert work.milliseconds("InfoNCE", slow_products, cached=True) == pytest.approx(800, rel=1e-3)
-    otter = work.steps("OTTER")
-    assert sum(step.operations for step in otter) == 6 * 0.2e9
-    assert sum(step.bytes for step in otter) == 6 * 0.4e6 + (2 + 5 * 4 + 2 + 4 + 4) * 1e6
-
-
-def test_products_that_kernels_compute_are_not_written() -> None:
-    stored, computed = Work(1000, 100, half=True, computes=False), Work(1000, 100, half=True)
-    for loss in ("InfoNCE", "OTTER"):
-        assert sum(step.operations for step in computed.steps(loss)) == sum(step.operations for step in stored.steps(loss))
-        assert sum(step.bytes for step in computed.steps(loss)) == sum(step.bytes for step in stored.steps(loss))
-        assert sum(step.block for step in computed.steps(loss)) == 0
-    # One step of a product and of what reads it takes the longer of their times, not both.
-    even = Chip("", bandwidth=1e9, half=0.2e9 / 2.4e-3, single=1e9)
-    assert computed.milliseconds("InfoNCE", even, cached=False) == pytest.approx(2.4 + 3 * 2.4, rel=1e-3)
-
-
-def test_a_kernel_beyond_max_memory_is_computed_eight_times() -> None:
-    kept, again = Work(1000, 100, True), Work(1000, 100, True, max_memory=0)
-    assert kept.stores_kernel()
-    assert not again.stores_kernel()
-    more = sum(step.operations for step in again.otter()) - sum(step.operations for step in kept.otter())
-    assert more == 7 * 2 * 0.2e9
-
-
-def test_floors_of_float32_grow_with_what_is_kept() -> None:
-    steps = Work(1000, 100, half=False).steps("OTTER")
-    assert sum(step.block for step in steps) == 0
-    assert sum(step.bytes for step in steps) == 6 * 2 * 0.4e6 - 2 * 0.4e6 + (4 + 8 + 40 + 4 + 8 + 12 + 8) * 1e6
-
-
-def test_the_floors_table_has_a_row_for_each(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    found = floors.rows([512, 65536], 512)
-    assert len(found) == 2 * 2 * len(LOSSES)
-    lines = floors.table(found).splitlines()
-    assert len(lines) == 2 + len(found)
-    assert len({line.count("|") for line in lines}) == 1
-    assert any("OTTER, K recomputed" in line for line in lines)
+# ---- numbers ----
 
 
 @pytest.mark.parametrize(
@@ -291,7 +329,7 @@ def test_profiles_are_told_in_tables(tmp_path: Path) -> None:
     running = bench(tmp_path)
     running.each(Cell("profile", 8, 4, "float32"), [PLAIN], running._profile)
     report = tables.report(running.ledger)
-    assert "## Where the time goes: plain, N = 8, float32, D = 4" in report
+    assert "## Where the time goes: plain, N = 8, float32 features, D = 4" in report
     assert "8 x 4 @ 4 x 8" in report
 
 
@@ -315,21 +353,33 @@ def test_kernels_say_what_they_move(kernel: str, switches: dict[str, bool], text
 # ---- the shell command ----
 
 
-def test_a_failing_test_run_does_not_stop_the_benchmark(tmp_path: Path) -> None:
-    """With a python that only notes what it is asked for, and fails at the tests."""
+@pytest.mark.parametrize(
+    ("absent", "modules"),
+    [
+        ("", ["pytest", "benchmarks.gpu", "benchmarks.training_step", "benchmarks.kernels"]),
+        ("open_clip", ["pytest", "benchmarks.gpu", "benchmarks.kernels"]),
+    ],
+)
+def test_a_failing_test_run_does_not_stop_the_benchmark(tmp_path: Path, absent: str, modules: list[str]) -> None:
+    """With a python that only notes what it is asked for, fails at the tests, and has all packages but one."""
     fake = tmp_path / "python"
-    fake.write_text(f'#!/usr/bin/env bash\necho "$*" >>{tmp_path}/calls\n[ "$2" != pytest ] || exit 4\n')
+    fails = '[ "$2" != pytest ] || exit 4', f'[ "$2" != "import {absent}" ] || exit 1'
+    fake.write_text("\n".join(("#!/usr/bin/env bash", f'echo "$*" >>{tmp_path}/calls', *fails, "")))
     fake.chmod(0o755)
     script = ROOT / "benchmarks" / "gpu.sh"
     environment: dict[str, Any] = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", str(script), str(tmp_path / "out")], env=environment, check=False)
     assert done.returncode == 4
-    modules = [line.split()[1] for line in (tmp_path / "calls").read_text().splitlines() if line.startswith("-m")]
-    assert modules == ["pytest", "benchmarks.gpu", "benchmarks.kernels"]
+    assert [line.split()[1] for line in (tmp_path / "calls").read_text().splitlines() if line.startswith("-m")] == modules
 
 
-def test_options_have_the_sizes_asked_for() -> None:
-    options: argparse.Namespace = gpu.arguments().parse_args([])
-    assert sorted(options.pairs) == [512, 1024, 4096, 16384, 32768, 65536, 262144]
-    assert options.widths == [512, 768]
-    assert options.dtypes == ["bfloat16", "float32"]
+def test_a_part_that_takes_too_long_is_ended_and_the_others_run(tmp_path: Path) -> None:
+    """With a python whose tests never end, and a `timeout` that is not patient."""
+    (tmp_path / "python").write_text(f'#!/usr/bin/env bash\necho "$*" >>{tmp_path}/calls\n[ "$2" != pytest ] || sleep 60\n')
+    (tmp_path / "timeout").write_text(f'#!/usr/bin/env bash\nexec {shutil.which("timeout")} 0.5 "${{@:4}}"\n')
+    for name in ("python", "timeout"):
+        (tmp_path / name).chmod(0o755)
+    environment: dict[str, Any] = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path)], env=environment, check=False)
+    assert done.returncode == 124
+    assert "-m benchmarks.kernels" in (tmp_path / "calls").read_text()

@@ -13,7 +13,6 @@ from otter_losses.distributed.shard import BatchShard
 from otter_losses.functional import otter_loss
 from otter_losses.ops.eager import cross_entropy as eager
 from otter_losses.ops.memory import Storage
-from otter_losses.ops.targets import HardTargets
 from tests.helpers.batches import make_features
 from tests.helpers.problems import forward_and_backward, make_problem, transported
 from tests.helpers.processes import run
@@ -72,7 +71,7 @@ def largest(shard: BatchShard, batch: list[Tensor], keep: bool) -> int:
     storage, soft = Storage(torch.float32 if keep else None, keep), transported(v, t, torch.tensor(6.0))
     problem = make_problem(x[rows].clone(), y, torch.tensor(10.0), storage, soft, rows)
     with Largest() as counted:
-        forward_and_backward(eager, problem, HardTargets(), shard)
+        forward_and_backward(eager, problem, shard)
     return int(counted.numbers)
 
 

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
 from otter_losses.ops.memory import Storage
-from otter_losses.ops.problem import Gradients, Problem, Student
-from otter_losses.ops.statistics import Weights, cross_entropies, reduce_columns
+from otter_losses.ops.problem import CrossEntropyGradients, Gradients, Problem, Student
 from otter_losses.ops.targets import HardTargets, SoftTargets
 
 
@@ -20,10 +19,11 @@ def make_problem(
     soft: SoftTargets | None = None,
     rows: slice | None = None,
     backend: str = "torch",
+    hard: HardTargets = HardTargets(),  # noqa: B008
 ) -> Problem:
     """Local images and all texts; without `rows` they are the whole batch."""
     rows = slice(0, len(texts)) if rows is None else rows
-    return Problem(Student(x, texts[rows], texts, scale), soft, rows, storage, backend)
+    return Problem(Student(x, texts[rows], texts, scale), hard, soft, None, rows, storage, backend)
 
 
 def transported(
@@ -40,13 +40,9 @@ def transported(
     return SoftTargets(v, t, inv_epsilon, gamma, gamma, torch.inf, logit_range, iterations, divergence)
 
 
-def forward_and_backward(
-    arithmetic: ModuleType, problem: Problem, hard: HardTargets, shard: BatchShard = WHOLE_BATCH
-) -> Gradients:
+def forward_and_backward(arithmetic: ModuleType, problem: Problem, shard: BatchShard = WHOLE_BATCH) -> Gradients:
     """A backend's forward and backward as the operator calls them, the losses themselves for their gradient."""
-    statistics, saved = arithmetic.forward(problem, shard)
-    reduce_columns(statistics, problem.soft, shard)
-    losses = cross_entropies(statistics, hard, problem, shard)
-    weights = Weights.of(shard.all_gather_columns(losses), hard, problem)
-    gradients: Gradients = arithmetic.backward(problem, weights, saved, True, True, shard)
+    losses, saved = arithmetic.forward(problem, shard)
+    gradient = CrossEntropyGradients(losses.given, None if problem.soft is None else losses.soft)
+    gradients: Gradients = arithmetic.backward(problem, gradient, saved, True, True, shard)
     return gradients

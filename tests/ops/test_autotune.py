@@ -85,7 +85,18 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(trials: list[int], monke
     assert len(trials) == 3
 
 
-@pytest.mark.parametrize("reason", ["environment", "deterministic", "capture", "small", "no trial"])
+def test_a_tile_that_cannot_be_launched_is_left_out(trials: list[int]) -> None:
+    def run(tile: Tile) -> None:
+        if tile["BM"] == 16:
+            raise RuntimeError("out of resource: shared memory")
+
+    block: Any = Block()
+    assert autotune.fastest("statistics", block, (4096, 4096), CHOICES, run)["BM"] != 16
+    with pytest.raises(RuntimeError, match="out of resource"):
+        autotune.fastest("other", block, (4096, 4096), [CHOICES[1], CHOICES[1]], run)
+
+
+@pytest.mark.parametrize("reason", ["environment", "deterministic", "capture", "no trial"])
 def test_without_a_trial_it_is_the_first(trials: list[int], monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
     if reason == "environment":
         monkeypatch.setenv("OTTER_LOSSES_AUTOTUNE", "0")
@@ -93,7 +104,12 @@ def test_without_a_trial_it_is_the_first(trials: list[int], monkeypatch: pytest.
         monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     if reason == "capture":
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert choose(rows=16 if reason == "small" else 4096, tries=reason != "no trial") == 8
+    assert choose(tries=reason != "no trial") == 8
+    assert trials == []
+
+
+def test_small_blocks_take_the_last_without_a_trial(trials: list[int]) -> None:
+    assert choose(rows=16) == 32
     assert trials == []
 
 
@@ -107,7 +123,7 @@ def test_sizes_with_one_choice_leave_what_is_known(trials: list[int]) -> None:
 
 def test_on_a_cpu_there_is_nothing_to_time(trials: list[int]) -> None:
     block, shape = torch.zeros(1, 1), (4096, 4096)
-    assert autotune.fastest("statistics", block, shape, CHOICES, lambda tile: None) == CHOICES[0]
+    assert autotune.fastest("statistics", block, shape, CHOICES, lambda tile: None) == CHOICES[-1]
     assert trials == []
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from otter_losses import InfoNCELoss, OTTERLoss, SigLIPLoss
 from otter_losses.distributed.shard import WHOLE_BATCH
-from otter_losses.ops import dispatch, memory
+from otter_losses.ops import dispatch, memory, products
 from otter_losses.ops.eager import cross_entropy as eager
 from otter_losses.ops.eager import sigmoid as eager_sigmoid
 from otter_losses.ops.memory import Storage
@@ -102,28 +102,23 @@ def test_a_trial_decides_on_other_makers_gpus_where_kernels_are_asked_for(
 def test_kernels_multiply_themselves_where_amd_has_matrix_units(
     gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str, expected: bool
 ) -> None:
-    pytest.importorskip("triton", reason="triton is there on Linux only")
-    from otter_losses.ops.triton import gemm
-
     class Properties:
         gcnArchName = name
 
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
-    monkeypatch.setattr(gemm, "computes_tiles", gemm.computes_tiles.__wrapped__)
-    assert gemm.computes_tiles(GPU, torch.bfloat16) == expected
-    assert not gemm.computes_tiles(GPU, torch.float32)
+    monkeypatch.setattr(products, "_sums_in_float32", lambda device, dtype: (True, True))
+    computes_tiles = products._computes_tiles.__wrapped__
+    assert computes_tiles(GPU, torch.bfloat16) == expected
+    assert computes_tiles(GPU, torch.float32) == expected
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True)])
 def test_kernels_multiply_themselves_from_ampere_on(
     gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: bool
 ) -> None:
-    pytest.importorskip("triton", reason="triton is there on Linux only")
-    from otter_losses.ops.triton import gemm
-
     gpu["capability"] = capability
-    assert gemm.computes_tiles.__wrapped__(GPU, torch.float16) == expected
+    assert products._computes_tiles.__wrapped__(GPU, torch.float16) == expected
 
 
 def test_auto_falls_back_in_silence_without_triton(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,9 +159,9 @@ import os, sys, types
 os.environ["TRITON_INTERPRET"] = "1"
 import torch
 from otter_losses.ops import dispatch
-from otter_losses.ops.triton import half
+from otter_losses.ops.triton import features
 
-def fails(values):
+def fails(*values):
     raise PermissionError(13, "Permission denied: cache")
 
 {change}
@@ -179,12 +174,12 @@ print(dispatch._failed_trial(torch.device("cpu")))
     [
         ("", "None"),
         (
-            "half.to_float16 = fails",
+            "features.split = fails",
             "Triton could not compile or run a kernel (PermissionError: [Errno 13] Permission denied: cache). "
             "Triton needs a C compiler and a cache folder that it may write to (TRITON_CACHE_DIR).",
         ),
         (
-            "half.to_float16 = lambda values: (values.half() + 1, torch.ones(()))",
+            "features.split = lambda x, *_: features.Split(x.half(), x.half() + 1, torch.ones(2), torch.ones(()), 1)",
             "Triton could not compile or run a kernel (it gave wrong numbers).",
         ),
     ],
@@ -296,9 +291,9 @@ def test_no_step_reads_a_number(backend: str, logit_range: float, keeps: bool, d
     inv_epsilon, scale = (torch.empty((), device="meta") for _ in range(2))
     soft = transported(v, t, inv_epsilon, logit_range=logit_range, divergence=True)
     gibbs = None if not keeps else torch.int16 if backend == "triton" and dtype == torch.bfloat16 else torch.float32
-    storage = Storage(gibbs, keeps and dtype == torch.float32)
-    problem = make_problem(x, y, scale, storage, soft, backend=backend)
-    dx, dy, dscale = forward_and_backward(module, problem, HardTargets(0.9, 0.1))
+    storage = Storage(gibbs, keeps and backend == "torch")
+    problem = make_problem(x, y, scale, storage, soft, backend=backend, hard=HardTargets(0.9, 0.1))
+    dx, dy, dscale = forward_and_backward(module, problem)
     assert (dx.shape, dx.dtype, dy.shape, dscale.shape) == (x.shape, dtype, y.shape, ())
 
 
@@ -310,10 +305,13 @@ def test_no_step_of_the_sigmoid_loss_reads_a_number(backend: str, dtype: torch.d
         module = without_launches("sigmoid")
     x, y = (torch.empty(70, 16, dtype=dtype, device="meta") for _ in range(2))
     scale = bias = torch.empty((), device="meta")
-    problem = SigmoidProblem(Student(x, y, y, scale), bias, slice(0, 70), dtype == torch.float32)
+    problem = SigmoidProblem(Student(x, y, y, scale), bias, slice(0, 70), backend == "torch")
     losses, kept = module.forward(problem)
     gradients = module.backward(problem, losses, kept, True, True, WHOLE_BATCH)
     assert [each.shape for each in gradients] == [x.shape, y.shape, (), ()]
+    if backend == "triton":
+        mean, gradients = module.mean_with_gradients(problem, True, True)
+        assert [each.shape for each in (mean, *gradients)] == [(), x.shape, y.shape, (), ()]
 
 
 def without_launches(name: str) -> Any:

@@ -163,10 +163,10 @@ def watched(soft: str | None, keeps: bool, dtype: torch.dtype, hard: HardTargets
     if soft is not None:
         targets = transported(v, t, inv_epsilon, logit_range=40.0 if soft == "plain numbers" else math.inf)
     storage = Storage(torch.float32 if keeps and soft else None, keeps)
-    problem = make_problem(x, y, scale, storage, targets)
+    problem = make_problem(x, y, scale, storage, targets, hard=hard)
     watch = Watch(pairs)
     with memory.limits(device_eager_elements=pairs**2 // 2, device_block_rows=1), watch:
-        forward_and_backward(cross_entropy, problem, hard)
+        forward_and_backward(cross_entropy, problem)
     return watch
 
 

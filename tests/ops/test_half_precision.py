@@ -10,12 +10,12 @@ from torch import Tensor
 
 from otter_losses import InfoNCELoss, OTTERLoss
 from otter_losses.distributed.shard import WHOLE_BATCH
-from otter_losses.ops import memory
+from otter_losses.ops import memory, products
 from otter_losses.ops.memory import Storage
 from otter_losses.ops.problem import Saved
 from tests.helpers.batches import DEVICE, Batch, make_batch, make_features, on_device
 from tests.helpers.checks import relative
-from tests.helpers.losses import VARIANTS
+from tests.helpers.losses import VARIANTS, memories
 from tests.helpers.problems import make_problem, transported
 
 pytest.importorskip("triton", reason="triton is there on Linux only")
@@ -44,8 +44,17 @@ def unrounded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Tensor, ..
 
         return run
 
+    def noting_mean(run: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> Callable[..., Any]:
+        def noted(*arguments: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+            mean, gradients = run(*arguments)
+            found.append(gradients)
+            return mean, gradients
+
+        return noted
+
     with monkeypatch.context() as patch:
         patch.setattr(feature_gradients, "wanted", wide)
+        patch.setattr(sigmoid, "mean_with_gradients", noting_mean(sigmoid.mean_with_gradients))
         for module in (cross_entropy, sigmoid):
             patch.setattr(module, "backward", noting(module.backward))
         yield found
@@ -100,39 +109,46 @@ def test_any_scale(name: str, scale: float) -> None:
     assert relative(gradients[1], wanted[1]) <= 2.5e-3
 
 
-@pytest.mark.parametrize("choice", range(3))
+@pytest.mark.parametrize("choice", range(4))
 @pytest.mark.parametrize("name", ["otter", "info_nce", "siglip"])
 def test_every_computed_tile_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch, name: str, choice: int) -> None:
     """Whatever the tuner may choose, where sizes fill whole tiles, and across their edges."""
     from otter_losses.ops.triton import cross_entropy, sigmoid
 
-    taken: list[int] = []
+    taken: set[bool] = set()
 
     def fastest(name: str, like: Tensor, shape: tuple[int, int], choices: Any, run: object) -> Any:
-        taken.append(len(choices))
-        return choices[choice]
+        tile = choices[choice % len(choices)]
+        assert bool(tile["DESCRIPTORS"]) == (choice % len(choices) in described[len(choices)])
+        taken.add(bool(tile["DESCRIPTORS"]))
+        return tile
 
+    described = {3: {0}, 4: {0} if name == "siglip" else {0, 1}}
     for module in (cross_entropy, sigmoid):
         monkeypatch.setattr(module, "fastest", fastest)
-    _, gradients, _, wanted = both(name, on_device(make_batch(144, 64), torch.bfloat16))
-    assert set(taken) == {3}
+    with memory.limits(codes_from=0):
+        _, gradients, _, wanted = both(name, on_device(make_batch(144, 64), torch.bfloat16))
+    assert (True in taken) == (choice <= 1)
     assert relative(gradients[0], wanted[0]) <= 2.5e-3
     assert relative(gradients[1], wanted[1]) <= 2.5e-3
 
 
 @pytest.mark.parametrize("name", ["otter", "distillation", "info_nce", "siglip"])
-def test_products_are_stored_where_kernels_do_not_multiply(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2.5e-3), (torch.float32, 4e-6)])
+@memories
+def test_products_are_stored_where_kernels_do_not_multiply(
+    monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype, tolerance: float, max_memory: int
+) -> None:
     """As before Ampere."""
-    from otter_losses.ops.triton import gemm
     from otter_losses.ops.triton.launch import observed
 
     sources: set[object] = set()
-    monkeypatch.setattr(gemm, "computes_tiles", lambda device, dtype: False)
+    monkeypatch.setattr(products, "computes_tiles", lambda device, dtype: False)
     with observed(lambda kernel, arguments: sources.add(arguments.get("COMPUTED"))):
-        _, gradients, _, wanted = both(name, on_device(make_batch(72, 32), torch.bfloat16))
+        _, gradients, _, wanted = both(name, on_device(make_batch(72, 32), dtype), max_memory=max_memory)
     assert True not in sources
-    assert relative(gradients[0], wanted[0]) <= 2.5e-3
-    assert relative(gradients[1], wanted[1]) <= 2.5e-3
+    assert relative(gradients[0], wanted[0]) <= tolerance
+    assert relative(gradients[1], wanted[1]) <= tolerance
 
 
 def test_what_rounding_loses_cancels_between_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,14 +221,35 @@ def test_codes_are_off_by_half_a_step_at_most() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("peak", [2.0**-30, 1.0, 1.75, 2.0**40])
 def test_to_float16_is_exact(dtype: torch.dtype, peak: float) -> None:
-    from otter_losses.ops.triton.half import to_float16
+    from otter_losses.ops.triton.features import split
 
     if dtype == torch.float16 and not 2**-14 < peak < 2**15:
         pytest.skip("not a float16")
     values = (torch.arange(-127, 128, 6, device=DEVICE)[:42] / 128 * peak).reshape(6, 7).to(dtype)
-    found, power = to_float16(values.T.contiguous().T)
-    assert found.dtype == torch.float16
-    assert torch.equal(found.double() * power.double(), values.double())
+    scale = torch.tensor(3.0, device=DEVICE)
+    found = split(values.T.contiguous().T, values[:4] / 8, scale, 1, WHOLE_BATCH)
+    assert found.x.dtype == found.y.dtype == torch.float16
+    for half, power, wanted in zip((found.x, found.y), found.powers, (values, values[:4] / 8), strict=True):
+        assert torch.equal(half.double() * power.double(), wanted.double())
+        assert 4096 <= float(half.abs().max()) < 8192
+    assert float(found.scale) == 3 * float(found.powers[0]) * float(found.powers[1])
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-3])
+def test_two_planes_multiply_as_float32_does(spread: float) -> None:
+    """Some columns of features far smaller than others."""
+    from otter_losses.ops.triton.features import split
+
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 50, 64, generator=generator).mul_(torch.linspace(spread, 1, 64)).to(DEVICE)
+    found = split(x, y[:30], torch.ones((), device=DEVICE), 2, WHOLE_BATCH)
+    wanted = x.double() @ y[:30].double().T
+    exact = found.x.double() @ found.y.double().T * found.scale.double()
+    sizes = x.double().abs() @ y[:30].double().abs().T
+    assert float(((exact - wanted) / sizes).abs().max()) <= 2**-22
+    for parts, power, whole in ((found.x_parts, found.powers[0], x), (found.y_parts, found.powers[1], y[:30])):
+        error = (parts[0].double() + parts[1].double()) * power.double() - whole.double()
+        assert float(error.abs().max()) <= 2**-22 * float(whole.abs().max())
 
 
 @pytest.mark.parametrize(
@@ -222,10 +259,9 @@ def test_to_float16_is_exact(dtype: torch.dtype, peak: float) -> None:
         (torch.bfloat16, True, True, 2 * 4096**2 - 1, Storage(None, False)),
         (torch.bfloat16, True, False, 4 * 4096**2, Storage(torch.float32, False)),
         (torch.bfloat16, False, False, 1 << 40, Storage(None, False)),
-        (torch.float32, True, True, 8 * 4096**2, Storage(torch.float32, True)),
-        (torch.float32, True, True, 8 * 4096**2 - 1, Storage(torch.float32, False)),
+        (torch.float32, True, True, 8 * 4096**2, Storage(torch.float32, False)),
         (torch.float32, True, True, 4 * 4096**2 - 1, Storage(None, False)),
-        (torch.float32, False, False, 4 * 4096**2, Storage(None, True)),
+        (torch.float32, False, False, 1 << 40, Storage(None, False)),
     ],
 )
 def test_what_is_stored(x: torch.dtype, teacher: bool, codes: bool, max_memory: int, expected: Storage) -> None:
@@ -233,6 +269,24 @@ def test_what_is_stored(x: torch.dtype, teacher: bool, codes: bool, max_memory: 
     assert (
         memory.storage(features, 4096, has_soft_targets=teacher, may_encode=codes, max_memory=max_memory, fused=True) == expected
     )
+
+
+@pytest.mark.parametrize(
+    ("teacher", "max_memory", "expected"),
+    [
+        (True, 8 * 4096**2, Storage(torch.float32, True)),
+        (True, 8 * 4096**2 - 1, Storage(torch.float32, False)),
+        (True, 4 * 4096**2 - 1, Storage(None, False)),
+        (False, 4 * 4096**2, Storage(None, True)),
+    ],
+)
+def test_what_is_stored_where_kernels_do_not_multiply(
+    monkeypatch: pytest.MonkeyPatch, teacher: bool, max_memory: int, expected: Storage
+) -> None:
+    monkeypatch.setattr(products, "computes_tiles", lambda device, dtype: False)
+    features = torch.empty(4096, 8, device="meta")
+    stored = memory.storage(features, 4096, has_soft_targets=teacher, may_encode=True, max_memory=max_memory, fused=True)
+    assert stored == expected
 
 
 def test_a_small_kernel_stays_float32() -> None:

@@ -11,7 +11,7 @@ from otter_losses.distributed.shard import WHOLE_BATCH
 from otter_losses.ops import cross_entropy, sigmoid
 from otter_losses.ops.execution import Execution
 from otter_losses.ops.problem import Student
-from otter_losses.ops.targets import HardTargets, SoftTargets
+from otter_losses.ops.targets import HardTargets, Mean, SoftTargets
 from tests.helpers.batches import DEVICE, Batch, make_batch
 from tests.helpers.losses import memories
 
@@ -58,7 +58,29 @@ def test_cross_entropy(teacher: str, dtype: torch.dtype, operand: torch.dtype, m
         soft = SoftTargets(v, t, torch.tensor(1 / 0.15), 1.0, 1.0, math.inf, 40.0, 3)
     student = make_student(batch, operand)
     execution = Execution(backend, max_memory, WHOLE_BATCH)
-    check(cross_entropy._forward, cross_entropy.Arguments.pack(student, HardTargets(0.8, 0.1), soft, execution), backend)
+    check(cross_entropy._forward, cross_entropy.Arguments.pack(student, HardTargets(0.8, 0.1), soft, execution, None), backend)
+
+
+@pytest.mark.gpu
+@dtypes
+@pytest.mark.parametrize("teacher", [True, False])
+@pytest.mark.parametrize("per_pair", [True, False])
+def test_means_of_cross_entropies(teacher: bool, per_pair: bool, dtype: torch.dtype, operand: torch.dtype) -> None:
+    batch = make_batch(9, 6, dtype=dtype)
+    soft = SoftTargets(batch.v, batch.t, torch.tensor(1 / 0.15), 1.0, 1.0, math.inf, 40.0, 3) if teacher else None
+    mean = Mean(0.3, torch.linspace(0, 1, 9) if per_pair else None, 1 / 18)
+    execution = Execution("triton", 2 << 30, WHOLE_BATCH)
+    arguments = cross_entropy.Arguments.pack(make_student(batch, operand), HardTargets(0.8, 0.1), soft, execution, mean)
+    check(cross_entropy._forward, arguments, "triton")
+
+
+@pytest.mark.gpu
+@dtypes
+def test_mean_of_sigmoid(dtype: torch.dtype, operand: torch.dtype) -> None:
+    batch = make_batch(9, 6, dtype=dtype)
+    bias = torch.tensor(-1.0, requires_grad=True)
+    arguments = sigmoid.Arguments.pack(make_student(batch, operand), bias, Execution("triton", 2 << 30, WHOLE_BATCH))
+    check(sigmoid._mean, (*arguments, True, True), "triton")
 
 
 @kernels

@@ -7,14 +7,21 @@ from otter_losses.ops.domains import SCALING, Domain, reads_freely, safe_range
 from otter_losses.ops.eager.feature_gradients import FeatureGradients
 from otter_losses.ops.eager.sinkhorn import GibbsKernel, domain_of, last_row_scalings, solve
 from otter_losses.ops.memory import computing_dtype, eager_blocks
-from otter_losses.ops.problem import Gradients, Problem, Saved, Scalar, Student
+from otter_losses.ops.problem import CrossEntropies, CrossEntropyGradients, Gradients, Problem, Saved, Scalar, Student
 from otter_losses.ops.products import as_multiplied, product
 from otter_losses.ops.reduction import Reduction
-from otter_losses.ops.statistics import Statistics, Weights
+from otter_losses.ops.statistics import Statistics, Weights, cross_entropies, reduce_columns
 
 
-def forward(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]:
-    """Statistics of the local rows, columns not yet reduced, and what the backward needs."""
+def forward(problem: Problem, reduce: Reduction) -> tuple[CrossEntropies, Saved]:
+    """The local pairs' cross entropies, and what the backward needs."""
+    statistics, saved = _statistics(problem, reduce)
+    reduce_columns(statistics, problem.soft, reduce)
+    return cross_entropies(statistics, problem, reduce), saved
+
+
+def _statistics(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]:
+    """Of the local rows, columns not yet reduced."""
     soft, similarity, storage = problem.soft, problem.similarity, problem.storage
     x, y, scale = _operands(problem.student)
     b, n = len(x), len(y)
@@ -142,9 +149,10 @@ def _add_expected_logits(
 
 
 def backward(
-    problem: Problem, weights: Weights, saved: Saved, wants_image: bool, wants_text: bool, reduce: Reduction
+    problem: Problem, gradient: CrossEntropyGradients, saved: Saved, wants_image: bool, wants_text: bool, reduce: Reduction
 ) -> Gradients:
-    """Gradients for those of the logits' terms."""
+    """Gradients for those of the local pairs' cross entropies."""
+    weights = Weights.of(gradient, problem, reduce)
     student = problem.student
     b, n = len(student.image_features), len(student.all_text_features)
     blocks = eager_blocks(b, n, student.image_features.device)

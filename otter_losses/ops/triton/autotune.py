@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import statistics
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from otter_losses.ops.triton.launch import Tile
 Run = Callable[[Tile], object]
 
 LEAST_TUNED = 1 << 22
-"""Elements of a block below which the first tile is taken untried."""
+"""Elements of a block below which the last tile is taken untried."""
 
 REPETITIONS = 3
 """Timed runs of every choice."""
@@ -25,12 +26,12 @@ def fastest(name: str, like: Tensor, shape: tuple[int, int], choices: Sequence[T
     """The fastest of the choices for a kernel over a block of that shape, read from `like`: timed once, then remembered on disk.
 
     A choice holds for one device, dtype and number of columns. `run` launches with a tile as often as one likes and changes
-    nothing by it; None forbids a trial. For small blocks, where determinism is asked for (`torch.use_deterministic_algorithms`)
-    and where the environment says ``OTTER_LOSSES_AUTOTUNE=0``, it is the first; so it is without a trial, or under graph
-    capture, where nothing was chosen before.
+    nothing by it; None forbids a trial. For small blocks it is the last. Where determinism is asked for
+    (`torch.use_deterministic_algorithms`) and where the environment says ``OTTER_LOSSES_AUTOTUNE=0``, it is the first; so it is
+    without a trial, or under graph capture, where nothing was chosen before.
     """
     if len(choices) == 1 or not like.is_cuda or shape[0] * shape[1] < LEAST_TUNED:
-        return choices[0]
+        return choices[-1]
     if os.environ.get("OTTER_LOSSES_AUTOTUNE") == "0" or torch.are_deterministic_algorithms_enabled():
         return choices[0]
     device = _name(like.device)
@@ -41,13 +42,30 @@ def fastest(name: str, like: Tensor, shape: tuple[int, int], choices: Sequence[T
     if run is None or torch.cuda.is_current_stream_capturing():
         return choices[0]
     with torch.cuda.device(like.device):
-        times = [_milliseconds(run, tile) for tile in choices]
+        times = _times(run, choices)
     known[key] = choices[times.index(min(times))]
     _save(device, known)
     return known[key]
 
 
 _name = functools.cache(torch.cuda.get_device_name)
+
+
+def _times(run: Run, choices: Sequence[Tile]) -> list[float]:
+    """Of every choice, in milliseconds; infinite of one that this device or Triton cannot launch, unless that is all of them."""
+    times: list[float] = []
+    failure: Exception | None = None
+    for tile in choices:
+        try:
+            times.append(_milliseconds(run, tile))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            failure = error
+            times.append(math.inf)
+    if failure is not None and min(times) == math.inf:
+        raise failure
+    return times
 
 
 def _milliseconds(run: Run, tile: Tile) -> float:

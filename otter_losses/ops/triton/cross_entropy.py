@@ -1,23 +1,26 @@
-"""The statistics of `otter_losses.ops.cross_entropy` and their gradient, each row block read by one kernel."""
+"""The statistics of `otter_losses.ops.cross_entropy` and their gradient: what a tile gives is summed where it is computed."""
 
 from torch import Tensor
 
-from otter_losses.ops.memory import row_blocks
-from otter_losses.ops.problem import Gradients, Problem, Saved
+from otter_losses.ops import memory
+from otter_losses.ops.problem import CrossEntropies, CrossEntropyGradients, Gradients, Problem, Saved
 from otter_losses.ops.reduction import Reduction
-from otter_losses.ops.statistics import Statistics, Weights
+from otter_losses.ops.statistics import Statistics, reduce_columns
 from otter_losses.ops.triton import sinkhorn
 from otter_losses.ops.triton.autotune import fastest
 from otter_losses.ops.triton.feature_gradients import FeatureGradients, GradientBlock
-from otter_losses.ops.triton.gemm import TileSource
+from otter_losses.ops.triton.features import GAIN
+from otter_losses.ops.triton.gemm import TileSource, described
 from otter_losses.ops.triton.gibbs import NO_KERNEL, GibbsKernel
-from otter_losses.ops.triton.half import GAIN
 from otter_losses.ops.triton.kernels import cross_entropy as kernels
-from otter_losses.ops.triton.launch import VECTOR, Tile, launch, tiles
+from otter_losses.ops.triton.kernels.tiles import CODES, OCTAVES
+from otter_losses.ops.triton.launch import Tile, launch, tiles
+from otter_losses.ops.triton.losses import PairWeights, cross_entropies
+from otter_losses.ops.triton.student import Logits
 
 
-def forward(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]:
-    """Statistics of the local rows, columns not yet reduced, and what the backward needs."""
+def forward(problem: Problem, reduce: Reduction) -> tuple[CrossEntropies, Saved]:
+    """The local pairs' cross entropies, or their means, and what the backward needs."""
     student, soft, storage = problem.student, problem.soft, problem.storage
     b, n = len(student.image_features), len(student.all_text_features)
     statistics = Statistics.unwritten(student.logit_scale, b, n)
@@ -26,18 +29,27 @@ def forward(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]:
     if soft is not None:
         gibbs = GibbsKernel.build(problem, saved)
         sinkhorn.solve(gibbs, soft.iterations, saved, problem.backend, reduce)
-    blocks = row_blocks(b, n, student.image_features.device)
-    source = TileSource.of(student.image_features, student.all_text_features)
-    space = source.space(0 if storage.cosines else blocks[0].stop)
+    logits = Logits.of(student, reduce)
+    recomputes = gibbs is not None and gibbs.stored is None
+    if logits.source.computed and not recomputes:
+        blocks = memory.pass_blocks(b, n)
+    else:
+        blocks = memory.row_blocks(b, n, student.image_features.device)
+    space = logits.source.space(0 if storage.cosines else blocks[0].stop)
     for rows in blocks:
-        block = source.block(rows, saved.cosines[rows] if storage.cosines else space)
-        _add_statistics(problem, block, rows, gibbs=gibbs, saved=saved, statistics=statistics)
-    return statistics, saved
+        block = logits.source.block(rows, saved.cosines[rows] if storage.cosines else space)
+        _add_statistics(problem, block, logits.scale, rows, gibbs=gibbs, saved=saved, statistics=statistics)
+    if reduce.is_distributed:
+        statistics.column_lse.div_(OCTAVES.value)
+        reduce_columns(statistics, soft, reduce)
+        statistics.column_lse.mul_(OCTAVES.value)
+    return cross_entropies(statistics, problem, reduce), saved
 
 
 def _add_statistics(
     problem: Problem,
     source: TileSource,
+    scale: Tensor,
     rows: slice,
     *,
     gibbs: GibbsKernel | None,
@@ -45,23 +57,26 @@ def _add_statistics(
     statistics: Statistics,
 ) -> None:
     """Statistics of a block's rows and the image problem's last scalings of them; its share of the columns'."""
-    m, n = rows.stop - rows.start, len(problem.student.all_text_features)
+    m, n = source.shape
     divergence = problem.soft is not None and problem.soft.divergence
     read = NO_KERNEL if gibbs is None else gibbs.switches
-    gibbs_block = source.left if gibbs is None else gibbs.block(rows)
     switches = {"SOFT": gibbs is not None, "DIVERGENCE": divergence}
+    gibbs_block = source.left if gibbs is None else gibbs.block(rows)
+    kernel = kernels.STATISTICS
+    if gibbs is not None:
+        kernel = kernels.STATISTICS_BESIDE_CODES if _is_codes(read) else kernels.STATISTICS_BESIDE_ANOTHER
 
     def run(tile: Tile) -> tuple[Tensor, Tensor]:
         grid = tiles(m, tile["BM"]), tiles(n, tile["BN"])
         row_parts = statistics.row_lse.new_empty(1 if gibbs is None else 4, grid[1], m)
         column_parts = statistics.row_lse.new_empty(1 if gibbs is None else 3, grid[0], n)
         launch(
-            kernels.STATISTICS,
-            grid,
+            kernel,
+            (grid[0] * grid[1],),
             tile,
             **source.arguments(tile),
-            scale=problem.student.logit_scale,
-            gibbs=gibbs_block,
+            scale=scale,
+            gibbs=_read(gibbs_block, read, tile),
             params=saved.scalars,
             image_columns=saved.column_scalings[0, 0],
             text_rows=saved.row_scalings[0, 1, rows],
@@ -69,119 +84,140 @@ def _add_statistics(
             row_parts=row_parts,
             column_parts=column_parts,
             own_logit=statistics.own_logit[rows],
-            row_offset=problem.rows_of(rows).start,
-            m=m,
-            n=n,
+            diagonal=problem.rows_of(rows).start,
+            stride=n,
             **switches,
             **read,
         )
         return row_parts, column_parts
 
     name = f"statistics {switches} {read} {source.key}"
-    row_parts, column_parts = run(fastest(name, source.left, (m, n), source.choices(kernels.STATISTICS), run))
-    row_tile = kernels.MERGE_ROWS.tiles[0]
+    row_parts, column_parts = run(fastest(name, source.left, (m, n), _choices(source, kernel, gibbs_block, read), run))
+    tile = kernels.MERGE_STATISTICS.tiles[0]
     launch(
-        kernels.MERGE_ROWS,
-        (tiles(m, row_tile["BM"]),),
-        row_tile,
-        parts=row_parts,
+        kernels.MERGE_STATISTICS,
+        (tiles(max(m, n), tile["BN"]), 2),
+        tile,
+        row_parts=row_parts,
+        column_parts=column_parts,
         scaling=saved.row_scalings[0, 0, rows],
-        lse=statistics.row_lse[rows],
-        expected_logit=statistics.row_expected_logit[rows],
-        entropy=statistics.row_entropy[rows],
-        tiles=row_parts.shape[1],
+        row_lse=statistics.row_lse[rows],
+        row_expected_logit=statistics.row_expected_logit[rows],
+        row_entropy=statistics.row_entropy[rows],
+        column_lse=statistics.column_lse,
+        column_expected_logit=statistics.column_expected_logit,
+        column_entropy=statistics.column_entropy,
+        row_tiles=row_parts.shape[1],
+        column_tiles=column_parts.shape[1],
         m=m,
-        **switches,
-        KIND=read["KIND"],
-    )
-    launch(
-        kernels.MERGE_COLUMNS,
-        (tiles(n, VECTOR["BN"]),),
-        VECTOR,
-        parts=column_parts,
-        lse=statistics.column_lse,
-        expected_logit=statistics.column_expected_logit,
-        entropy=statistics.column_entropy,
-        tiles=column_parts.shape[1],
         n=n,
         **switches,
+        KIND=read["KIND"],
         FIRST=rows.start == 0,
     )
 
 
+def _choices(source: TileSource, kernel: kernels.Kernel, gibbs: Tensor, read: dict[str, object]) -> tuple[Tile, ...]:
+    return source.choices(kernel, gibbs if _is_codes(read) else None)
+
+
+def _read(gibbs: Tensor, read: dict[str, object], tile: Tile) -> object:
+    """A Gibbs kernel's block as a kernel reads it: codes by the copy engine where that reads the features."""
+    if not (tile["DESCRIPTORS"] and _is_codes(read)):
+        return gibbs
+    return described(gibbs, tile["BM"], tile["BN"])
+
+
+def _is_codes(read: dict[str, object]) -> bool:
+    return read["KIND"] == CODES.value and not read["RAW"]
+
+
 def backward(
-    problem: Problem, weights: Weights, saved: Saved, wants_image: bool, wants_text: bool, reduce: Reduction
+    problem: Problem, gradient: CrossEntropyGradients, saved: Saved, wants_image: bool, wants_text: bool, reduce: Reduction
 ) -> Gradients:
-    """Gradients for those of the logits' terms."""
+    """Gradients for those of the cross entropies."""
     student, storage = problem.student, problem.storage
-    factor = student.logit_scale * weights.magnitude
-    gradients = FeatureGradients(student, problem.rows, factor, wants_image, wants_text, reduce)
-    gibbs = None if problem.soft is None else GibbsKernel.again(problem, saved)
-    blocks = row_blocks(len(student.image_features), len(student.all_text_features), student.image_features.device)
-    source = TileSource.of(student.image_features, student.all_text_features)
-    product_space = source.space(0 if storage.cosines else blocks[0].stop)
-    in_place = not (source.computed or storage.cosines or gradients.is_half)
-    space = product_space if in_place else gradients.space(blocks[0].stop)
-    for rows in blocks:
-        block = TileSource.stored(saved.cosines[rows]) if storage.cosines else source.block(rows, product_space)
-        g = space[: rows.stop - rows.start]
-        written = _logits_gradient(problem, block, rows, g, gibbs=gibbs, saved=saved, weights=weights, gradients=gradients)
-        gradients.add(written, rows)
-    dx, dy, inner = gradients.finish()
-    return Gradients(dx, dy, inner * weights.magnitude)
+    weights = PairWeights.of(gradient, problem, reduce)
+    logits = Logits.of(student, reduce)
+    split = logits.split(student, reduce)
+    recomputes = problem.soft is not None and storage.gibbs is None
+    gradients = FeatureGradients(
+        student, problem.rows, split, weights.magnitude, wants_image, wants_text, reduce, beside=4 if recomputes else 0
+    )
+    rows, columns = gradients.blocks[0]
+    gibbs = None if problem.soft is None else GibbsKernel.again(problem, saved, rows.stop * columns.stop)
+    in_place = not (logits.source.computed or storage.cosines) and split is None
+    product_space = logits.source.space(0 if storage.cosines else gradients.blocks[0][0].stop)
+    space = product_space if in_place else gradients.space()
+    for rows, columns in gradients.blocks:
+        stored = TileSource.stored(saved.cosines[rows]) if storage.cosines else None
+        block = stored or logits.source.block(rows, product_space, columns)
+        written = _logits_gradient(
+            problem, block, logits.scale, rows, columns, space, gibbs=gibbs, saved=saved, weights=weights, gradients=gradients
+        )
+        gradients.add(written, rows, columns)
+    dx, dy, dscale, _ = gradients.finish()
+    return Gradients(dx, dy, dscale)
 
 
 def _logits_gradient(
     problem: Problem,
     source: TileSource,
+    scale: Tensor,
     rows: slice,
-    g: Tensor,
+    columns: slice,
+    space: Tensor,
     *,
     gibbs: GibbsKernel | None,
     saved: Saved,
-    weights: Weights,
+    weights: PairWeights,
     gradients: FeatureGradients,
 ) -> GradientBlock:
-    """The gradient of a block of logits, into `g`, which may be the stored block itself."""
-    m, n = g.shape
+    """The gradient of a block of logits, into the space, which may be that of the stored block itself."""
+    m, n = source.shape
     read = NO_KERNEL if gibbs is None else gibbs.switches
-    gibbs_block = source.left if gibbs is None else gibbs.block(rows)
-    uniform = weights.row_uniform is not None
-    switches = {"SOFT": gibbs is not None, **read, "UNIFORM": uniform, "HALF": gradients.is_half}
+    gibbs_block = source.left if gibbs is None else gibbs.block(rows, columns)
+    switches = {"SOFT": gibbs is not None, **read, "UNIFORM": weights.hard is not None, "PLANES": gradients.planes}
+    kernel = kernels.GRADIENT
+    if gibbs is not None:
+        kernel = kernels.GRADIENT_BESIDE_CODES if _is_codes(read) else kernels.GRADIENT_BESIDE_ANOTHER
+    whole_rows = problem.rows_of(rows)
 
     def run(tile: Tile) -> GradientBlock:
         grid = tiles(m, tile["BM"]), tiles(n, tile["BN"])
-        out = gradients.block(rows, g, grid)
+        out = gradients.block(rows, columns, space, grid)
         launch(
-            kernels.GRADIENT,
-            grid,
+            kernel,
+            (grid[0] * grid[1],),
             tile,
             **source.arguments(tile),
-            scale=problem.student.logit_scale,
-            gibbs=gibbs_block,
+            scale=scale,
+            gibbs=_read(gibbs_block, read, tile),
             params=saved.scalars,
             image_rows=saved.row_scalings[0, 0, rows],
             text_rows=saved.row_scalings[0, 1, rows],
-            image_columns=saved.column_scalings[0, 0],
-            text_columns=saved.column_scalings[0, 1],
+            image_columns=saved.column_scalings[0, 0, columns],
+            text_columns=saved.column_scalings[0, 1, columns],
             row_lse=saved.row_lse[rows],
-            column_lse=saved.column_lse,
-            row_lse_weight=weights.row_lse[rows],
-            column_lse_weight=weights.column_lse,
-            diagonal_weight=weights.diagonal[rows],
-            row_plan_weight=weights.row_plan[rows],
-            column_plan_weight=weights.column_plan,
-            row_uniform=weights.row_lse[rows] if weights.row_uniform is None else weights.row_uniform[rows],
-            column_uniform=weights.column_lse if weights.column_uniform is None else weights.column_uniform,
-            **out._asdict(),
-            row_offset=problem.rows_of(rows).start,
-            m=m,
-            n=n,
+            column_lse=saved.column_lse[columns],
+            given_rows=weights.given[0, whole_rows],
+            soft_rows=weights.soft[0, whole_rows],
+            given_columns=weights.given[1, columns],
+            soft_columns=weights.soft[1, columns],
+            hard=weights.magnitude if weights.hard is None else weights.hard,
+            g=out.g,
+            on_diagonal=out.on_diagonal,
+            row_residual=out.row_parts,
+            column_residual=out.column_residual,
+            diagonal=whole_rows.start - columns.start,
+            stride=n if gibbs is None else gibbs_block.stride(0),
+            plane=m * n,
             gain=GAIN,
             **switches,
         )
         return out
 
-    in_place = g.data_ptr() == source.left.data_ptr()
+    in_place = space.data_ptr() == source.left.data_ptr()
     name = f"logits_gradient {switches} {source.key} {in_place}"
-    return run(fastest(name, source.left, (m, n), source.choices(kernels.GRADIENT), None if in_place else run))
+    choices = _choices(source, kernel, gibbs_block, read)
+    return run(fastest(name, source.left, (m, n), choices, None if in_place else run))

@@ -1,118 +1,197 @@
-"""``dx = f G y``, ``dy = f G^T x`` and ``<x, G y>`` from row blocks of the logits' gradient as they come."""
+"""``dx = f G y``, ``dy = f G^T x`` and ``<x, G y>`` from blocks of the logits' gradient as they come."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from otter_losses.ops import memory
 from otter_losses.ops.memory import wanted
 from otter_losses.ops.problem import Student
-from otter_losses.ops.products import HALVES, add_product, product
+from otter_losses.ops.products import add_product
 from otter_losses.ops.reduction import Reduction
-from otter_losses.ops.triton.half import feature_gradient, magnitude, to_float16
+from otter_losses.ops.triton.features import Split, feature_gradient
+from otter_losses.ops.triton.kernels import features as kernels
+from otter_losses.ops.triton.launch import MERGE, VECTOR, launch, tiles
 
 
 class GradientBlock(NamedTuple):
-    """A row block of G, as a kernel writes it.
+    """A block of G, as a kernel writes it.
 
     Attributes:
-        g: (m, N), float32; or, of half-precision features, float16, times `half.GAIN` and without its diagonal.
-        diagonal: that diagonal, (m,).
-        row_residual, column_residual: rounding residuals of float16, summed over the tiles' columns, (tiles, m), and rows,
-            (tiles, N).
+        g: (1, m, n) in float32; or (planes, m, n) in float16, times `features.GAIN` and without its diagonal.
+        on_diagonal: that diagonal, (m,).
+        row_parts: sums over the tiles' columns, (sums, tiles, m), the last those of the rounding residuals of one plane.
+        column_residual: those over the tiles' rows, (tiles, n).
     """
 
     g: Tensor
-    diagonal: Tensor
-    row_residual: Tensor
+    on_diagonal: Tensor
+    row_parts: Tensor
     column_residual: Tensor
 
 
 class FeatureGradients:
-    """Products at the matrix units' full rate also of half-precision features, sums in float32.
+    """Products on half-precision units, sums in float32: of half-precision features G is one plane of float16, of float32 two.
 
-    There G and the features it meets are float16: an error a tenth of what rounding the result costs.
+    One plane's error is a tenth of what rounding the result to half precision costs; two hold what float32 does. Without a split
+    G and its products are float32.
     """
 
     def __init__(
-        self, student: Student, rows: slice, factor: Tensor, wants_image: bool, wants_text: bool, reduce: Reduction
+        self,
+        student: Student,
+        rows: slice,
+        split: Split | None,
+        magnitude: Tensor,
+        wants_image: bool,
+        wants_text: bool,
+        reduce: Reduction,
+        *,
+        sums: int = 0,
+        beside: int = 0,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        self.x, self.y, self.text_features = student.image_features, student.all_text_features, student.text_features
-        self.rows, self.factor, self.reduce = rows, factor, reduce
+        """`sums`: how many sums of its rows a kernel writes beside G's rounding residuals. `dtype`: of dx and dy.
+
+        `beside`: bytes an entry that the caller holds in memory beside a block of G.
+        """
+        self.student, self.rows, self.split, self.magnitude, self.reduce = student, rows, split, magnitude, reduce
+        self.x, self.y = student.image_features, student.all_text_features
         self.wants_image, self.wants_text = wants_image, wants_text
-        self.is_half = self.x.dtype in HALVES
-        self.gradient_dtype = student.gradient_dtype
-        self.dx = wanted(self.x, wants_image, self.gradient_dtype)
-        self.dy_total = factor.new_empty(self.y.shape if wants_text else 0)
-        if self.is_half:
-            self.diagonal, self.row_residual, self.inner = factor.new_empty(3, len(self.x))
-            self.column_residual = factor.new_zeros(len(self.y))
-            if wants_image:
-                self.half_y, self.y_power = to_float16(self.y)
-            if wants_text:
-                self.x_magnitude = reduce.all_reduce_max(magnitude(self.x))
+        self.planes = 0 if split is None else split.planes
+        b, n = len(self.x), len(self.y)
+        like = magnitude
+        self.dtype = student.gradient_dtype if dtype is None else dtype
+        self.dx = wanted(self.x, wants_image, self.dtype)
+        self.dy_total = like.new_empty(self.y.shape if wants_text else 0)
+        self.sums = sums
+        # Inner products of the rows with their features; what the kernel sums up; rounding residuals.
+        self.row_sums = like.new_empty(1 + sums + (self.planes == 1), b)
+        self.inner = self.row_sums[0]
+        self.column_residual = like.new_empty(n if self.planes == 1 else 0)
+        if split is not None:
+            self.on_diagonal = like.new_empty(b)
+            self.blocks = memory.gradient_blocks(b, n, self.planes + beside // 2)
+            self.dx_total = like.new_empty(self.blocks[0][0].stop if wants_image else 0, self.y.shape[1])
+        else:
+            self.on_diagonal = like
+            self.blocks = [(rows, slice(0, n)) for rows in memory.row_blocks(b, n, like.device)]
 
-    def block(self, rows: slice, g: Tensor, grid: tuple[int, int]) -> GradientBlock:
-        """Memory for a row block of tiles in a grid, its G in `g`."""
-        if not self.is_half:
-            return GradientBlock(g, self.factor, self.factor, self.factor)
-        m, n = g.shape
-        residuals = self.factor.new_empty(grid[1], m), self.factor.new_empty(grid[0], n)
-        return GradientBlock(g, self.diagonal[rows], *residuals)
+    def space(self) -> Tensor:
+        """Memory for one block of G."""
+        rows, columns = self.blocks[0]
+        size = max(self.planes, 1) * rows.stop * columns.stop
+        return self.magnitude.new_empty(size, dtype=torch.float16 if self.planes else torch.float32)
 
-    def space(self, rows: int) -> Tensor:
-        """Memory for G of a block of so many rows."""
-        return self.factor.new_empty(rows, len(self.y), dtype=torch.float16 if self.is_half else torch.float32)
+    def block(self, rows: slice, columns: slice, space: Tensor, grid: tuple[int, int]) -> GradientBlock:
+        """What a kernel writes of so many tiles, its G in the space."""
+        m, n = rows.stop - rows.start, columns.stop - columns.start
+        planes = max(self.planes, 1)
+        g = space.flatten()[: planes * m * n].view(planes, m, n)
+        row_parts = self.magnitude.new_empty(self.sums + (self.planes == 1), grid[1], m)
+        column_residual = self.magnitude.new_empty(grid[0] if self.planes == 1 else 0, n)
+        return GradientBlock(g, self.on_diagonal[rows] if self.planes else self.on_diagonal, row_parts, column_residual)
 
-    def add(self, block: GradientBlock, rows: slice) -> None:
-        """A row block, as a kernel wrote it."""
-        x = self.x[rows]
-        if self.is_half:
-            torch.sum(block.row_residual, 0, out=self.row_residual[rows])
-            self.column_residual += block.column_residual.sum(0)
-        if self.wants_image:
-            self._write_image_gradient(block.g, rows)
-        if self.wants_text:
-            if self.is_half:
-                x, self.x_power = to_float16(x, self.x_magnitude)
-            add_product(self.dy_total, block.g.T, x, first=rows.start == 0)
-
-    def _write_image_gradient(self, g: Tensor, rows: slice) -> None:
-        if not self.is_half:
-            torch.mm(g, self.y, out=self.dx[rows])
+    def add(self, block: GradientBlock, rows: slice, columns: slice) -> None:
+        """A block, as a kernel wrote it."""
+        self._add_sums(block, rows, columns)
+        first_columns, first_rows = columns.start == 0, rows.start == 0
+        if self.split is None:
+            (g,) = block.g
+            if self.wants_image:
+                torch.mm(g, self.y, out=self.dx[rows])
+            if self.wants_text:
+                add_product(self.dy_total, g.T, self.x[rows], first_rows)
             return
+        if self.wants_image:
+            total = self.dx_total[: rows.stop - rows.start]
+            _add_products(total, block.g, [part[columns] for part in self.split.y_parts], first_columns)
+            if columns.stop == len(self.y):
+                self._write_image_gradient(total, rows)
+        if self.wants_text:
+            _add_products(self.dy_total[columns], block.g.mT, [part[rows] for part in self.split.x_parts], first_rows)
+
+    def _add_sums(self, block: GradientBlock, rows: slice, columns: slice) -> None:
+        sums, has_residual = len(block.row_parts), self.planes == 1
+        if not sums:
+            return
+        m, n = block.g.shape[1:]
+        launch(
+            kernels.MERGE_SUMS,
+            (tiles(max(m, n) if has_residual else m, MERGE["BN"]), sums + has_residual),
+            MERGE,
+            row_parts=block.row_parts,
+            column_parts=block.column_residual,
+            rows=self.row_sums[1:, rows],
+            columns=self.column_residual[columns],
+            row_tiles=block.row_parts.shape[1],
+            column_tiles=len(block.column_residual),
+            m=m,
+            n=n,
+            stride=self.row_sums.stride(0),
+            ROWS=sums,
+            FIRST_COLUMNS=columns.start == 0,
+            FIRST_ROWS=rows.start == 0,
+        )
+
+    def _write_image_gradient(self, total: Tensor, rows: slice) -> None:
+        assert self.split is not None
         whole_rows = slice(self.rows.start + rows.start, self.rows.start + rows.stop)
         feature_gradient(
-            product=product(g, self.half_y, self.factor.new_empty(len(g), self.y.shape[1])),
-            product_factor=self.y_power,
-            diagonal=self.diagonal[rows],
-            rounding_residual=self.row_residual[rows],
+            product=total,
+            diagonal=self.on_diagonal[rows],
+            residual=self.row_sums[-1, rows] if self.planes == 1 else None,
             partners=self.y[whole_rows],
             features=self.x[rows],
-            factor=self.factor,
+            power=self.split.powers[1],
+            factor=self.student.logit_scale,
+            magnitude=self.magnitude,
             out=self.dx[rows],
             inner=self.inner[rows],
         )
 
-    def finish(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Both gradients, of this rank's rows, and ``<x, G y>``, the sum of which over the ranks is that of the batch."""
-        if not self.is_half:
-            inner = (self.x * self.dx if self.wants_image else self.y * self.dy_total).sum()
-            dy = self.reduce.reduce_scatter(self.dy_total.mul_(self.factor)) if self.wants_text else self.dy_total
-            return self.dx.mul_(self.factor), dy, inner
-        dy = wanted(self.x, self.wants_text, self.gradient_dtype)
+    def finish(self) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """Both gradients, of this rank's rows; ``<x, G y>``, the sum of which over the ranks is that of the batch; other sums."""
+        if self.split is None:
+            inner = (self.x * self.dx if self.wants_image else self.y * self.dy_total).sum() * self.magnitude
+            factor = self.student.logit_scale * self.magnitude
+            dy = self.reduce.reduce_scatter(self.dy_total.mul_(factor)) if self.wants_text else self.dy_total
+            return self.dx.mul_(factor), dy, inner, [each.sum() * self.magnitude for each in self.row_sums[1:]]
+        dy = wanted(self.x, self.wants_text, self.dtype)
         if self.wants_text:
-            inner = torch.empty_like(self.inner)
+            inner = torch.empty_like(self.inner) if self.wants_image else self.inner
             feature_gradient(
                 product=self.reduce.reduce_scatter(self.dy_total),
-                product_factor=self.x_power,
-                diagonal=self.diagonal,
-                rounding_residual=self.reduce.reduce_scatter(self.column_residual),
+                diagonal=self.on_diagonal,
+                residual=self.reduce.reduce_scatter(self.column_residual) if self.planes == 1 else None,
                 partners=self.x,
-                features=self.text_features,
-                factor=self.factor,
+                features=self.student.text_features,
+                power=self.split.powers[0],
+                factor=self.student.logit_scale,
+                magnitude=self.magnitude,
                 out=dy,
                 inner=inner,
             )
-            self.inner = self.inner if self.wants_image else inner
-        return self.dx, dy, self.inner.sum()
+        total, *sums = found = [torch.empty_like(self.magnitude) for _ in range(1 + self.sums)]
+        first, second, third = (*found, total, total)[:3]
+        launch(
+            kernels.TOTALS,
+            (len(found),),
+            VECTOR,
+            rows=self.row_sums,
+            magnitude=self.magnitude,
+            first=first,
+            second=second,
+            third=third,
+            b=len(self.x),
+        )
+        return self.dx, dy, total, sums
+
+
+def _add_products(total: Tensor, planes: Tensor, parts: list[Tensor], first: bool) -> None:
+    """The planes' sum times the parts' sum, but for the product of the second ones."""
+    add_product(total, planes[0], parts[0], first)
+    if len(parts) == 2:
+        add_product(total, planes[0], parts[1], False)
+        add_product(total, planes[1], parts[0], False)

@@ -2,30 +2,37 @@
 
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from otter_losses.ops import products
 from otter_losses.ops.products import HALVES, product
 from otter_losses.ops.triton.launch import Kernel, Tile
 
-MATRIX_UNITS = ("gfx90a", "gfx94", "gfx95")
-"""How the names of AMD's architectures begin that multiply half precision in matrix units: MI200, MI300 and MI350."""
-
 
 @cache
-def computes_tiles(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether kernels multiply such features themselves, tile by tile: half precision, where there are matrix units for it.
+def reads_descriptors(device: torch.device) -> bool:
+    """Whether its copy engine reads tensor descriptors, and this Triton knows them."""
+    if find_spec("triton.tools.tensor_descriptor") is None:
+        return False
+    is_nvidia = torch.version.cuda is not None
+    return device.type != "cuda" or (is_nvidia and torch.cuda.get_device_capability(device) >= (9, 0))
 
-    Writing a product to memory and reading it back costs more than the product there. Float32 has no units of its precision;
-    before Ampere Triton has none for half precision either. AMD's GPUs have them by
-    architecture.
-    """
-    if dtype not in HALVES or device.type != "cuda":
-        return dtype in HALVES
-    if torch.version.cuda is None:
-        return str(torch.cuda.get_device_properties(device).gcnArchName).startswith(MATRIX_UNITS)
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+def described(matrix: Tensor, rows: int, columns: int) -> Any:
+    """A tensor descriptor, read in tiles of that shape."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, columns])
+
+
+def describable(matrix: Tensor) -> bool:
+    """Whether the copy engine can read it."""
+    aligned = matrix.data_ptr() % 16 == 0 and matrix.stride(0) * matrix.itemsize % 16 == 0
+    return aligned and matrix.stride(1) == 1 and reads_descriptors(matrix.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +51,8 @@ class TileSource:
 
     @classmethod
     def of(cls, left: Tensor, right: Tensor) -> "TileSource":
-        """Of features; what kernels compute from is contiguous."""
-        if computes_tiles(left.device, left.dtype):
+        """Of features; what kernels compute from is contiguous, and half precision."""
+        if left.dtype in HALVES and products.computes_tiles(left.device, left.dtype):
             return cls(left.contiguous(), right.contiguous(), True)
         return cls(left, right, False)
 
@@ -59,23 +66,33 @@ class TileSource:
         columns = len(self.right)
         return self.left.new_empty((0, columns) if self.computed else (rows, columns), dtype=torch.float32)
 
-    def product(self, rows: slice, space: Tensor) -> Tensor:
-        """A row block's product, in the space."""
-        return product(self.left[rows], self.right.T, space[: rows.stop - rows.start])
+    def product(self, rows: slice, columns: slice, space: Tensor) -> Tensor:
+        """A block's product, (m, n), in the space."""
+        left, right = self.left[rows], self.right[columns]
+        return product(left, right.T, space.flatten()[: len(left) * len(right)].view(len(left), len(right)))
 
-    def block(self, rows: slice, space: Tensor) -> "TileSource":
-        """A row block; its product is stored in the space, where kernels do not compute it."""
+    def block(self, rows: slice, space: Tensor, columns: slice = slice(None)) -> "TileSource":
+        """A block; its product is stored in the space, where kernels do not compute it."""
         if self.computed:
-            return TileSource(self.left[rows], self.right, True)
-        return TileSource.stored(self.product(rows, space))
+            return TileSource(self.left[rows], self.right[columns], True)
+        return TileSource.stored(self.product(rows, columns, space))
 
-    def choices(self, kernel: Kernel) -> tuple[Tile, ...]:
-        """The tiles a kernel may take from this source."""
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the product."""
+        return len(self.left), len(self.right) if self.computed else self.left.shape[1]
+
+    def choices(self, kernel: Kernel, other: Tensor | None = None) -> tuple[Tile, ...]:
+        """The tiles a kernel may take from this source, beside another matrix that it reads by descriptor too."""
         if not self.computed:
             return kernel.tiles
-        last = kernel.computing_tiles[-1]
-        is_odd = len(self.left) % 16 != 0 or len(self.right) % 16 != 0 or self.left.shape[1] % last["BK"] != 0
-        return (last,) if is_odd else kernel.computing_tiles
+        *large, small = kernel.computing_tiles
+        m, n = self.shape
+        if m % 16 or n % 16 or self.left.shape[1] % small["BK"]:
+            return (small,)
+        if all(describable(each) for each in (self.left, self.right, other) if each is not None):
+            return kernel.computing_tiles
+        return *(tile for tile in large if not tile["DESCRIPTORS"]), small
 
     @property
     def key(self) -> str:
@@ -85,5 +102,18 @@ class TileSource:
     def arguments(self, tile: Tile) -> dict[str, object]:
         """What a kernel's `cosine_tile` is given."""
         width = self.left.shape[1]
-        whole = not self.computed or width % tile["BK"] == 0
-        return {"left": self.left, "right": self.right, "width": width, "COMPUTED": self.computed, "WHOLE": whole}
+        m, n = self.shape
+        left: Any = self.left
+        right: Any = self.right
+        if self.computed and tile["DESCRIPTORS"]:
+            left, right = described(left, tile["BM"], tile["BK"]), described(right, tile["BN"], tile["BK"])
+        return {
+            "left": left,
+            "right": right,
+            "width": width,
+            "m": m,
+            "n": n,
+            "EVEN": m % tile["BM"] == 0 and n % tile["BN"] == 0,
+            "COMPUTED": self.computed,
+            "WHOLE": not self.computed or width % tile["BK"] == 0,
+        }

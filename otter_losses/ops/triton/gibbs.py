@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from otter_losses.ops import products
 from otter_losses.ops.domains import NEARLY_NORMALISED, safe_range
 from otter_losses.ops.memory import row_blocks
 from otter_losses.ops.problem import Problem, Saved
 from otter_losses.ops.products import HALVES
 from otter_losses.ops.similarity import Similarity
 from otter_losses.ops.targets import SoftTargets
+from otter_losses.ops.triton.features import LIFT
 from otter_losses.ops.triton.gemm import TileSource
 from otter_losses.ops.triton.kernels import similarity as kernels
 from otter_losses.ops.triton.kernels.tiles import CODES, LOGARITHMIC, PLAIN
@@ -33,7 +35,7 @@ class GibbsKernel:
         stored: (b, N) in float32 or, for codes, int16; None where it is recomputed.
         rows: the local rows, of all N.
         columns: N.
-        space: memory for the product of a row block that is not stored.
+        space: memory for the product of a block that is not stored.
     """
 
     source: TileSource | None
@@ -48,24 +50,24 @@ class GibbsKernel:
     def build(cls, problem: Problem, saved: Saved) -> "GibbsKernel":
         """Kept in ``saved.gibbs`` where it is to be stored; `solve` fills that. Its numbers go to ``saved.scalars``."""
         similarity, stored, kind = _decided(problem, saved)
-        source, peaks = _factors(similarity, kind)
-        _write_params(similarity, peaks, kind, saved.scalars)
-        return cls._of(similarity, source, saved.scalars, kind, stored)
+        source, peaks, unlift = _factors(similarity, kind)
+        _write_params(similarity, peaks, kind, unlift, saved.scalars)
+        b, n = similarity.shape
+        return cls._of(similarity, source, saved.scalars, kind, stored, row_blocks(b, n, saved.scalars.device)[0].stop * n)
 
     @classmethod
-    def again(cls, problem: Problem, saved: Saved) -> "GibbsKernel":
-        """The one that was built and saved."""
+    def again(cls, problem: Problem, saved: Saved, block: int) -> "GibbsKernel":
+        """The one that was built and saved, for blocks of so many entries."""
         similarity, stored, kind = _decided(problem, saved)
         source = _factors(similarity, kind)[0] if stored is None else None
-        return cls._of(similarity, source, saved.scalars, kind, stored)
+        return cls._of(similarity, source, saved.scalars, kind, stored, block)
 
     @classmethod
     def _of(
-        cls, similarity: Similarity, source: TileSource | None, params: Tensor, kind: int, stored: Tensor | None
+        cls, similarity: Similarity, source: TileSource | None, params: Tensor, kind: int, stored: Tensor | None, block: int
     ) -> "GibbsKernel":
-        b, n = similarity.shape
-        height = row_blocks(b, n, params.device)[0].stop if stored is None else 0
-        return cls(source, params, kind, stored, similarity.rows, n, params.new_empty(height, n))
+        space = params.new_empty(block if stored is None else 0)
+        return cls(source, params, kind, stored, similarity.rows, similarity.shape[1], space)
 
     @property
     def switches(self) -> dict[str, object]:
@@ -83,12 +85,12 @@ class GibbsKernel:
         """Row of a block's first in the whole matrix."""
         return int(self.rows.start + rows.start)
 
-    def block(self, rows: slice) -> Tensor:
-        """The local rows asked for: stored, or their product."""
+    def block(self, rows: slice, columns: slice = slice(None)) -> Tensor:
+        """The local rows asked for, or some columns of them: stored, or their product."""
         if self.stored is not None:
-            return self.stored[rows]
+            return self.stored[rows, columns]
         assert self.source is not None
-        return self.source.product(rows, self.space)
+        return self.source.product(rows, columns, self.space)
 
     def sweep(self) -> Iterator[tuple[slice, Tensor]]:
         """All rows, in one block where they are stored."""
@@ -111,20 +113,23 @@ def _kind(soft: SoftTargets, stored: torch.dtype | None) -> int:
     return int(PLAIN.value if soft.fit(torch.float32) else LOGARITHMIC.value)
 
 
-def _factors(similarity: Similarity, kind: int) -> tuple[TileSource, Tensor]:
-    """The factors of the kernel's product, of the local rows, and the peaks of the features' norms.
+def _factors(similarity: Similarity, kind: int) -> tuple[TileSource, Tensor, float]:
+    """The factors of the kernel's product, of the local rows, the peaks of the features' norms, and what to undo a lift with.
 
-    Half-precision features stay that, sums of them go to float16: an error of L of about ``1e-5 / epsilon``. Where epsilon is too
-    small for plain numbers, it is too small for that.
+    Of half-precision features they are those themselves, sums of them one plane of float16: an error of L of about
+    ``1e-5 / epsilon``. Where epsilon is too small for plain numbers, it is too small for that: two planes, as of float32.
     """
     v, t = similarity.image_features, similarity.text_features
     n, e = v.shape
     image, text = similarity.gamma_image > 0, similarity.gamma_text > 0
-    half = v.dtype in HALVES and kind != LOGARITHMIC.value
+    planes = 1 if v.dtype in HALVES and kind != LOGARITHMIC.value else 2
+    if not products.computes_tiles(v.device, v.dtype) or (v.dtype in HALVES and not (image or text)):
+        planes = 0
     a, b = v, t
-    if image or text:
-        width = 2 * e if image and text else e
-        a, b = v.new_empty(2, n, width, dtype=torch.float16 if half else torch.float32).unbind()
+    if image or text or planes:
+        width = (2 * e if image and text else e) * max(2 * planes - 1, 1)
+        dtype = torch.float16 if planes or (v.dtype in HALVES and kind != LOGARITHMIC.value) else torch.float32
+        a, b = v.new_empty(2, n, width, dtype=dtype).unbind()
     programs = tiles(n, FEATURES["BM"])
     peaks = similarity.inv_epsilon.new_empty(programs, 2)
     launch(
@@ -139,18 +144,19 @@ def _factors(similarity: Similarity, kind: int) -> tuple[TileSource, Tensor]:
         n=n,
         e=e,
         v_row_stride=v.stride(0),
-        v_column_stride=v.stride(1),
+        v_stride=v.stride(1),
         t_row_stride=t.stride(0),
-        t_column_stride=t.stride(1),
+        t_stride=t.stride(1),
         gamma_image=similarity.gamma_image,
         gamma_text=similarity.gamma_text,
         IMAGE=image,
         TEXT=text,
+        PLANES=planes,
     )
-    return TileSource.of(a[similarity.rows], b), peaks
+    return TileSource.of(a[similarity.rows], b), peaks, LIFT**-2 if planes else 1.0
 
 
-def _write_params(similarity: Similarity, peaks: Tensor, kind: int, out: Tensor) -> None:
+def _write_params(similarity: Similarity, peaks: Tensor, kind: int, unlift: float, out: Tensor) -> None:
     kernel = kernels.GIBBS_PARAMS
     launch(
         kernel,
@@ -160,6 +166,7 @@ def _write_params(similarity: Similarity, peaks: Tensor, kind: int, out: Tensor)
         inv_epsilon=similarity.inv_epsilon,
         out=out,
         programs=len(peaks),
+        unlift=unlift,
         penalty=similarity.diagonal_penalty,
         gamma_image=similarity.gamma_image,
         gamma_text=similarity.gamma_text,

@@ -9,25 +9,41 @@ import torch
 from torch import Tensor
 
 Tile = dict[str, int]
-"""A program's tile: its rows BM and columns BN, the step BK along the width of a computed one; its warps and pipeline stages."""
+"""A program's tile: its rows BM and columns BN, the step BK along the width of a computed one, whether its features come as
+tensor DESCRIPTORS; its warps and pipeline stages."""
 
-TILES: tuple[Tile, ...] = (
-    {"BM": 32, "BN": 128, "BK": 32, "num_warps": 8},
-    {"BM": 64, "BN": 64, "BK": 32, "num_warps": 8},
-    {"BM": 16, "BN": 256, "BK": 32, "num_warps": 8},
+LOADED: tuple[Tile, ...] = (
+    {"BM": 32, "BN": 128, "BK": 32, "DESCRIPTORS": 0, "num_warps": 8},
+    {"BM": 64, "BN": 64, "BK": 32, "DESCRIPTORS": 0, "num_warps": 8},
+    {"BM": 16, "BN": 256, "BK": 32, "DESCRIPTORS": 0, "num_warps": 8},
 )
 """Of programs that own one tile, which they load: sixteen elements a thread, so that their sums stay in registers."""
 
-TILES_COMPUTED: tuple[Tile, ...] = (
-    {"BM": 128, "BN": 64, "BK": 64, "num_warps": 8, "num_stages": 3},
-    {"BM": 64, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 3},
-    {"BM": 64, "BN": 64, "BK": 64, "num_warps": 8, "num_stages": 3},
-)
-"""Of programs that compute their tile, from sm_80 on; all stay in registers beside a tile of another matrix, the last also where
-sizes are odd and every access is masked."""
 
-VECTOR: Tile = {"BN": 256, "num_warps": 4}
+def _computed(rows: int, columns: int, descriptors: int, warps: int, stages: int) -> Tile:
+    return {"BM": rows, "BN": columns, "BK": 64, "DESCRIPTORS": descriptors, "num_warps": warps, "num_stages": stages}
+
+
+_SMALL = _computed(64, 64, 0, 4, 3)
+"""For batches that do not fill the device, or of odd sizes, where every access is masked."""
+
+COMPUTED = (_computed(128, 128, 1, 4, 3), _computed(128, 128, 0, 4, 3), _computed(128, 128, 0, 8, 3), _SMALL)
+"""Of programs that compute their tile and keep sums of it, from sm_80 on; descriptors from sm_90 on."""
+
+COMPUTED_WRITTEN = (_computed(128, 128, 1, 8, 3), _computed(128, 64, 1, 4, 4), _computed(128, 128, 0, 8, 3), _SMALL)
+"""The same of programs that write what they make of it."""
+
+COMPUTED_BESIDE_CODES = (_computed(128, 64, 1, 4, 4), _computed(128, 128, 1, 8, 3), _computed(128, 64, 0, 8, 3), _SMALL)
+"""The same beside a tile of another matrix, in 16 bits."""
+
+COMPUTED_BESIDE_ANOTHER = (_computed(128, 64, 1, 8, 3), _computed(128, 64, 0, 8, 3), _SMALL)
+"""The same beside one of float32."""
+
+VECTOR: Tile = {"BN": 1024, "num_warps": 4}
 """Of programs that own a piece of a vector."""
+
+MERGE: Tile = {"BM": 16, "BN": 64, "num_warps": 4}
+"""Of programs that own a piece of a vector, and add up parts of it, so many at a time."""
 
 FEATURES: Tile = {"BM": 4, "BN": 256, "num_warps": 4}
 """Of programs that own rows of features."""
@@ -39,7 +55,7 @@ class Kernel:
 
     Attributes:
         function: what ``triton.jit`` made.
-        tiles: those it may be launched with, the first where none was tried.
+        tiles: those it may be launched with, the first where none was tried, the last for small batches and odd sizes.
         computing_tiles: the same where it computes its tile of cosines instead of loading it.
         reads, writes: the N x N matrices it walks over at most: "cosines" of its product, the Gibbs kernel "K", the logits'
             gradient "G". All else is vectors.
@@ -85,7 +101,8 @@ def launch(kernel: Kernel, grid: tuple[int, ...], tile: Tile, **arguments: objec
     if not _runs:
         return
     first = next(each for each in arguments.values() if isinstance(each, Tensor))
-    guard: AbstractContextManager[Any] = torch.cuda.device(first.device) if first.is_cuda else nullcontext()
+    elsewhere = first.is_cuda and first.device.index != torch.cuda.current_device()
+    guard: AbstractContextManager[Any] = torch.cuda.device(first.device) if elsewhere else nullcontext()
     with guard:
         kernel.function[grid](**named)
 

@@ -1,53 +1,58 @@
-"""The sigmoid loss of `otter_losses.ops.sigmoid` and its gradient, each row block read by one kernel; cosines are kept."""
+"""The sigmoid loss of `otter_losses.ops.sigmoid` and its gradient: what a tile gives is summed where it is computed.
+
+Every row of a mean has the same weight, which is known before the loss is: its gradient is made with the value, from the same
+tiles, and the backward multiplies.
+"""
 
 import torch
 from torch import Tensor
 
-from otter_losses.ops.memory import row_blocks
+from otter_losses.distributed.shard import WHOLE_BATCH
+from otter_losses.ops import memory
 from otter_losses.ops.problem import SigmoidGradients, SigmoidProblem
 from otter_losses.ops.reduction import Reduction
 from otter_losses.ops.statistics import over_magnitude
 from otter_losses.ops.triton.autotune import fastest
 from otter_losses.ops.triton.feature_gradients import FeatureGradients, GradientBlock
+from otter_losses.ops.triton.features import GAIN
 from otter_losses.ops.triton.gemm import TileSource
-from otter_losses.ops.triton.half import GAIN
 from otter_losses.ops.triton.kernels import sigmoid as kernels
 from otter_losses.ops.triton.launch import Tile, launch, tiles
+from otter_losses.ops.triton.student import Logits
 
 
 def forward(problem: SigmoidProblem) -> tuple[Tensor, Tensor]:
     """Losses of the local rows, (b,), and what the backward needs, (b, N), empty if it is recomputed."""
     student = problem.student
     b, n = len(student.image_features), len(student.all_text_features)
-    blocks = row_blocks(b, n, student.image_features.device)
     losses = student.logit_scale.new_empty(b)
     kept = student.logit_scale.new_empty((b, n) if problem.keeps_logits else 0)
-    source = TileSource.of(student.image_features, student.all_text_features)
-    space = source.space(0 if problem.keeps_logits else blocks[0].stop)
+    logits = Logits.of(student, WHOLE_BATCH)
+    blocks = memory.pass_blocks(b, n) if logits.source.computed else memory.row_blocks(b, n, losses.device)
+    space = logits.source.space(0 if problem.keeps_logits else blocks[0].stop)
     for rows in blocks:
-        block = source.block(rows, kept[rows] if problem.keeps_logits else space)
-        torch.sum(_row_parts(problem, block, rows), 0, out=losses[rows])
+        block = logits.source.block(rows, kept[rows] if problem.keeps_logits else space)
+        torch.sum(_row_parts(problem, block, logits.scale, rows), 0, out=losses[rows])
     return losses, kept
 
 
-def _row_parts(problem: SigmoidProblem, source: TileSource, rows: slice) -> Tensor:
+def _row_parts(problem: SigmoidProblem, source: TileSource, scale: Tensor, rows: slice) -> Tensor:
     """Sums of the losses over every tile's rows, (tiles, m)."""
-    m, n = rows.stop - rows.start, len(problem.student.all_text_features)
+    m, n = source.shape
 
     def run(tile: Tile) -> Tensor:
         grid = tiles(m, tile["BM"]), tiles(n, tile["BN"])
         row_parts = problem.logit_bias.new_empty(grid[1], m)
         launch(
             kernels.LOSSES,
-            grid,
+            (grid[0] * grid[1],),
             tile,
             **source.arguments(tile),
-            scale=problem.student.logit_scale,
+            scale=scale,
             bias=problem.logit_bias,
             row_parts=row_parts,
-            row_offset=problem.rows.start + rows.start,
-            m=m,
-            n=n,
+            diagonal=problem.rows.start + rows.start,
+            stride=n,
         )
         return row_parts
 
@@ -59,52 +64,91 @@ def backward(
     problem: SigmoidProblem, gradient: Tensor, kept: Tensor, wants_image: bool, wants_text: bool, reduce: Reduction
 ) -> SigmoidGradients:
     """Gradients for that of the row losses, (b,)."""
-    student = problem.student
-    gradient, magnitude = over_magnitude(gradient, reduce)
-    gradients = FeatureGradients(student, problem.rows, student.logit_scale * magnitude, wants_image, wants_text, reduce)
-    blocks = row_blocks(len(student.image_features), len(student.all_text_features), student.image_features.device)
-    source = TileSource.of(student.image_features, student.all_text_features)
-    product_space = source.space(0 if problem.keeps_logits else blocks[0].stop)
-    in_place = not (source.computed or problem.keeps_logits or gradients.is_half)
-    space = product_space if in_place else gradients.space(blocks[0].stop)
-    dbias = gradient.new_zeros(())
-    for rows in blocks:
-        block = TileSource.stored(kept[rows]) if problem.keeps_logits else source.block(rows, product_space)
-        g = space[: rows.stop - rows.start]
-        out, row_parts = _logits_gradient(problem, block, rows, gradient[rows], gradients, g)
-        dbias = dbias + row_parts.sum()
-        gradients.add(out, rows)
-    dx, dy, inner = gradients.finish()
-    return SigmoidGradients(dx, dy, inner * magnitude, dbias * magnitude)
+    weight, magnitude = over_magnitude(gradient, reduce)
+    gradients, _ = _Gradients(problem, weight, magnitude, wants_image, wants_text, reduce).run(kept)
+    return gradients
 
 
-def _logits_gradient(
-    problem: SigmoidProblem, source: TileSource, rows: slice, weight: Tensor, gradients: FeatureGradients, g: Tensor
-) -> tuple[GradientBlock, Tensor]:
-    """The gradient of a block of logits, into `g`, which may be the stored block; its sums over tiles' rows, (tiles, m)."""
-    m, n = g.shape
+def mean_with_gradients(problem: SigmoidProblem, wants_image: bool, wants_text: bool) -> tuple[Tensor, SigmoidGradients]:
+    """The mean of the row losses, 0-D, and its gradients, in float32; of one process."""
+    share = torch.full_like(problem.student.logit_scale, 1 / len(problem.student.image_features))
+    gradients, losses = _Gradients(problem, None, share, wants_image, wants_text, WHOLE_BATCH).run(None)
+    (mean,) = losses
+    return mean, gradients
 
-    def run(tile: Tile) -> tuple[GradientBlock, Tensor]:
-        grid = tiles(m, tile["BM"]), tiles(n, tile["BN"])
-        out, row_parts = gradients.block(rows, g, grid), weight.new_empty(grid[1], m)
-        launch(
-            kernels.GRADIENT,
-            grid,
-            tile,
-            **source.arguments(tile),
-            scale=problem.student.logit_scale,
-            bias=problem.logit_bias,
-            weight=weight,
-            **out._asdict(),
-            row_parts=row_parts,
-            row_offset=problem.rows.start + rows.start,
-            m=m,
-            n=n,
-            gain=GAIN,
-            HALF=gradients.is_half,
+
+class _Gradients:
+    """Of weighted row losses; or of their plain sum, and then with the losses."""
+
+    def __init__(
+        self,
+        problem: SigmoidProblem,
+        weight: Tensor | None,
+        magnitude: Tensor,
+        wants_image: bool,
+        wants_text: bool,
+        reduce: Reduction,
+    ) -> None:
+        self.problem, self.weight, self.magnitude = problem, weight, magnitude
+        student = problem.student
+        self.logits = Logits.of(student, reduce)
+        self.features = FeatureGradients(
+            student,
+            problem.rows,
+            self.logits.split(student, reduce),
+            magnitude,
+            wants_image,
+            wants_text,
+            reduce,
+            sums=1 if weight is not None else 2,
+            dtype=None if weight is not None else torch.float32,
         )
-        return out, row_parts
 
-    in_place = g.data_ptr() == source.left.data_ptr()
-    name = f"sigmoid_gradient {gradients.is_half} {source.key} {in_place}"
-    return run(fastest(name, source.left, (m, n), source.choices(kernels.GRADIENT), None if in_place else run))
+    def run(self, kept: Tensor | None) -> tuple[SigmoidGradients, list[Tensor]]:
+        """The gradients, and the sum of the losses, if they were made, times the magnitude."""
+        keeps = kept is not None and self.problem.keeps_logits
+        source, features = self.logits.source, self.features
+        in_place = not (source.computed or keeps) and features.split is None
+        product_space = source.space(0 if keeps else features.blocks[0][0].stop)
+        space = product_space if in_place else features.space()
+        for rows, columns in features.blocks:
+            if keeps:
+                assert kept is not None
+                block = TileSource.stored(kept[rows])
+            else:
+                block = source.block(rows, product_space, columns)
+            features.add(self._block(block, rows, columns, space), rows, columns)
+        dx, dy, dscale, (dbias, *losses) = features.finish()
+        return SigmoidGradients(dx, dy, dscale, dbias), losses
+
+    def _block(self, source: TileSource, rows: slice, columns: slice, space: Tensor) -> GradientBlock:
+        """The gradient of a block of logits, into the space, which may be that of the stored block itself."""
+        m, n = source.shape
+        switches = {"WEIGHTED": self.weight is not None, "LOSSES": self.weight is None, "PLANES": self.features.planes}
+
+        def run(tile: Tile) -> GradientBlock:
+            grid = tiles(m, tile["BM"]), tiles(n, tile["BN"])
+            out = self.features.block(rows, columns, space, grid)
+            launch(
+                kernels.GRADIENT,
+                (grid[0] * grid[1],),
+                tile,
+                **source.arguments(tile),
+                scale=self.logits.scale,
+                bias=self.problem.logit_bias,
+                weight=self.magnitude if self.weight is None else self.weight[rows],
+                g=out.g,
+                on_diagonal=out.on_diagonal,
+                row_parts=out.row_parts,
+                column_residual=out.column_residual,
+                diagonal=self.problem.rows.start + rows.start - columns.start,
+                stride=n,
+                plane=m * n,
+                gain=GAIN,
+                **switches,
+            )
+            return out
+
+        in_place = space.data_ptr() == source.left.data_ptr()
+        name = f"sigmoid_gradient {switches} {source.key} {in_place}"
+        return run(fastest(name, source.left, (m, n), source.choices(kernels.GRADIENT), None if in_place else run))

@@ -5,19 +5,23 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from otter_losses.distributed.shard import WHOLE_BATCH
+from otter_losses.ops import memory
 from otter_losses.ops.problem import Saved, Scalar
 from otter_losses.ops.reduction import Reduction
 from otter_losses.ops.triton.autotune import fastest
+from otter_losses.ops.triton.gemm import TileSource
 from otter_losses.ops.triton.gibbs import GibbsKernel
 from otter_losses.ops.triton.kernels import sinkhorn as kernels
 from otter_losses.ops.triton.kernels.tiles import CODES, LOGARITHMIC
-from otter_losses.ops.triton.launch import VECTOR, Tile, launch, tiles
+from otter_losses.ops.triton.launch import Tile, launch, tiles
 
-PROGRAMS = 512
+ONE_LAUNCH_A_ROUND = 1024
+"""Pairs up to which a round is one launch, in which every program adds up the columns' parts of all others. Derived: beyond, that
+costs more than two more launches."""
+
+PROGRAMS = 1024
 """That a GPU should have to work on; a narrow matrix is cut into segments of rows until there are so many."""
-
-Columns = tuple[Tensor, Tile]
-"""Column sums (segments, 2, N), and the tile that all blocks add to them with."""
 
 
 def solve(gibbs: GibbsKernel, iterations: int, saved: Saved, backend: str, reduce: Reduction) -> None:
@@ -35,17 +39,49 @@ def solve(gibbs: GibbsKernel, iterations: int, saved: Saved, backend: str, reduc
                 f"backend='cuda' solves the transport on the chip, in one launch: {obstacle} Use backend='triton'."
             )
     nothing = 0.0 if gibbs.is_logarithmic else 1.0
+    opened = _opened(gibbs, saved, reduce)
+    if gibbs.stored is not None and gibbs.columns <= ONE_LAUNCH_A_ROUND and not reduce.is_distributed and iterations > 0:
+        _solve_small(gibbs, iterations, opened, saved, reduce)
+        return
+    opened.update()
+    saved.column_scalings[0, 0].fill_(nothing)
     if iterations == 0:
         saved.row_scalings.fill_(nothing)
-    saved.column_scalings[0, 0].fill_(nothing)
-    _update_scalings(gibbs, _open(gibbs), saved.column_scalings[0, 1], reduce)
     for _ in range(iterations):
-        sums: Columns | None = None
+        columns = ColumnSums(gibbs, saved.column_scalings, reduce)
         for rows, block in gibbs.sweep():
             _match_rows(gibbs, block, rows, saved)
-            sums = _column_sums(gibbs, block, rows, saved, sums)
-        assert sums is not None
-        _update_scalings(gibbs, sums[0], saved.column_scalings, reduce)
+            columns.add(_column_sums(gibbs, block, rows, saved))
+        columns.update()
+
+
+def _solve_small(gibbs: GibbsKernel, iterations: int, opened: "ColumnSums", saved: Saved, reduce: Reduction) -> None:
+    """In one launch a round."""
+    assert gibbs.stored is not None
+    assert opened.pending is not None
+    kernel, n, parts = kernels.MATCHING_ROUND, gibbs.columns, opened.pending
+    tile = kernel.tiles[0]
+    for count in range(iterations):
+        new_parts = parts.new_empty(tiles(n, tile["BM"]), 2, n)
+        launch(
+            kernel,
+            (len(new_parts),),
+            tile,
+            gibbs=gibbs.stored,
+            params=gibbs.params,
+            column_parts=parts,
+            rows_1=saved.row_scalings[0, 0],
+            rows_2=saved.row_scalings[0, 1],
+            new_parts=new_parts,
+            parts=len(parts),
+            n=n,
+            KIND=gibbs.kind,
+            FIRST=count == 0,
+        )
+        parts = new_parts
+    columns = ColumnSums(gibbs, saved.column_scalings, reduce)
+    columns.add(parts)
+    columns.update()
 
 
 def _obstacle_to_one_launch(gibbs: GibbsKernel, reduce: Reduction) -> str | None:
@@ -66,49 +102,94 @@ def _solve_on_chip(gibbs: GibbsKernel, iterations: int, saved: Saved) -> None:
     from otter_losses.ops.cuda import sinkhorn as cuda
 
     assert gibbs.stored is not None
-    _open(replace(gibbs, kind=int(LOGARITHMIC.value)))
+    _opened(replace(gibbs, kind=int(LOGARITHMIC.value)), saved, WHOLE_BATCH)
     image_columns, text_rows, text_columns = cuda.solve(gibbs.stored, gibbs.params[Scalar.GIBBS_SHIFT], iterations)
     saved.column_scalings[0, 0].copy_(image_columns)
     saved.row_scalings[0, 1].copy_(text_rows)
     saved.column_scalings[0, 1].copy_(text_columns)
 
 
-def _segments(rows: int, columns: int, tile: Tile) -> tuple[int, int]:
-    """Into how many segments the rows are cut, and the height of each."""
-    wanted = max(1, min(tiles(rows, tile["BM"]), PROGRAMS // tiles(columns, tile["BN"])))
-    height = tiles(tiles(rows, wanted), tile["BM"]) * tile["BM"]
-    return tiles(rows, height), height
-
-
-def _open(gibbs: GibbsKernel) -> Tensor:
-    """Store the kernel where it is to be stored; its column sums, (segments, N), read while it is made."""
+def _opened(gibbs: GibbsKernel, saved: Saved, reduce: Reduction) -> "ColumnSums":
+    """Store the kernel where it is to be stored; sums of its columns, read while it is made, for the text problem's."""
     assert gibbs.source is not None
-    n, blocks, source = gibbs.columns, gibbs.row_blocks(), gibbs.source
-    tile = source.choices(kernels.ENCODE)[0]
-    segments, height = _segments(blocks[0].stop, n, tile)
-    totals = gibbs.params.new_empty(segments, n)
-    product_in_place = gibbs.stored is not None and gibbs.stored.dtype == torch.float32
-    space = gibbs.space if gibbs.stored is None else source.space(0 if product_in_place else blocks[0].stop)
+    source = gibbs.source
+    in_place = gibbs.stored is not None and gibbs.stored.dtype == torch.float32
+    may_be_whole = source.computed and gibbs.stored is not None
+    b = gibbs.rows.stop - gibbs.rows.start
+    blocks = memory.pass_blocks(b, gibbs.columns) if may_be_whole else gibbs.row_blocks()
+    space = gibbs.space if gibbs.stored is None else source.space(0 if in_place else blocks[0].stop)
+    columns = ColumnSums(gibbs, saved.column_scalings[0, 1], reduce)
     for rows in blocks:
         out = None if gibbs.stored is None else gibbs.stored[rows]
-        block = source.block(rows, out if out is not None and product_in_place else space)
+        block = source.block(rows, out if out is not None and in_place else space)
+
+        def run(tile: Tile, rows: slice = rows, block: TileSource = block, out: Tensor | None = out) -> Tensor:
+            m, n = block.shape
+            grid = tiles(m, tile["BM"]), tiles(n, tile["BN"])
+            parts = gibbs.params.new_empty(grid[0], n)
+            launch(
+                kernels.ENCODE,
+                (grid[0] * grid[1],),
+                tile,
+                **block.arguments(tile),
+                out=parts if out is None else out,
+                params=gibbs.params,
+                column_parts=parts,
+                diagonal=gibbs.row_offset(rows),
+                stride=n,
+                KIND=gibbs.kind,
+                WRITE=out is not None,
+            )
+            return parts
+
+        trial = None if block.left is out else run
+        name = f"encode {gibbs.kind} {out is not None} {block.key}"
+        columns.add(run(fastest(name, block.left, block.shape, block.choices(kernels.ENCODE), trial)))
+    return columns
+
+
+class ColumnSums:
+    """Sums of columns over row blocks and ranks, and the scalings that make them 1."""
+
+    def __init__(self, gibbs: GibbsKernel, scalings: Tensor, reduce: Reduction) -> None:
+        self.gibbs, self.scalings, self.reduce = gibbs, scalings, reduce
+        self.pending: Tensor | None = None
+        self.sums: Tensor | None = None
+
+    def add(self, parts: Tensor) -> None:
+        """Of a block, (parts, ...)."""
+        if self.pending is not None:
+            self._merge(self.pending, last=False)
+        self.pending = parts
+
+    def update(self) -> None:
+        """With all blocks, the scalings."""
+        assert self.pending is not None
+        if self.reduce.is_distributed:
+            sums = self._merge(self.pending, last=False)
+            reduced = self.reduce.all_reduce_logsumexp_ if self.gibbs.is_logarithmic else self.reduce.all_reduce_sum_
+            self.pending, self.sums = reduced(sums)[None], None
+        self._merge(self.pending, last=True)
+
+    def _merge(self, parts: Tensor, last: bool) -> Tensor:
+        size = self.scalings.numel()
+        first, tile = self.sums is None, kernels.UPDATE_SCALINGS.tiles[0]
+        if self.sums is None:
+            self.sums = self.scalings if last else parts.new_empty(size)
         launch(
-            kernels.ENCODE,
-            (tiles(n, tile["BN"]), segments),
+            kernels.UPDATE_SCALINGS,
+            (tiles(size, tile["BN"]),),
             tile,
-            **block.arguments(tile),
-            out=totals if out is None else out,
-            params=gibbs.params,
-            totals=totals,
-            row_offset=gibbs.row_offset(rows),
-            m=rows.stop - rows.start,
-            n=n,
-            segment=height,
-            KIND=gibbs.kind,
-            WRITE=out is not None,
-            FIRST=rows.start == 0,
+            column_parts=parts,
+            sums=self.sums,
+            scalings=self.scalings,
+            parts=len(parts),
+            size=size,
+            KIND=self.gibbs.kind,
+            FIRST=first,
+            LAST=last,
         )
-    return totals
+        return self.sums
 
 
 def _match_rows(gibbs: GibbsKernel, block: Tensor, rows: slice, saved: Saved) -> None:
@@ -126,7 +207,7 @@ def _match_rows(gibbs: GibbsKernel, block: Tensor, rows: slice, saved: Saved) ->
             columns_2=saved.column_scalings[0, 1],
             rows_1=saved.row_scalings[0, 0, rows],
             rows_2=saved.row_scalings[0, 1, rows],
-            row_offset=gibbs.row_offset(rows),
+            diagonal=gibbs.row_offset(rows),
             m=m,
             n=n,
             **gibbs.switches,
@@ -135,13 +216,13 @@ def _match_rows(gibbs: GibbsKernel, block: Tensor, rows: slice, saved: Saved) ->
     run(fastest(f"row_scalings {gibbs.switches}", block, (m, n), kernels.ROW_SCALINGS.tiles, run))
 
 
-def _column_sums(gibbs: GibbsKernel, block: Tensor, rows: slice, saved: Saved, before: Columns | None) -> Columns:
-    """A block's column sums with those of the blocks before."""
+def _column_sums(gibbs: GibbsKernel, block: Tensor, rows: slice, saved: Saved) -> Tensor:
+    """A block's column sums, (segments, 2, N)."""
     m, n = block.shape
 
     def run(tile: Tile) -> Tensor:
-        segments, height = _segments(m if before is None else gibbs.row_blocks()[0].stop, n, tile)
-        totals = gibbs.params.new_empty(segments, 2, n) if before is None else before[0]
+        segments, height = _segments(m, n, tile)
+        parts = gibbs.params.new_empty(segments, 2, n)
         launch(
             kernels.COLUMN_SUMS,
             (tiles(n, tile["BN"]), segments),
@@ -150,37 +231,20 @@ def _column_sums(gibbs: GibbsKernel, block: Tensor, rows: slice, saved: Saved, b
             params=gibbs.params,
             rows_1=saved.row_scalings[0, 0, rows],
             rows_2=saved.row_scalings[0, 1, rows],
-            totals=totals,
-            row_offset=gibbs.row_offset(rows),
+            column_parts=parts,
+            diagonal=gibbs.row_offset(rows),
             m=m,
             n=n,
             segment=height,
             **gibbs.switches,
-            FIRST=before is None,
         )
-        return totals
+        return parts
 
-    choices = kernels.COLUMN_SUMS.tiles
-    tile = fastest(f"column_sums {gibbs.switches}", block, (m, n), choices, run) if before is None else before[1]
-    return run(tile), tile
+    return run(fastest(f"column_sums {gibbs.switches}", block, (m, n), kernels.COLUMN_SUMS.tiles, run))
 
 
-def _update_scalings(gibbs: GibbsKernel, totals: Tensor, out: Tensor, reduce: Reduction) -> None:
-    """What turns the column sums of all rows into 1, from their segments."""
-    size = out.numel()
-    if reduce.is_distributed:
-        totals = totals.reshape(len(totals), size)
-        if gibbs.is_logarithmic:
-            totals = reduce.all_reduce_logsumexp_(totals.logsumexp(0))[None]
-        else:
-            totals = reduce.all_reduce_sum_(totals.sum(0))[None]
-    launch(
-        kernels.UPDATE_SCALINGS,
-        (tiles(size, VECTOR["BN"]),),
-        VECTOR,
-        totals=totals,
-        out=out,
-        segments=len(totals),
-        size=size,
-        KIND=gibbs.kind,
-    )
+def _segments(rows: int, columns: int, tile: Tile) -> tuple[int, int]:
+    """Into how many segments the rows are cut, and the height of each."""
+    wanted = max(1, min(tiles(rows, tile["BM"]), PROGRAMS // tiles(columns, tile["BN"])))
+    height = tiles(tiles(rows, wanted), tile["BM"]) * tile["BM"]
+    return tiles(rows, height), height

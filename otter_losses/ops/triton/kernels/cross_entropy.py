@@ -1,4 +1,7 @@
-"""The logits' statistics and their gradient. See `otter_losses.ops.statistics` for the mathematics."""
+"""The logits' statistics and their gradient. See `otter_losses.ops.statistics` for the mathematics.
+
+Logits and their log-sum-exps are in octaves, which exp2 takes and log2 gives, until they become losses.
+"""
 
 import triton
 import triton.language as tl
@@ -12,8 +15,25 @@ from otter_losses.ops.triton.kernels.epilogues import (
     store_gradient,
     store_log_sum_exps,
 )
-from otter_losses.ops.triton.kernels.tiles import LOGARITHMIC, cosine_tile, gibbs_tile
-from otter_losses.ops.triton.launch import TILES, TILES_COMPUTED, VECTOR, Kernel
+from otter_losses.ops.triton.kernels.tiles import (
+    CODES,
+    LOGARITHMIC,
+    OCTAVES,
+    cosine_tile,
+    gibbs_tile,
+    meets_diagonal,
+    program_tile,
+)
+from otter_losses.ops.triton.launch import (
+    COMPUTED,
+    COMPUTED_BESIDE_ANOTHER,
+    COMPUTED_BESIDE_CODES,
+    COMPUTED_WRITTEN,
+    LOADED,
+    MERGE,
+    VECTOR,
+    Kernel,
+)
 
 
 @triton.jit
@@ -30,31 +50,37 @@ def statistics(
     row_parts,
     column_parts,
     own_logit,
-    row_offset,
+    diagonal,
     m,
     n,
+    stride,
     SOFT: tl.constexpr,
     DIVERGENCE: tl.constexpr,
     KIND: tl.constexpr,
     RAW: tl.constexpr,
+    EVEN: tl.constexpr,
     COMPUTED: tl.constexpr,
     WHOLE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
     """What one tile adds to the statistics of its rows, (4, tiles, m), and of its columns, (3, tiles, n)."""
-    i = tl.program_id(0) * BM + tl.arange(0, BM)
-    j = tl.program_id(1) * BN + tl.arange(0, BN)
-    mask = (i < m)[:, None] & (j < n)[None, :]
-    z = cosine_tile(left, right, width, i, j, m=m, n=n, mask=mask, COMPUTED=COMPUTED, WHOLE=WHOLE, BM=BM, BN=BN, BK=BK) * tl.load(
-        scale
-    )
-    on_diagonal = (i + row_offset)[:, None] == j[None, :]
-    store_diagonal(z, on_diagonal, own_logit, i, m, row_offset, BN)
-    store_log_sum_exps(z, i, j, m, n, mask, row_parts, column_parts)
+    row_tile, column_tile = program_tile(m, n, BM, BN)
+    row, column = row_tile * BM, column_tile * BN
+    i = row + tl.arange(0, BM)
+    j = column + tl.arange(0, BN)
+    cosines = cosine_tile(left, right, width, row, column, m, n, stride, EVEN, COMPUTED, WHOLE, DESCRIPTORS, BM, BN, BK)
+    z = cosines * (tl.load(scale) * OCTAVES)
+    if meets_diagonal(row, column, diagonal, BM, BN):
+        store_diagonal(z, own_logit, i, j, m, n, diagonal)
+    row_parts += column_tile.to(tl.int64) * m + i
+    column_parts += row_tile.to(tl.int64) * n + j
+    store_log_sum_exps(z, i, j, m, n, row_parts, column_parts, EVEN)
     if SOFT:
-        tile = gibbs_tile(gibbs, params, i, j, row_offset, n, mask, KIND, RAW)
+        described: tl.constexpr = DESCRIPTORS and KIND == CODES and not RAW
+        tile = gibbs_tile(gibbs, params, row, column, m, n, diagonal, stride, KIND, RAW, described, BM, BN)
         store_expected_logits(
             z,
             tile,
@@ -67,13 +93,50 @@ def statistics(
             text_columns=text_columns,
             row_parts=row_parts,
             column_parts=column_parts,
+            rows=tl.cdiv(n, BN).to(tl.int64) * m,
+            columns=tl.cdiv(m, BM).to(tl.int64) * n,
             DIVERGENCE=DIVERGENCE,
             KIND=KIND,
         )
 
 
 @triton.jit
-def merge_rows(
+def merge_statistics(
+    row_parts,
+    column_parts,
+    scaling,
+    row_lse,
+    row_expected_logit,
+    row_entropy,
+    column_lse,
+    column_expected_logit,
+    column_entropy,
+    row_tiles,
+    column_tiles,
+    m,
+    n,
+    SOFT: tl.constexpr,
+    DIVERGENCE: tl.constexpr,
+    KIND: tl.constexpr,
+    FIRST: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Statistics from their parts, BM of them at a time: programs (., 0) those of a block's rows, (., 1) of its columns.
+
+    Of rows with soft targets also the image problem's last row scaling; columns are added to those of the blocks before.
+    """
+    i = tl.program_id(0) * BN + tl.arange(0, BN)
+    if tl.program_id(1) == 0:
+        _merge_rows(row_parts, scaling, row_lse, row_expected_logit, row_entropy, row_tiles, m, i, SOFT, DIVERGENCE, KIND, BM, BN)
+    else:
+        _merge_columns(
+            column_parts, column_lse, column_expected_logit, column_entropy, column_tiles, n, i, SOFT, DIVERGENCE, FIRST, BM, BN
+        )
+
+
+@triton.jit
+def _merge_rows(
     parts,
     scaling,
     lse,
@@ -81,44 +144,44 @@ def merge_rows(
     entropy,
     tiles,
     m,
+    i,
     SOFT: tl.constexpr,
     DIVERGENCE: tl.constexpr,
     KIND: tl.constexpr,
     BM: tl.constexpr,
+    BN: tl.constexpr,
 ):
-    """Row statistics from their parts; with soft targets also the image problem's last row scaling."""
-    i = tl.program_id(0) * BM + tl.arange(0, BM)
-    size = tiles * m
-    top = tl.full((BM,), float("-inf"), tl.float32)
-    total = tl.zeros((BM,), tl.float32)
-    weight_top = tl.full((BM,), float("-inf"), tl.float32)
-    weight = tl.zeros((BM,), tl.float32)
-    expected = tl.zeros((BM,), tl.float32)
-    disorder = tl.zeros((BM,), tl.float32)
-    for tile in range(0, tiles):
-        place = parts + tile * m + i
-        value = tl.load(place, i < m, other=0.0)
-        new = tl.maximum(top, value)
-        total = total * tl.exp(top - new) + tl.exp(value - new)
-        top = new
+    size = tiles.to(tl.int64) * m
+    top = tl.full((BN,), float("-inf"), tl.float32)
+    total = tl.zeros((BN,), tl.float32)
+    weight_top = tl.full((BN,), float("-inf"), tl.float32)
+    weight = tl.zeros((BN,), tl.float32)
+    expected = tl.zeros((BN,), tl.float32)
+    disorder = tl.zeros((BN,), tl.float32)
+    for first in range(0, tiles, BM):
+        tile = first + tl.arange(0, BM)
+        mask = (tile < tiles)[:, None] & (i < m)[None, :]
+        place = parts + tile.to(tl.int64)[:, None] * m + i[None, :]
+        value = tl.load(place, mask, other=float("-inf"))
+        top, total = _merged(top, total, value)
         if SOFT:
-            part = tl.load(place + size, i < m, other=0.0)
-            share = part * 0.0 + 1.0
             if KIND == LOGARITHMIC:
-                new = tl.maximum(weight_top, part)
+                part = tl.load(place + size, mask, other=float("-inf"))
+                new = tl.maximum(weight_top, tl.max(part, 0))
                 shift = tl.where(new == float("-inf"), 0.0, new)
                 before = tl.exp(weight_top - shift)
-                share = tl.exp(part - shift)
+                share = tl.exp(part - shift[None, :])
                 weight_top = new
-                weight = weight * before + share
-                expected *= before
-                disorder *= before
+                weight = weight * before + tl.sum(share, 0)
+                expected = expected * before + tl.sum(share * tl.load(place + 2 * size, mask, other=0.0), 0)
+                if DIVERGENCE:
+                    disorder = disorder * before + tl.sum(share * tl.load(place + 3 * size, mask, other=0.0), 0)
             else:
-                weight += part
-            expected += share * tl.load(place + 2 * size, i < m, other=0.0)
-            if DIVERGENCE:
-                disorder += share * tl.load(place + 3 * size, i < m, other=0.0)
-    tl.store(lse + i, log_sum(top, total), i < m)
+                weight += tl.sum(tl.load(place + size, mask, other=0.0), 0)
+                expected += tl.sum(tl.load(place + 2 * size, mask, other=0.0), 0)
+                if DIVERGENCE:
+                    disorder += tl.sum(tl.load(place + 3 * size, mask, other=0.0), 0)
+    tl.store(lse + i, top + tl.log2(total), i < m)
     if SOFT:
         if KIND == LOGARITHMIC:
             log = log_sum(weight_top, weight)
@@ -134,21 +197,21 @@ def merge_rows(
 
 
 @triton.jit
-def merge_columns(
+def _merge_columns(
     parts,
     lse,
     expected_logit,
     entropy,
     tiles,
     n,
+    j,
     SOFT: tl.constexpr,
     DIVERGENCE: tl.constexpr,
     FIRST: tl.constexpr,
+    BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Column statistics from the block's parts, added to those of the blocks before."""
-    j = tl.program_id(0) * BN + tl.arange(0, BN)
-    size = tiles * n
+    size = tiles.to(tl.int64) * n
     top = tl.full((BN,), float("-inf"), tl.float32)
     total = tl.zeros((BN,), tl.float32)
     expected = tl.zeros((BN,), tl.float32)
@@ -160,21 +223,122 @@ def merge_columns(
             expected = tl.load(expected_logit + j, j < n, other=0.0)
             if DIVERGENCE:
                 disorder = tl.load(entropy + j, j < n, other=0.0)
-    for tile in range(0, tiles):
-        place = parts + tile * n + j
-        value = tl.load(place, j < n, other=0.0)
-        new = tl.maximum(top, value)
-        total = total * tl.exp(top - new) + tl.exp(value - new)
-        top = new
+    for first in range(0, tiles, BM):
+        tile = first + tl.arange(0, BM)
+        mask = (tile < tiles)[:, None] & (j < n)[None, :]
+        place = parts + tile.to(tl.int64)[:, None] * n + j[None, :]
+        top, total = _merged(top, total, tl.load(place, mask, other=float("-inf")))
         if SOFT:
-            expected += tl.load(place + size, j < n, other=0.0)
+            expected += tl.sum(tl.load(place + size, mask, other=0.0), 0)
             if DIVERGENCE:
-                disorder += tl.load(place + 2 * size, j < n, other=0.0)
-    tl.store(lse + j, log_sum(top, total), j < n)
+                disorder += tl.sum(tl.load(place + 2 * size, mask, other=0.0), 0)
+    tl.store(lse + j, top + tl.log2(total), j < n)
     if SOFT:
         tl.store(expected_logit + j, expected, j < n)
         if DIVERGENCE:
             tl.store(entropy + j, disorder, j < n)
+
+
+@triton.jit
+def _merged(top, total, parts):
+    """Running maximum and sum of powers of 2 about it, with more log-sum-exps, (BM, BN)."""
+    new = tl.maximum(top, tl.max(parts, 0))
+    shift = tl.where(new == float("-inf"), 0.0, new)
+    return new, total * tl.exp2(top - shift) + tl.sum(tl.exp2(parts - shift[None, :]), 0)
+
+
+@triton.jit
+def pair_losses(
+    row_lse,
+    column_lse,
+    own_logit,
+    row_expected_logit,
+    column_expected_logit,
+    row_entropy,
+    column_entropy,
+    hard,
+    logit_sums,
+    prior,
+    alpha,
+    factor,
+    given,
+    soft,
+    b,
+    SOFT: tl.constexpr,
+    DIVERGENCE: tl.constexpr,
+    UNIFORM: tl.constexpr,
+    MEAN: tl.constexpr,
+    PER_PAIR: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Every pair's cross entropies of rows and columns, (2, b); or MEAN: of all together, 0-D, times the factor.
+
+    A mean's pairs weigh alpha in those against the given targets and the rest in those against the soft ones; PER_PAIR that is
+    `prior`, (b,). `hard`: on_diagonal and uniform.
+    """
+    given_total = tl.zeros((BN,), tl.float32)
+    soft_total = tl.zeros((BN,), tl.float32)
+    for first in range(tl.program_id(0) * BN, b, tl.num_programs(0) * BN):
+        i = first + tl.arange(0, BN)
+        row = tl.load(row_lse + i, i < b, other=0.0)
+        column = tl.load(column_lse + i, i < b, other=0.0)
+        own = tl.load(own_logit + i, i < b, other=0.0)
+        soft_row, soft_column = row, column
+        if SOFT:
+            soft_row = (row - tl.load(row_expected_logit + i, i < b, other=0.0)) / OCTAVES
+            soft_column = (column - tl.load(column_expected_logit + i, i < b, other=0.0)) / OCTAVES
+            if DIVERGENCE:
+                soft_row -= tl.load(row_entropy + i, i < b, other=0.0)
+                soft_column -= tl.load(column_entropy + i, i < b, other=0.0)
+        if UNIFORM:
+            own *= tl.load(hard)
+        row = (row - own) / OCTAVES
+        column = (column - own) / OCTAVES
+        if UNIFORM:
+            row -= tl.load(hard + 1) * tl.load(logit_sums + i, i < b, other=0.0)
+            column -= tl.load(hard + 1) * tl.load(logit_sums + b + i, i < b, other=0.0)
+        if MEAN:
+            weight = tl.load(prior + i, i < b, other=0.0) if PER_PAIR else tl.zeros((BN,), tl.float32) + alpha
+            given_total += weight * (row + column)
+            soft_total += (1.0 - weight) * (soft_row + soft_column)
+        else:
+            tl.store(given + i, row, i < b)
+            tl.store(given + b + i, column, i < b)
+            if SOFT:
+                tl.store(soft + i, soft_row, i < b)
+                tl.store(soft + b + i, soft_column, i < b)
+    if MEAN:
+        tl.store(given, tl.sum(given_total, 0) * factor)
+        if SOFT:
+            tl.store(soft, tl.sum(soft_total, 0) * factor)
+
+
+@triton.jit
+def pair_weights(
+    given_gradient,
+    soft_gradient,
+    prior,
+    alpha,
+    factor,
+    given,
+    soft,
+    magnitude,
+    n,
+    GIVEN: tl.constexpr,
+    SOFT: tl.constexpr,
+    PER_PAIR: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """The gradient of every pair's cross entropies, (n,), of rows as of columns, for that of their means; over its magnitude."""
+    of_given = tl.load(given_gradient) * factor if GIVEN else 0.0 * factor
+    of_soft = tl.load(soft_gradient) * factor if SOFT else 0.0 * factor
+    peak = tl.maximum(tl.maximum(tl.abs(of_given), tl.abs(of_soft)), 1.1754943508222875e-38)
+    i = tl.program_id(0) * BN + tl.arange(0, BN)
+    weight = tl.load(prior + i, i < n, other=0.0) if PER_PAIR else tl.zeros((BN,), tl.float32) + alpha
+    tl.store(given + i, weight * (of_given / peak), i < n)
+    tl.store(soft + i, (1.0 - weight) * (of_soft / peak), i < n)
+    if tl.program_id(0) == 0:
+        tl.store(magnitude, peak)
 
 
 @triton.jit
@@ -191,76 +355,100 @@ def logits_gradient(
     text_columns,
     row_lse,
     column_lse,
-    row_lse_weight,
-    column_lse_weight,
-    diagonal_weight,
-    row_plan_weight,
-    column_plan_weight,
-    row_uniform,
-    column_uniform,
+    given_rows,
+    soft_rows,
+    given_columns,
+    soft_columns,
+    hard,
     g,
-    diagonal,
+    on_diagonal,
     row_residual,
     column_residual,
-    row_offset,
+    diagonal,
     m,
     n,
+    stride,
+    plane,
     gain,
     SOFT: tl.constexpr,
     KIND: tl.constexpr,
     RAW: tl.constexpr,
     UNIFORM: tl.constexpr,
-    HALF: tl.constexpr,
+    PLANES: tl.constexpr,
+    EVEN: tl.constexpr,
     COMPUTED: tl.constexpr,
     WHOLE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """The gradient of one tile of logits, with `statistics.Weights`; `g` may be the stored block `left`."""
-    i = tl.program_id(0) * BM + tl.arange(0, BM)
-    j = tl.program_id(1) * BN + tl.arange(0, BN)
-    mask = (i < m)[:, None] & (j < n)[None, :]
-    z = cosine_tile(left, right, width, i, j, m=m, n=n, mask=mask, COMPUTED=COMPUTED, WHOLE=WHOLE, BM=BM, BN=BN, BK=BK) * tl.load(
-        scale
-    )
-    by_row = tl.exp(z - tl.load(row_lse + i, i < m, other=0.0)[:, None])
-    by_column = tl.exp(z - tl.load(column_lse + j, j < n, other=0.0)[None, :])
-    value = tl.load(row_lse_weight + i, i < m, other=0.0)[:, None] * by_row
-    value += tl.load(column_lse_weight + j, j < n, other=0.0)[None, :] * by_column
-    on_diagonal = (i + row_offset)[:, None] == j[None, :]
-    value -= tl.where(on_diagonal, tl.load(diagonal_weight + i, i < m, other=0.0)[:, None], 0.0)
+    """The gradient of one tile of logits, for those of rows' and columns' cross entropies; `g` may be the stored block `left`."""
+    row_tile, column_tile = program_tile(m, n, BM, BN)
+    row, column = row_tile * BM, column_tile * BN
+    i = row + tl.arange(0, BM)
+    j = column + tl.arange(0, BN)
+    cosines = cosine_tile(left, right, width, row, column, m, n, stride, EVEN, COMPUTED, WHOLE, DESCRIPTORS, BM, BN, BK)
+    z = cosines * (tl.load(scale) * OCTAVES)
+    given_row = tl.load(given_rows + i, i < m, other=0.0)
+    given_column = tl.load(given_columns + j, j < n, other=0.0)
+    row_weight = given_row
+    column_weight = given_column
     if SOFT:
-        tile = gibbs_tile(gibbs, params, i, j, row_offset, n, mask, KIND, RAW)
-        u = tl.load(image_rows + i, i < m, other=0.0)[:, None]
-        v = tl.load(image_columns + j, j < n, other=0.0)[None, :]
-        value -= tl.load(row_plan_weight + i, i < m, other=0.0)[:, None] * plan_tile(tile, u, v, KIND)
-        u = tl.load(text_rows + i, i < m, other=0.0)[:, None]
-        v = tl.load(text_columns + j, j < n, other=0.0)[None, :]
-        value -= tl.load(column_plan_weight + j, j < n, other=0.0)[None, :] * plan_tile(tile, u, v, KIND)
+        soft_row = tl.load(soft_rows + i, i < m, other=0.0)
+        soft_column = tl.load(soft_columns + j, j < n, other=0.0)
+        row_weight += soft_row
+        column_weight += soft_column
+    value = row_weight[:, None] * tl.exp2(z - tl.load(row_lse + i, i < m, other=0.0)[:, None])
+    value += column_weight[None, :] * tl.exp2(z - tl.load(column_lse + j, j < n, other=0.0)[None, :])
+    if SOFT:
+        described: tl.constexpr = DESCRIPTORS and KIND == CODES and not RAW
+        tile = gibbs_tile(gibbs, params, row, column, m, n, diagonal, stride, KIND, RAW, described, BM, BN)
+        u = tl.load(image_rows + i, i < m, other=0.0)
+        v = tl.load(image_columns + j, j < n, other=0.0)
+        u_text = tl.load(text_rows + i, i < m, other=0.0)
+        v_text = tl.load(text_columns + j, j < n, other=0.0)
+        if KIND == LOGARITHMIC:
+            value -= soft_row[:, None] * plan_tile(tile, u[:, None], v[None, :], KIND)
+            value -= soft_column[None, :] * plan_tile(tile, u_text[:, None], v_text[None, :], KIND)
+        else:
+            # Kernel times row scalings first: row times column scaling of a removed entry can overflow.
+            value -= tile * (soft_row * u)[:, None] * v[None, :]
+            value -= tile * u_text[:, None] * (soft_column * v_text)[None, :]
+    share = 1.0
     if UNIFORM:
-        value -= tl.load(row_uniform + i, i < m, other=0.0)[:, None]
-        value -= tl.load(column_uniform + j, j < n, other=0.0)[None, :]
+        share = tl.load(hard)
+        value -= tl.load(hard + 1) * (given_row[:, None] + given_column[None, :])
+    if meets_diagonal(row, column, diagonal, BM, BN):
+        own = (i + diagonal)[:, None] == j[None, :]
+        value -= tl.where(own, share * (given_row[:, None] + given_column[None, :]), 0.0)
+        if PLANES > 0:
+            store_diagonal(value, on_diagonal, i, j, m, n, diagonal)
+            value = tl.where(own, 0.0, value)
     store_gradient(
         value,
-        on_diagonal,
-        mask,
         i,
         j,
         m=m,
         n=n,
-        row_offset=row_offset,
+        plane=plane,
         gain=gain,
         g=g,
-        diagonal=diagonal,
-        row_residual=row_residual,
-        column_residual=column_residual,
-        HALF=HALF,
-        BN=BN,
+        row_residual=row_residual + column_tile.to(tl.int64) * m + i,
+        column_residual=column_residual + row_tile.to(tl.int64) * n + j,
+        EVEN=EVEN,
+        PLANES=PLANES,
     )
 
 
-STATISTICS = Kernel(statistics, TILES, TILES_COMPUTED, reads=("cosines", "K"))
-MERGE_ROWS = Kernel(merge_rows, ({"BM": VECTOR["BN"], "num_warps": VECTOR["num_warps"]},))
-MERGE_COLUMNS = Kernel(merge_columns, (VECTOR,))
-GRADIENT = Kernel(logits_gradient, TILES, TILES_COMPUTED, reads=("cosines", "K"), writes=("G",))
+_READS = ("cosines", "K")
+
+STATISTICS = Kernel(statistics, LOADED, COMPUTED, _READS)
+STATISTICS_BESIDE_CODES = Kernel(statistics, LOADED, COMPUTED_BESIDE_CODES, _READS)
+STATISTICS_BESIDE_ANOTHER = Kernel(statistics, LOADED, COMPUTED_BESIDE_ANOTHER, _READS)
+MERGE_STATISTICS = Kernel(merge_statistics, (MERGE,))
+PAIR_LOSSES = Kernel(pair_losses, (VECTOR,))
+PAIR_WEIGHTS = Kernel(pair_weights, (VECTOR,))
+GRADIENT = Kernel(logits_gradient, LOADED, COMPUTED_WRITTEN, _READS, ("G",))
+GRADIENT_BESIDE_CODES = Kernel(logits_gradient, LOADED, COMPUTED_BESIDE_CODES, _READS, ("G",))
+GRADIENT_BESIDE_ANOTHER = Kernel(logits_gradient, LOADED, COMPUTED_BESIDE_ANOTHER, _READS, ("G",))

@@ -27,14 +27,6 @@ def negated_log(log):
 
 
 @triton.jit
-def log_sum_exp(values, AXIS: tl.constexpr):
-    """Of a tile, along an axis."""
-    top = tl.max(values, AXIS)
-    top = tl.where(top == float("-inf"), 0.0, top)
-    return log_sum(top, tl.sum(tl.exp(values - tl.expand_dims(top, AXIS)), AXIS))
-
-
-@triton.jit
 def plan_tile(gibbs, rows, columns, KIND: tl.constexpr):
     """A tile of a plan, from that of its Gibbs kernel and both scalings."""
     # Kernel times row scaling first: row times column scaling of a removed entry can overflow.
@@ -45,11 +37,18 @@ def plan_tile(gibbs, rows, columns, KIND: tl.constexpr):
 
 
 @triton.jit
-def store_log_sum_exps(z, i, j, m, n, mask, row_parts, column_parts):
-    """The tile's share of the log-sum-exps of its rows, (tiles, m), and of its columns, (tiles, n)."""
-    inside = tl.where(mask, z, float("-inf"))
-    tl.store(row_parts + tl.program_id(1) * m + i, log_sum_exp(inside, 1), i < m)
-    tl.store(column_parts + tl.program_id(0) * n + j, log_sum_exp(inside, 0), j < n)
+def store_log_sum_exps(z, i, j, m, n, row_parts, column_parts, EVEN: tl.constexpr):
+    """The tile's share of the log-sum-exps of its rows, (m,), and of its columns, (n,); all in octaves."""
+    if not EVEN:
+        z = tl.where((i < m)[:, None] & (j < n)[None, :], z, float("-inf"))
+    top = tl.max(z, 1)
+    if not EVEN:
+        top = tl.where(top == float("-inf"), 0.0, top)
+    tl.store(row_parts, top + tl.log2(tl.sum(tl.exp2(z - top[:, None]), 1)), i < m)
+    top = tl.max(z, 0)
+    if not EVEN:
+        top = tl.where(top == float("-inf"), 0.0, top)
+    tl.store(column_parts, top + tl.log2(tl.sum(tl.exp2(z - top[None, :]), 0)), j < n)
 
 
 @triton.jit
@@ -65,6 +64,8 @@ def store_expected_logits(
     text_columns,
     row_parts,
     column_parts,
+    rows,
+    columns,
     DIVERGENCE: tl.constexpr,
     KIND: tl.constexpr,
 ):
@@ -72,14 +73,11 @@ def store_expected_logits(
 
     Of rows: of the image problem's weights ``w = K v``, which its last normalisation has still to scale, their sum, and sums of
     ``w z`` and ``w log w``. Where LOGARITHMIC: log of the sum, and means of ``z`` and ``log w`` instead. Of columns: sum of the
-    text problem's plan times ``z``, and its entropy.
+    text problem's plan times ``z``, and its entropy. Each is `rows` or `columns` numbers behind the one before.
     """
-    row = row_parts + tl.program_id(1) * m + i
-    column = column_parts + tl.program_id(0) * n + j
-    rows, columns = tl.num_programs(1) * m, tl.num_programs(0) * n
     v = tl.load(image_columns + j, j < n, other=0.0)[None, :]
     u_text = tl.load(text_rows + i, i < m, other=0.0)[:, None]
-    v_text = tl.load(text_columns + j, j < n, other=0.0)[None, :]
+    v_text = tl.load(text_columns + j, j < n, other=0.0)
     if KIND == LOGARITHMIC:
         log_weight = gibbs + v
         top = tl.max(log_weight, 1)
@@ -88,27 +86,29 @@ def store_expected_logits(
         total = tl.sum(weight, 1)
         share = weight / tl.where(total > 0.0, total, 1.0)[:, None]
         total = log_sum(top, total)
+        column = tl.sum(plan_tile(gibbs, u_text, v_text[None, :], KIND) * z, 0)
     else:
         share = gibbs * v
         total = tl.sum(share, 1)
-    text_plan = plan_tile(gibbs, u_text, v_text, KIND)
-    tl.store(row + rows, total, i < m)
-    tl.store(row + 2 * rows, tl.sum(share * z, 1), i < m)
-    tl.store(column + columns, tl.sum(text_plan * z, 0), j < n)
+        column = tl.sum(gibbs * z * u_text, 0) * v_text
+    tl.store(row_parts + rows, total, i < m)
+    tl.store(row_parts + 2 * rows, tl.sum(share * z, 1), i < m)
+    tl.store(column_parts + columns, column, j < n)
     if DIVERGENCE:
         if KIND != LOGARITHMIC:
             log_weight = tl.log(tl.where(share > 0.0, share, 1.0))
-        tl.store(row + 3 * rows, tl.sum(tl.where(share > 0.0, share * log_weight, 0.0), 1), i < m)
+        tl.store(row_parts + 3 * rows, tl.sum(tl.where(share > 0.0, share * log_weight, 0.0), 1), i < m)
+        text_plan = plan_tile(gibbs, u_text, v_text[None, :], KIND)
         log_plan = tl.log(tl.where(text_plan > 0.0, text_plan, 1.0))
-        tl.store(column + 2 * columns, -tl.sum(text_plan * log_plan, 0), j < n)
+        tl.store(column_parts + 2 * columns, -tl.sum(text_plan * log_plan, 0), j < n)
 
 
 @triton.jit
-def store_diagonal(value, on_diagonal, diagonal, i, m, row_offset, BN: tl.constexpr):
+def store_diagonal(value, out, i, j, m, n, diagonal):
     """The given pairs' entries of a tile that has some, (m,)."""
-    pair = i + row_offset
-    inside = (i < m) & (pair >= tl.program_id(1) * BN) & (pair < (tl.program_id(1) + 1) * BN)
-    tl.store(diagonal + i, tl.sum(tl.where(on_diagonal, value, 0.0), 1), inside)
+    pair = i + diagonal
+    own = tl.sum(tl.where(pair[:, None] == j[None, :], value, 0.0), 1)
+    tl.store(out + i, own, (i < m) & (pair >= tl.min(j, 0)) & (pair <= tl.max(j, 0)) & (pair < n))
 
 
 # ---- gradients ----
@@ -117,35 +117,40 @@ def store_diagonal(value, on_diagonal, diagonal, i, m, row_offset, BN: tl.conste
 @triton.jit
 def store_gradient(
     value,
-    on_diagonal,
-    mask,
     i,
     j,
     m,
     n,
-    row_offset,
+    plane,
     gain,
     g,
-    diagonal,
     row_residual,
     column_residual,
-    HALF: tl.constexpr,
-    BN: tl.constexpr,
+    EVEN: tl.constexpr,
+    PLANES: tl.constexpr,
 ):
-    """The gradient of a tile of logits, in float32; or HALF: in float16 times the gain, without its diagonal.
+    """The gradient of a tile of logits, (m, n): in float32; or times the gain, without its diagonal, in PLANES of float16.
 
-    That goes to a vector, in float32. Rounding residuals of float16 are added up over the tile's rows, (tiles,
-    m), and its columns, (tiles, n): given to the diagonal, the losses weigh ``y_j - y_i`` instead of ``y_j``, so that
-    duplicates and a direction common to all cancel.
+    Two planes add up to it, the second `plane` numbers behind the first. Of one plane the rounding residuals are added up over
+    the tile's rows, (m,), and its columns, (n,): given to the diagonal, the losses weigh ``y_j - y_i`` instead of ``y_j``, so
+    that duplicates and a direction common to all cancel.
     """
-    if HALF:
-        store_diagonal(value, on_diagonal, diagonal, i, m, row_offset, BN)
-        scaled = tl.where(mask & (on_diagonal == 0), value * gain, 0.0)
-        value = scaled.to(tl.float16)
-        residual = scaled - value.to(tl.float32)
-        tl.store(row_residual + tl.program_id(1) * m + i, tl.sum(residual, 1), i < m)
-        tl.store(column_residual + tl.program_id(0) * n + j, tl.sum(residual, 0), j < n)
-    tl.store(g + i.to(tl.int64)[:, None] * n + j[None, :], value, mask)
+    mask = (i < m)[:, None] & (j < n)[None, :]
+    place = g + i.to(tl.int64)[:, None] * n + j[None, :]
+    if PLANES == 0:
+        tl.store(place, value, mask)
+    else:
+        value *= gain
+        if not EVEN:
+            value = tl.where(mask, value, 0.0)
+        rounded = value.to(tl.float16)
+        tl.store(place, rounded, mask)
+        value -= rounded.to(tl.float32)
+        if PLANES == 2:
+            tl.store(place + plane, value.to(tl.float16), mask)
+        else:
+            tl.store(row_residual, tl.sum(value, 1), i < m)
+            tl.store(column_residual, tl.sum(value, 0), j < n)
 
 
 # ---- encoding ----

@@ -24,27 +24,67 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
 @triton.jit
-def product_tile(left, right, width, i, j, m, n, WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """``left_i . right_j`` of contiguous features (., width), summed in float32; zeros beyond m and n.
+def program_tile(m, n, BM: tl.constexpr, BN: tl.constexpr):
+    """Row and column of tiles that this program owns, of a matrix (m, n).
 
-    WHOLE: the width is a multiple of BK.
+    Programs that run together own eight rows of tiles, a column at a time: what they multiply stays in the cache.
+    """
+    rows, columns = tl.cdiv(m, BM), tl.cdiv(n, BN)
+    group = tl.program_id(0) // (8 * columns) * 8
+    height = tl.minimum(rows - group, 8)
+    within = tl.program_id(0) % (8 * columns)
+    return group + within % height, within // height
+
+
+@triton.jit
+def product_tile(
+    left,
+    right,
+    width,
+    row,
+    column,
+    m,
+    n,
+    EVEN: tl.constexpr,
+    WHOLE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """``left_i . right_j`` of contiguous features (., width), from a row and a column on, in float32; zeros beyond m and n.
+
+    EVEN: the tiles end where the matrix does. WHOLE: the width is a multiple of BK. DESCRIPTORS: the features come as tensor
+    descriptors, which the copy engine reads, zeros beyond their edges; else as pointers.
     """
     total = tl.zeros((BM, BN), tl.float32)
-    k = tl.arange(0, BK)
-    rows = left + i.to(tl.int64)[:, None] * width
-    columns = right + j.to(tl.int64)[None, :] * width
-    for first in range(0, width, BK):
-        place = first + k
-        if WHOLE:
-            a = tl.load(rows + place[None, :], (i < m)[:, None], other=0.0)
-            b = tl.load(columns + place[:, None], (j < n)[None, :], other=0.0)
-        else:
-            a = tl.load(rows + place[None, :], (i < m)[:, None] & (place < width)[None, :], other=0.0)
-            b = tl.load(columns + place[:, None], (j < n)[None, :] & (place < width)[:, None], other=0.0)
-        if INTERPRETED:
-            a = a.to(tl.float32)
-            b = b.to(tl.float32)
-        total = tl.dot(a, b, total, input_precision="ieee")
+    if DESCRIPTORS:
+        for first in range(0, width, BK):
+            a = left.load([row, first])
+            b = right.load([column, first])
+            if INTERPRETED:
+                a = a.to(tl.float32)
+                b = b.to(tl.float32)
+            total = tl.dot(a, b.T, total)
+    else:
+        k = tl.arange(0, BK)
+        i = row + tl.arange(0, BM)
+        j = column + tl.arange(0, BN)
+        rows = left + i.to(tl.int64)[:, None] * width + k[None, :]
+        columns = right + j.to(tl.int64)[None, :] * width + k[:, None]
+        for first in range(0, width, BK):
+            if EVEN and WHOLE:
+                a = tl.load(rows)
+                b = tl.load(columns)
+            else:
+                a = tl.load(rows, (i < m)[:, None] & (first + k < width)[None, :], other=0.0)
+                b = tl.load(columns, (j < n)[None, :] & (first + k < width)[:, None], other=0.0)
+            if INTERPRETED:
+                a = a.to(tl.float32)
+                b = b.to(tl.float32)
+            total = tl.dot(a, b, total, input_precision="ieee")
+            rows += BK
+            columns += BK
     return total
 
 
@@ -53,30 +93,41 @@ def cosine_tile(
     left,
     right,
     width,
-    i,
-    j,
+    row,
+    column,
     m,
     n,
-    mask,
+    stride,
+    EVEN: tl.constexpr,
     COMPUTED: tl.constexpr,
     WHOLE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """A tile of ``x y^T``: computed from the block's features `left` and all `right`, or loaded from the stored block `left`."""
+    """A tile of ``x y^T``: computed from the block's features `left` and `right`, or loaded from the stored block `left`."""
     if COMPUTED:
-        tile = product_tile(left, right, width, i, j, m=m, n=n, WHOLE=WHOLE, BM=BM, BN=BN, BK=BK)
+        tile = product_tile(left, right, width, row, column, m, n, EVEN, WHOLE, DESCRIPTORS, BM, BN, BK)
     else:
-        tile = tl.load(left + i.to(tl.int64)[:, None] * n + j[None, :], mask, other=0.0)
+        i = row + tl.arange(0, BM)
+        j = column + tl.arange(0, BN)
+        mask = (i < m)[:, None] & (j < n)[None, :]
+        tile = tl.load(left + i.to(tl.int64)[:, None] * stride + j[None, :], mask, other=0.0)
     return tile
 
 
 @triton.jit
-def teacher_logits(product, params, i, j, row_offset, mask):
+def meets_diagonal(row, column, diagonal, BM: tl.constexpr, BN: tl.constexpr):
+    """Whether a tile has entries of the given pairs, whose column is their row plus `diagonal`."""
+    return (row + diagonal < column + BN) & (column < row + diagonal + BM)
+
+
+@triton.jit
+def teacher_logits(product, params, i, j, diagonal, mask):
     """A tile of ``L`` from that of its product; nothing beyond the edge."""
     value = product * tl.load(params)
-    value = tl.where((i + row_offset)[:, None] == j[None, :], value - tl.load(params + 3), value)
+    value = tl.where((i + diagonal)[:, None] == j[None, :], value - tl.load(params + 3), value)
     return tl.where(mask, value, float("-inf"))
 
 
@@ -94,17 +145,40 @@ def decoded(code, params):
 
 
 @triton.jit
-def gibbs_tile(gibbs, params, i, j, row_offset, n, mask, KIND: tl.constexpr, RAW: tl.constexpr):
-    """A tile of ``K``, or of ``L`` where LOGARITHMIC, from a stored block of it or, where RAW, of its product."""
-    place = gibbs + i.to(tl.int64)[:, None] * n + j[None, :]
-    if RAW:
-        tile = teacher_logits(tl.load(place, mask, other=0.0), params, i, j, row_offset, mask)
-        if KIND != LOGARITHMIC:
-            tile = tl.exp(tile - tl.load(params + 1))
-    elif KIND == CODES:
-        tile = decoded(tl.load(place, mask, other=-32768).to(tl.int32) + 32768, params)
-    elif KIND == LOGARITHMIC:
-        tile = tl.load(place, mask, other=float("-inf"))
+def gibbs_tile(
+    gibbs,
+    params,
+    row,
+    column,
+    m,
+    n,
+    diagonal,
+    stride,
+    KIND: tl.constexpr,
+    RAW: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """A tile of ``K``, or of ``L`` where LOGARITHMIC, from a stored block of it or, where RAW, of its product.
+
+    DESCRIBED: codes come as a tensor descriptor; what it reads beyond the edges is finite, but not nothing.
+    """
+    if DESCRIBED:
+        tile = decoded(gibbs.load([row, column]).to(tl.int32) + 32768, params)
     else:
-        tile = tl.load(place, mask, other=0.0)
+        i = row + tl.arange(0, BM)
+        j = column + tl.arange(0, BN)
+        mask = (i < m)[:, None] & (j < n)[None, :]
+        place = gibbs + i.to(tl.int64)[:, None] * stride + j[None, :]
+        if RAW:
+            tile = teacher_logits(tl.load(place, mask, other=0.0), params, i, j, diagonal, mask)
+            if KIND != LOGARITHMIC:
+                tile = tl.exp(tile - tl.load(params + 1))
+        elif KIND == CODES:
+            tile = decoded(tl.load(place, mask, other=-32768).to(tl.int32) + 32768, params)
+        elif KIND == LOGARITHMIC:
+            tile = tl.load(place, mask, other=float("-inf"))
+        else:
+            tile = tl.load(place, mask, other=0.0)
     return tile
