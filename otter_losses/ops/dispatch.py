@@ -39,11 +39,16 @@ def resolve(backend: str, features: Tensor, pairs: int) -> str:
     if backend == "auto":
         if features.device.type != "cuda" or features.dtype == torch.float64 or pairs < FEWEST_PAIRS:
             return "torch"
-        return backend if _kernels_run(features.device) else "torch"
+        return backend if _is_nvidia() and _kernels_run(features.device) else "torch"
     problem = _problem(backend, features.device, features.dtype)
     if problem is not None:
         raise RuntimeError(problem)
     return backend
+
+
+def _is_nvidia() -> bool:
+    """Whether torch's "cuda" devices are NVIDIA's. Kernels may run on others', but nobody has measured whether that pays."""
+    return torch.version.cuda is not None
 
 
 def is_fused(resolved: str) -> bool:
@@ -85,9 +90,7 @@ def unavailable_reason(device: torch.device) -> str | None:
             _reasons[device] = "the package triton is not installed."
         elif not torch.cuda.is_available():
             _reasons[device] = "torch sees no CUDA device."
-        elif torch.version.cuda is None:
-            _reasons[device] = "torch is built for other GPUs than NVIDIA's."
-        elif torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+        elif _is_nvidia() and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
             _reasons[device] = "its compute capability is below 7.0."
         elif torch.cuda.is_current_stream_capturing():
             return None  # a trial would break the capture

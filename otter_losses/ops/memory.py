@@ -24,6 +24,7 @@ class Limits:
         cpu_block_elements: of a row block worked on at once: what a CPU's caches hold.
         cpu_block_rows: the fewest rows of a block.
         device_block_elements: the same elsewhere: what fills the device.
+        device_eager_elements: the same of eager torch, which launches a kernel for every operation.
         device_pass_elements: the same of a block of which nothing is stored but sums over tiles.
         device_gradient_elements: of a block of the logits' gradient in float16.
         device_gradient_rows: the rows of such a block, which then has so few columns that it stays that small: products sum over
@@ -37,6 +38,7 @@ class Limits:
     cpu_block_elements: int = 1 << 19
     cpu_block_rows: int = 256
     device_block_elements: int = 1 << 25
+    device_eager_elements: int = 1 << 26
     device_pass_elements: int = 1 << 28
     device_gradient_elements: int = 3 << 24
     device_gradient_rows: int = 4096
@@ -65,6 +67,13 @@ def row_blocks(rows: int, columns: int, device: torch.device) -> list[slice]:
     elements = _limits.cpu_block_elements if on_cpu else _limits.device_block_elements
     height = max(elements // max(columns, 1), _limits.cpu_block_rows if on_cpu else _limits.device_block_rows)
     return slices(rows, height if on_cpu else max(height // 128, 1) * 128)
+
+
+def eager_blocks(rows: int, columns: int, device: torch.device) -> list[slice]:
+    """Row blocks of a matrix (rows, columns) for eager torch."""
+    if device.type == "cpu":
+        return row_blocks(rows, columns, device)
+    return slices(rows, max(_limits.device_eager_elements // max(columns, 1), _limits.device_block_rows))
 
 
 def pass_blocks(rows: int, columns: int) -> list[slice]:

@@ -125,7 +125,7 @@ class Saved(NamedTuple):
             One part, plain numbers or logarithms; of eager torch two, for `domains.Logarithmic`, of which plain numbers use one.
         column_scalings: the same of all columns, (parts, 2, N).
         gibbs: local rows of the teacher's Gibbs kernel, (b, N); empty where `Storage` does not keep it.
-        cosines: those of the student, or exponentials of its logits, (b, N); empty where `Storage` does not keep them.
+        cosines: those of the student, (b, N); of eager torch its logits or their exponentials. Empty where `Storage` keeps none.
         scalars: see `Scalar`; empty of kernels without a teacher.
     """
 

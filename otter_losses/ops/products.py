@@ -21,10 +21,22 @@ def operand_dtype(features: Tensor) -> torch.dtype:
     return dtype if dtype in HALVES else features.dtype
 
 
+def as_multiplied(features: Tensor) -> Tensor:
+    """Half-precision features as they are where products of them have float32 sums, else in float32; float64 as it is."""
+    multiplies, _ = _sums_in_float32(features.device, features.dtype)
+    return features if multiplies else features.to(torch.promote_types(features.dtype, torch.float32))
+
+
+def parts(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two of a half precision whose sum they are, to 2^-17 of bfloat16 and 2^-22 of float16."""
+    high = values.to(dtype)
+    return high, torch.sub(values, high, out=torch.empty_like(high))
+
+
 @cache
 def _sums_in_float32(device: torch.device, dtype: torch.dtype) -> tuple[bool, bool]:
     """Whether this torch multiplies, and multiplies and adds, operands of that type into float32 there."""
-    if device.type != "cuda":
+    if device.type != "cuda" or dtype not in HALVES:
         return False, False
     with unset_fake_temporarily():
         return _tried(device, dtype)
@@ -77,7 +89,7 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
 def computes_tiles(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether kernels multiply such features themselves, tile by tile, on half-precision units.
 
-    Writing a product to memory and reading it back costs more than the product there. Before Ampere Triton has no such units.
+    Writing a product to memory and reading it back costs more than the product there.
     Float32 features are multiplied in parts, which wants float32 results of the vendor's half-precision products too.
     """
     return device.type != "cuda" or _computes_tiles(device, dtype)
@@ -85,5 +97,11 @@ def computes_tiles(device: torch.device, dtype: torch.dtype) -> bool:
 
 @cache
 def _computes_tiles(device: torch.device, dtype: torch.dtype) -> bool:
-    modern = torch.cuda.get_device_capability(device) >= (8, 0)
-    return modern and (dtype in HALVES or all(_sums_in_float32(device, torch.float16)))
+    return _has_matrix_units(device) and (dtype in HALVES or all(_sums_in_float32(device, torch.float16)))
+
+
+def _has_matrix_units(device: torch.device) -> bool:
+    """Of half precision, for Triton: from Ampere on; of AMD's, MI200, MI300 and MI350."""
+    if torch.version.cuda is None:
+        return str(torch.cuda.get_device_properties(device).gcnArchName).startswith(("gfx90a", "gfx94", "gfx95"))
+    return torch.cuda.get_device_capability(device) >= (8, 0)

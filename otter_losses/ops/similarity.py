@@ -20,6 +20,7 @@ from torch import Tensor
 
 from otter_losses.ops.domains import largest_logit, reads_freely
 from otter_losses.ops.memory import slices
+from otter_losses.ops.products import HALVES, as_multiplied, parts, product
 
 PANEL = 256
 """Rows of a panel of the symmetric product; half a panel's share of it is computed twice."""
@@ -54,9 +55,13 @@ class Similarity:
     def is_whole(self) -> bool:
         return self.shape[0] == self.shape[1]
 
-    def to(self, dtype: torch.dtype) -> "Similarity":
-        """The same with features of that dtype."""
-        return replace(self, image_features=self.image_features.to(dtype), text_features=self.text_features.to(dtype))
+    def as_multiplied(self, fits_plain_numbers: bool) -> "Similarity":
+        """With features as they are multiplied; logits too large for plain numbers are too large for two half-precision ones."""
+        dtype = self.inv_epsilon.dtype
+        image, text = (
+            as_multiplied(each) if fits_plain_numbers else each.to(dtype) for each in (self.image_features, self.text_features)
+        )
+        return replace(self, image_features=image, text_features=text)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """``a, b`` with ``L = a b^T / epsilon`` but for the diagonal, as narrow as the weights allow.
@@ -74,9 +79,21 @@ class Similarity:
         return torch.cat((v, t), dim=1), torch.cat((torch.add(t, v, alpha=self.gamma_image), self.gamma_text * t), dim=1)
 
     def scaled_factors(self) -> tuple[Tensor, Tensor]:
-        """``a, b`` with ``L = a b^T`` but for the diagonal."""
+        """``a, b`` with ``L = a b^T`` but for the diagonal.
+
+        Of half-precision features both are of their dtype: one factor as it is, twice, the other in two parts.
+        """
         a, b = self.factors()
-        return a * self.inv_epsilon, b
+        dtype = self.image_features.dtype
+        if dtype not in HALVES:
+            return a * self.inv_epsilon, b
+        if self.gamma_image == 0 < self.gamma_text:  # a is the sum
+            return self._in_parts(a), torch.cat((b, b), 1).to(dtype)
+        return torch.cat((a, a), 1).to(dtype), self._in_parts(b)
+
+    def _in_parts(self, factor: Tensor) -> Tensor:
+        """Over epsilon."""
+        return torch.cat(parts(factor.to(self.inv_epsilon.dtype) * self.inv_epsilon, self.image_features.dtype), 1)
 
     @cached_property
     def _kept_factors(self) -> tuple[Tensor, Tensor]:
@@ -85,7 +102,10 @@ class Similarity:
     def block(self, rows: slice) -> Tensor:
         """A row block (m, N) of these rows, computed anew."""
         a, b = self._kept_factors
-        return self._lower_diagonal(a[self.rows][rows] @ b.T, rows.start)
+        return self._lower_diagonal(self._product(a[self.rows][rows], b), rows.start)
+
+    def _product(self, a: Tensor, b: Tensor) -> Tensor:
+        return product(a, b.T, out=self.inv_epsilon.new_empty(len(a), len(b)))
 
     def matrix(self, cross: Tensor | None) -> Tensor:
         """All rows in a new tensor (b, N), from ``cross = v t^T`` where the caller has it."""
@@ -101,7 +121,7 @@ class Similarity:
                 _add_within(matrix, self._w(), c)
         else:
             a, b = self.scaled_factors()
-            matrix = a[self.rows] @ b.T
+            matrix = self._product(a[self.rows], b)
         return self._lower_diagonal(matrix, 0)
 
     def _w(self) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from otter_losses import InfoNCELoss, OTTERLoss, SigLIPLoss
 from otter_losses.distributed.shard import WHOLE_BATCH
-from otter_losses.ops import dispatch, memory
+from otter_losses.ops import dispatch, memory, products
 from otter_losses.ops.eager import cross_entropy as eager
 from otter_losses.ops.eager import sigmoid as eager_sigmoid
 from otter_losses.ops.memory import Storage
@@ -79,6 +79,46 @@ def test_auto_leaves_other_makers_gpus_to_torch(gpu: dict[str, Any], monkeypatch
     monkeypatch.setattr(torch.version, "cuda", None)
     assert not fuses()
     assert gpu["tried"] == 0
+
+
+def test_a_trial_decides_on_other_makers_gpus_where_kernels_are_asked_for(
+    gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose capabilities are numbers of another kind."""
+    pytest.importorskip("triton", reason="triton is there on Linux only")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    gpu["capability"] = (6, 1)
+    assert fuses(backend="triton")
+    assert gpu["tried"] == 1
+    gpu["failure"] = f"{dispatch.UNEXPECTED} (no compiler)."
+    dispatch._reasons.clear()
+    with pytest.raises(RuntimeError, match=r"backend='triton' does not run on cuda:0: Triton could not .* Use backend='torch'\."):
+        fuses(backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("gfx90a:sramecc+:xnack-", True), ("gfx942", True), ("gfx906", False), ("gfx1100", False)]
+)
+def test_kernels_multiply_themselves_where_amd_has_matrix_units(
+    gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str, expected: bool
+) -> None:
+    class Properties:
+        gcnArchName = name
+
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    monkeypatch.setattr(products, "_sums_in_float32", lambda device, dtype: (True, True))
+    computes_tiles = products._computes_tiles.__wrapped__
+    assert computes_tiles(GPU, torch.bfloat16) == expected
+    assert computes_tiles(GPU, torch.float32) == expected
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True)])
+def test_kernels_multiply_themselves_from_ampere_on(
+    gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: bool
+) -> None:
+    gpu["capability"] = capability
+    assert products._computes_tiles.__wrapped__(GPU, torch.float16) == expected
 
 
 def test_auto_falls_back_in_silence_without_triton(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +254,7 @@ def test_out_of_memory_says_what_to_do(monkeypatch: pytest.MonkeyPatch, build: A
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB.")
 
     for module in (eager, eager_sigmoid):
-        monkeypatch.setattr(module, "row_blocks", full)
+        monkeypatch.setattr(module, "eager_blocks", full)
     batch = make_batch(9, 6, dtype=torch.float32)
     with pytest.raises(torch.OutOfMemoryError, match=r"4\.00 GiB.\notter_losses may keep 2 GiB .*smaller max_memory \(0: none\)"):
         build()(batch.x, batch.y, 14.3)

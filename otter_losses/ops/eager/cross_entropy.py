@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 
 from otter_losses.ops.domains import SCALING, Domain, reads_freely, safe_range
+from otter_losses.ops.eager.feature_gradients import FeatureGradients
 from otter_losses.ops.eager.sinkhorn import GibbsKernel, domain_of, last_row_scalings, solve
-from otter_losses.ops.memory import computing_dtype, row_blocks, wanted
+from otter_losses.ops.memory import computing_dtype, eager_blocks
 from otter_losses.ops.problem import CrossEntropies, CrossEntropyGradients, Gradients, Problem, Saved, Scalar, Student
+from otter_losses.ops.products import as_multiplied, product
 from otter_losses.ops.reduction import Reduction
 from otter_losses.ops.statistics import Statistics, Weights, cross_entropies, reduce_columns
 
@@ -21,7 +23,7 @@ def forward(problem: Problem, reduce: Reduction) -> tuple[CrossEntropies, Saved]
 def _statistics(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]:
     """Of the local rows, columns not yet reduced."""
     soft, similarity, storage = problem.soft, problem.similarity, problem.storage
-    x, y, scale = _computing(problem.student)
+    x, y, scale = _operands(problem.student)
     b, n = len(x), len(y)
     statistics = Statistics.of_nothing(scale, b, n)
     saved = Saved.unwritten(problem, statistics.row_lse, statistics.column_lse, matrices=False)
@@ -29,34 +31,36 @@ def _statistics(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]
 
     kernel = cosines = None
     if similarity is None or soft is None:
-        cosines = x @ y.T if storage.cosines else None
+        cosines = _product(x, y) if storage.cosines else None
     else:
         own_teacher = soft.uses_student and similarity.is_whole
-        cosines = x @ y.T if storage.cosines and own_teacher else None
+        cosines = _product(x, y) if storage.cosines and own_teacher else None
         kernel = GibbsKernel.build(
-            similarity.to(x.dtype), soft.logit_range, storage.gibbs is not None, reduce, cosines if own_teacher else None
+            similarity.as_multiplied(soft.fit(scale.dtype)),
+            soft.logit_range,
+            storage.gibbs is not None,
+            reduce,
+            cosines if own_teacher else None,
         )
         row_scalings, column_scalings = _scalings(saved, kernel.domain)
         column_scalings[..., 0, :], row_scalings[..., 1, :], column_scalings[..., 1, :] = solve(kernel, soft.iterations, reduce)
         scalars[Scalar.GIBBS_SHIFT] = kernel.shift
         scalars[Scalar.GIBBS_IS_LOGARITHMIC].fill_(float(kernel.domain is not SCALING))  # an assignment would copy from the host
         if storage.cosines and cosines is None:
-            cosines = x @ y.T
+            cosines = _product(x, y)
 
     shift = _common_shift(x, y, scale, cosines)
     if shift is not None:
         scalars[Scalar.LOGIT_SHIFT].fill_(shift)
         scalars[Scalar.HAS_EXPONENTIALS].fill_(1.0)
-    blocks = row_blocks(b, n, x.device)
+    blocks = eager_blocks(b, n, x.device)
     # Fresh memory costs a page fault per 4 KiB, more than the arithmetic on it: row blocks share theirs.
-    logits = x.new_empty(blocks[0].stop, n)
-    scratch = logits if soft is None else torch.empty_like(logits)
+    height = blocks[0].stop
+    space, scratch = scale.new_empty(0 if cosines is not None else height, n), scale.new_empty(0 if soft is None else height, n)
     for rows in blocks:
-        z = logits[: rows.stop - rows.start]
-        if cosines is None:
-            torch.mm(x[rows], y.T, out=z).mul_(scale)
-        else:
-            torch.mul(cosines[rows], scale, out=z)
+        # The logits take the place of the cosines, which nobody needs again.
+        z = product(x[rows], y.T, out=space[: rows.stop - rows.start]) if cosines is None else cosines[rows]
+        z.mul_(scale)
         statistics.own_logit[rows] = z.diagonal(problem.rows_of(rows).start)
         if kernel is not None and soft is not None:
             block = kernel.block(rows)
@@ -65,11 +69,11 @@ def _statistics(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]
             _add_expected_logits(
                 statistics, rows, z, block, kernel.domain, scalings, divergence=soft.divergence, scratch=scratch[: len(z)]
             )
-        if shift is None or cosines is None:
-            statistics.row_lse[rows] = z.logsumexp(1)
-            column_lse = z.logsumexp(0)
+        if shift is None:
+            statistics.row_lse[rows] = _log_sum_exp(z, 1)
+            column_lse = _log_sum_exp(z, 0)
         else:
-            exponentials = torch.exp(z.sub_(shift), out=cosines[rows])
+            exponentials = z.sub_(shift).exp_()
             statistics.row_lse[rows] = exponentials.sum(1).log_().add_(shift)
             column_lse = exponentials.sum(0).log_().add_(shift)
         torch.logaddexp(statistics.column_lse, column_lse, out=statistics.column_lse)
@@ -81,10 +85,20 @@ def _statistics(problem: Problem, reduce: Reduction) -> tuple[Statistics, Saved]
     return statistics, saved
 
 
-def _computing(student: Student) -> tuple[Tensor, Tensor, Tensor]:
-    """Local image features, all text features, and the scale, in the computing dtype."""
-    dtype = computing_dtype(student.image_features)
-    return student.image_features.to(dtype), student.all_text_features.to(dtype), student.logit_scale
+def _operands(student: Student) -> tuple[Tensor, Tensor, Tensor]:
+    """Local image features and all text features as they are multiplied, and the scale."""
+    return as_multiplied(student.image_features), as_multiplied(student.all_text_features), student.logit_scale
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    return product(x, y.T, out=x.new_empty(len(x), len(y), dtype=computing_dtype(x)))
+
+
+def _log_sum_exp(z: Tensor, dim: int) -> Tensor:
+    """Elsewhere than on the CPU by the softmax, one kernel in place of four."""
+    if reads_freely(z):
+        return z.logsumexp(dim)
+    return z.select(dim, 0) - z.log_softmax(dim).select(dim, 0)
 
 
 def _scalings(saved: Saved, domain: Domain) -> tuple[Tensor, Tensor]:
@@ -139,24 +153,19 @@ def backward(
 ) -> Gradients:
     """Gradients for those of the local pairs' cross entropies."""
     weights = Weights.of(gradient, problem, reduce)
-    x, y, scale = _computing(problem.student)
-    dx, dy = wanted(x, wants_image, x.dtype), wanted(y, wants_text, y.dtype)  # dy: this rank's share of all texts'
-    blocks = row_blocks(len(x), len(y), x.device)
-    space = x.new_empty(blocks[0].stop, len(y))
-    scratch = space if problem.soft is None else torch.empty_like(space)
+    student = problem.student
+    b, n = len(student.image_features), len(student.all_text_features)
+    blocks = eager_blocks(b, n, student.image_features.device)
     logits_gradient = _LogitsGradient(problem, weights, saved)
+    space = student.logit_scale.new_empty(blocks[0].stop, n)
+    scratch = space if problem.soft is None and logits_gradient.has_exponentials else torch.empty_like(space)
+    gradients = FeatureGradients(student, wants_image, wants_text)
     for rows in blocks:
         g = space[: rows.stop - rows.start]
         logits_gradient.write(rows, g, scratch[: len(g)])
-        if wants_image:
-            torch.mm(g, y, out=dx[rows])
-        if wants_text:
-            dy.addmm_(g.T, x[rows], beta=min(rows.start, 1))  # the first block overwrites
-    dscale = ((x * dx) if wants_image else (y * dy)).sum() * weights.magnitude
-    scale = scale * weights.magnitude
-    dy = reduce.reduce_scatter(dy.mul_(scale)) if wants_text else dy
-    dtype = problem.student.gradient_dtype
-    return Gradients(dx.mul_(scale).to(dtype), dy.to(dtype), dscale)
+        gradients.add(g, rows)
+    dx, dy, inner = gradients.finish(student.logit_scale * weights.magnitude, reduce)
+    return Gradients(dx, dy, inner * weights.magnitude)
 
 
 class _LogitsGradient:
@@ -164,20 +173,22 @@ class _LogitsGradient:
 
     def __init__(self, problem: Problem, weights: Weights, saved: Saved) -> None:
         self.problem, self.weights, self.saved = problem, weights, saved
-        self.x, self.y, self.scale = _computing(problem.student)
+        self.x, self.y, self.scale = _operands(problem.student)
+        dtype = self.scale.dtype
         soft, similarity, scalars = problem.soft, problem.similarity, saved.scalars
         if reads_freely(scalars):
             logarithmic, self.has_exponentials = (
                 bool(scalars[each]) for each in (Scalar.GIBBS_IS_LOGARITHMIC, Scalar.HAS_EXPONENTIALS)
             )
         else:
-            logarithmic = soft is not None and not soft.fit(self.x.dtype)
+            logarithmic = soft is not None and not soft.fit(dtype)
             self.has_exponentials = False
         self.kernel = None
-        if similarity is not None:
+        if similarity is not None and soft is not None:
             stored = None if problem.storage.gibbs is None else saved.gibbs
             shift = scalars[Scalar.GIBBS_SHIFT]
-            self.kernel = GibbsKernel(similarity.to(self.x.dtype), domain_of(logarithmic, shift), shift, stored)
+            similarity = similarity.as_multiplied(soft.fit(dtype))
+            self.kernel = GibbsKernel(similarity, domain_of(logarithmic, shift), shift, stored)
         self.row_lse, self.column_lse = weights.row_lse, weights.column_lse
         if self.has_exponentials:  # about shifts that differ by up to e^80
             shift = scalars[Scalar.LOGIT_SHIFT]
@@ -191,9 +202,10 @@ class _LogitsGradient:
             torch.add(self.row_lse[rows, None], self.column_lse, out=g).mul_(saved.cosines[rows])
         else:
             stored = self.problem.storage.cosines
-            z = saved.cosines[rows] * self.scale if stored else (self.x[rows] @ self.y.T).mul_(self.scale)
+            z = saved.cosines[rows] if stored else product(self.x[rows], self.y.T, out=scratch).mul_(self.scale)
             torch.sub(z, saved.row_lse[rows, None], out=g).exp_().mul_(self.row_lse[rows, None])
-            g.add_(z.sub_(saved.column_lse).exp_().mul_(self.column_lse))
+            torch.sub(z, saved.column_lse, out=scratch).exp_()
+            g.addcmul_(scratch, self.column_lse)
         if self.kernel is not None:
             self._subtract_plans(rows, g, scratch)
         g.diagonal(self.problem.rows_of(rows).start).sub_(weights.diagonal[rows])
@@ -207,11 +219,14 @@ class _LogitsGradient:
         (image_rows, text_rows), (image_columns, text_columns) = row_scalings[..., rows].unbind(-2), column_scalings.unbind(-2)
         row_weight, column_weight = self.weights.row_plan[rows], self.weights.column_plan
         if domain is SCALING:
-            # Kernel times row scaling first: row times column scaling of a removed entry can overflow.
-            torch.mul(gibbs, (row_weight * image_rows).unsqueeze(1), out=scratch)
-            g.addcmul_(scratch, image_columns, value=-1)
-            torch.mul(gibbs, text_rows.unsqueeze(1), out=scratch)
-            g.addcmul_(scratch, column_weight * text_columns, value=-1)
+            image_rows, text_columns = row_weight * image_rows, column_weight * text_columns
+            torch.mul(image_rows.unsqueeze(1), image_columns, out=scratch).addcmul_(text_rows.unsqueeze(1), text_columns)
+            # Where a diagonal is lowered or removed, row times column scaling can overflow: there the kernel comes first.
+            offset, own = self.problem.rows_of(rows).start, self.problem.rows_of(rows)
+            diagonal = gibbs.diagonal(offset)
+            g.diagonal(offset).sub_(diagonal * image_rows * image_columns[own] + diagonal * text_rows * text_columns[own])
+            scratch.diagonal(offset).zero_()
+            g.addcmul_(gibbs, scratch, value=-1)
         else:
             g.sub_(domain.plan(gibbs, image_rows, image_columns).mul_(row_weight[:, None]))
             g.sub_(domain.plan(gibbs, text_rows, text_columns).mul_(column_weight))

@@ -4,24 +4,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from otter_losses.ops.memory import computing_dtype, row_blocks, wanted
+from otter_losses.ops.eager.feature_gradients import FeatureGradients
+from otter_losses.ops.memory import eager_blocks
 from otter_losses.ops.problem import SigmoidGradients, SigmoidProblem
+from otter_losses.ops.products import as_multiplied, product
 from otter_losses.ops.reduction import Reduction
+from otter_losses.ops.statistics import over_magnitude
+
+EXACT_FROM = 40.0
+"""From there on log(1 + exp z) is z, to the last digit of float64."""
 
 
 class _NegatedLogits:
     """``-l z`` block by block: large where the answer to "are i and j a pair?" is wrong."""
 
     def __init__(self, problem: SigmoidProblem) -> None:
-        student, dtype = problem.student, computing_dtype(problem.student.image_features)
-        self.x, self.y = student.image_features.to(dtype), student.all_text_features.to(dtype)
+        student = problem.student
+        self.x, self.y = as_multiplied(student.image_features), as_multiplied(student.all_text_features)
         self.scale, self.bias, self.row_offset = student.logit_scale, problem.logit_bias, problem.rows.start
 
     def row_blocks(self) -> list[slice]:
-        return row_blocks(len(self.x), len(self.y), self.x.device)
+        return eager_blocks(len(self.x), len(self.y), self.x.device)
 
     def block(self, rows: slice) -> Tensor:
-        z = (self.x[rows] @ self.y.T).mul_(self.scale).add_(self.bias)
+        x = self.x[rows]
+        z = product(x, self.y.T, out=self.scale.new_empty(len(x), len(self.y)))
+        torch.addcmul(self.bias, z, self.scale, out=z)
         self.negate_diagonal(z, rows)
         return z
 
@@ -32,11 +40,11 @@ class _NegatedLogits:
 def forward(problem: SigmoidProblem) -> tuple[Tensor, Tensor]:
     """Losses of the local rows, (b,), and what the backward needs, (b, N), empty if it is recomputed."""
     logits = _NegatedLogits(problem)
-    losses = logits.x.new_empty(len(logits.x))
-    kept = logits.block(slice(0, len(logits.x))) if problem.keeps_logits else logits.x.new_empty(0)
+    losses = logits.scale.new_empty(len(logits.x))
+    kept = logits.block(slice(0, len(logits.x))) if problem.keeps_logits else logits.scale.new_empty(0)
     for rows in logits.row_blocks():
         block = kept[rows] if problem.keeps_logits else logits.block(rows)
-        losses[rows] = -F.logsigmoid(-block).sum(1)
+        losses[rows] = F.softplus(block, threshold=EXACT_FROM).sum(1)
     return losses, kept
 
 
@@ -45,18 +53,14 @@ def backward(
 ) -> SigmoidGradients:
     """Gradients for that of the row losses, (b,)."""
     logits = _NegatedLogits(problem)
-    x, y = logits.x, logits.y
-    dx, dy, dbias = wanted(x, wants_image, x.dtype), wanted(y, wants_text, y.dtype), x.new_zeros(())
+    gradient, magnitude = over_magnitude(gradient)  # what a loss is scaled by could leave float16
+    gradients = FeatureGradients(problem.student, wants_image, wants_text)
+    dbias = logits.scale.new_zeros(())
     for rows in logits.row_blocks():
         block = kept[rows] if problem.keeps_logits else logits.block(rows)
         g = block.sigmoid().mul_(gradient[rows, None])
         logits.negate_diagonal(g, rows)
         dbias += g.sum()
-        if wants_image:
-            torch.mm(g, y, out=dx[rows])
-        if wants_text:
-            dy.addmm_(g.T, x[rows], beta=min(rows.start, 1))  # the first block overwrites
-    dscale = ((x * dx) if wants_image else (y * dy)).sum()
-    dy = reduce.reduce_scatter(dy.mul_(logits.scale)) if wants_text else dy
-    dtype = problem.student.gradient_dtype
-    return SigmoidGradients(dx.mul_(logits.scale).to(dtype), dy.to(dtype), dscale, dbias)
+        gradients.add(g, rows)
+    dx, dy, inner = gradients.finish(logits.scale * magnitude, reduce)
+    return SigmoidGradients(dx, dy, inner * magnitude, dbias * magnitude)

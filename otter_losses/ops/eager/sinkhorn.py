@@ -12,15 +12,15 @@ with each row block as it is used.
 With no iteration this is the row softmax of ``L`` and of ``L^T``: plain distillation.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from otter_losses.ops.domains import NEARLY_NORMALISED, SCALING, Domain, Logarithmic, reads_freely, safe_range
-from otter_losses.ops.memory import row_blocks
+from otter_losses.ops.memory import eager_blocks
 from otter_losses.ops.reduction import Reduction
 from otter_losses.ops.similarity import Similarity, refuse_overflow
 from otter_losses.ops.targets import diagonal_vanishes
@@ -28,12 +28,14 @@ from otter_losses.ops.targets import diagonal_vanishes
 
 @dataclass(frozen=True, eq=False)
 class GibbsKernel:
-    """Local rows of ``K = exp(L - shift)`` or, in the logarithmic domain, of ``L``: stored whole, or recomputed block by block.
+    """Local rows of ``K = exp(L - shift)``, ``exp(L)`` where nobody looks at the numbers, or in the logarithmic domain ``L``.
+
+    Stored whole, or recomputed block by block.
 
     Attributes:
         similarity: what ``L`` is computed from.
         domain: numbers, or their logarithms.
-        shift: 0-D; in the logarithmic domain no entry is further from 0.
+        shift: 0-D; no entry of ``L`` is further from 0, or greater where the CPU looked.
         stored: (b, N), or None.
     """
 
@@ -53,8 +55,12 @@ class GibbsKernel:
         """
         shift = similarity.bound()
         limit = safe_range(shift.dtype)
-        logits = similarity.matrix(cross) if store else None
         lowered = similarity.lowering()
+        if not reads_freely(shift) and logit_range <= limit:
+            # Not normalised, and known too late for the other domain: rather no number than a wrong one.
+            too_far = ~(2 * shift <= NEARLY_NORMALISED * limit)
+            similarity = replace(similarity, inv_epsilon=similarity.inv_epsilon.masked_fill(too_far, torch.nan))
+        logits = similarity.matrix(cross) if store else None
         if reads_freely(shift):
             refuse_overflow(shift)
             shift = reduce.all_reduce_max(shift)  # one decision, whatever a rank rounds
@@ -66,16 +72,16 @@ class GibbsKernel:
         is_logarithmic = logit_range > limit
         if is_logarithmic:
             shift = shift + lowered
-        elif not reads_freely(shift):
-            # Not normalised, and known too late for the other domain: rather no number than a wrong one.
-            shift = torch.where(2 * shift <= NEARLY_NORMALISED * limit, shift, torch.nan)
         return cls(similarity, domain_of(is_logarithmic, shift), shift, logits)
 
     def _enter(self, logits: Tensor) -> Tensor:
-        return self.domain.hold(logits) if isinstance(self.domain, Logarithmic) else logits.sub_(self.shift).exp_()
+        if isinstance(self.domain, Logarithmic):
+            return self.domain.hold(logits)
+        # Unless the shift was looked at, it is at most half of the safe range: exponentials have room without it.
+        return (logits.sub_(self.shift) if reads_freely(self.shift) else logits).exp_()
 
     def row_blocks(self) -> list[slice]:
-        return row_blocks(*self.similarity.shape, self.shift.device)
+        return eager_blocks(*self.similarity.shape, self.shift.device)
 
     def block(self, rows: slice) -> Tensor:
         """The local rows asked for. Do not write to it: it may be the stored matrix itself."""
@@ -141,15 +147,23 @@ def _round(kernel: GibbsKernel, before: Scalings, one: Tensor, reduce: Reduction
     """Match the rows of both problems, and in the same sweep the columns."""
     domain = kernel.domain
     total: Tensor | None = None
+    columns = torch.stack((before.image_columns, before.text_columns), -2)
     text_rows = []
     for rows, block in kernel.sweep():
-        image_rows = domain.match(one[..., rows], domain.row_sums(block, before.image_columns))
-        text_rows.append(domain.match(one[..., rows], domain.row_sums(block, before.text_columns)))
-        sums = torch.stack([domain.column_sums(block, each) for each in (image_rows, text_rows[-1])], -2)
+        matched = domain.match(one[..., rows].unsqueeze(-2), _of_both(domain.row_sums, block, columns, domain))
+        text_rows.append(matched[..., 1, :])
+        sums = _of_both(domain.column_sums, block, matched, domain)
         total = sums if total is None else domain.merge(total, sums)
     assert total is not None
     image_columns, text_columns = domain.match(one.unsqueeze(-2), domain.all_reduce(total, reduce)).unbind(-2)
     return Scalings(image_columns, torch.cat(text_rows, -1), text_columns)
+
+
+def _of_both(sums: Callable[[Tensor, Tensor], Tensor], block: Tensor, scalings: Tensor, domain: Domain) -> Tensor:
+    """Sums with the scalings (..., 2, length) of both problems; on a device one product, which reads the block once."""
+    if domain is SCALING and not reads_freely(block):
+        return sums(block, scalings)
+    return torch.stack([sums(block, each) for each in scalings.unbind(-2)], -2)
 
 
 def last_row_scalings(kernel: GibbsKernel, block: Tensor, columns: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ def reads_descriptors(device: torch.device) -> bool:
     """Whether its copy engine reads tensor descriptors, and this Triton knows them."""
     if find_spec("triton.tools.tensor_descriptor") is None:
         return False
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+    is_nvidia = torch.version.cuda is not None
+    return device.type != "cuda" or (is_nvidia and torch.cuda.get_device_capability(device) >= (9, 0))
 
 
 def described(matrix: Tensor, rows: int, columns: int) -> Any:
