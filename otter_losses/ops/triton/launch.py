@@ -24,7 +24,7 @@ def _computed(rows: int, columns: int, descriptors: int, warps: int, stages: int
     return {"BM": rows, "BN": columns, "BK": 64, "DESCRIPTORS": descriptors, "num_warps": warps, "num_stages": stages}
 
 
-_SMALL = _computed(64, 64, 0, 4, 3)
+_SMALL = _computed(64, 64, 0, 8, 3)
 """For batches that do not fill the device, or of odd sizes, where every access is masked."""
 
 COMPUTED = (_computed(128, 128, 1, 4, 3), _computed(128, 128, 0, 4, 3), _computed(128, 128, 0, 8, 3), _SMALL)
@@ -39,7 +39,7 @@ COMPUTED_BESIDE_CODES = (_computed(128, 64, 1, 4, 4), _computed(128, 128, 1, 8, 
 COMPUTED_BESIDE_ANOTHER = (_computed(128, 64, 1, 8, 3), _computed(128, 64, 0, 8, 3), _SMALL)
 """The same beside one of float32."""
 
-VECTOR: Tile = {"BN": 1024, "num_warps": 4}
+VECTOR: Tile = {"BN": 512, "num_warps": 4}
 """Of programs that own a piece of a vector."""
 
 MERGE: Tile = {"BM": 16, "BN": 64, "num_warps": 4}
