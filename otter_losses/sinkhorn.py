@@ -113,7 +113,7 @@ def sinkhorn_knopp(
         >>> bool((result.marginal_error <= 1e-4).all())
         True
     """
-    checks.check_backend(backend, shipped=("auto", "torch"))
+    checks.check_backend(backend, shipped=("auto", "torch", "triton"))
     checks.check_epsilon(epsilon)
     checks.check_count("iterations", iterations, 1)
     if tolerance is not None:
@@ -135,15 +135,17 @@ def sinkhorn_knopp(
             if rows.requires_grad or columns.requires_grad:
                 raise ValueError("implicit=True differentiates in scores only, but a marginal requires a gradient. Detach it.")
             checks.check_no_tangent("scores", scores)
-            solution = solve(scores.detach(), rows, columns, start, task)
+            solution = solve(scores.detach(), rows, columns, start, task, backend)
             plan: Tensor = FixedPoint.apply(scores.to(dtype) / epsilon, solution.plan, rows, columns)  # type: ignore[no-untyped-call]
             solution = solution._replace(plan=plan)
         else:
-            solution = solve(checks.savable(scores), rows, columns, start, task)
+            solution = solve(checks.savable(scores), rows, columns, start, task, backend)
         if not return_result:
             return solution.plan
         plan, row_potential, column_potential, rounds = solution
-        return SinkhornResult(plan, row_potential, column_potential, distance(plan.sum(-1), rows), rounds)
+        return SinkhornResult(
+            plan, row_potential, column_potential, distance(plan.sum(-1), rows), int(torch.as_tensor(rounds).max())
+        )
 
 
 def _marginal(name: str, marginal: Tensor | None, scores: Tensor, size: int, dtype: torch.dtype) -> Tensor:

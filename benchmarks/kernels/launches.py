@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from otter_losses import OTTERLoss
+from otter_losses import OTTERLoss, sinkhorn_knopp
 from otter_losses.losses.registry import LOSSES
 from otter_losses.ops import memory
 
 if TYPE_CHECKING:
     from otter_losses.ops.triton.launch import Kernel
 
-POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int16: "*i16"}
+POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int16: "*i16", torch.int32: "*i32"}
 
 
 Constants = tuple[tuple[str, int | bool], ...]
@@ -98,7 +98,11 @@ class Launch:
         words += [kinds[value] for name, value in self.constants if name == "KIND"]
         words += ["odd"] if self.odd else []
         types = sorted(
-            {kind for name, kind in self.signature if name in ("gibbs", "g", "out", "values", "left") and kind != "*fp32"}
+            {
+                kind
+                for name, kind in self.signature
+                if name in ("gibbs", "g", "out", "values", "left", "scores") and kind != "*fp32"
+            }
         )
         return " ".join([*words, *(kind.strip("*") for kind in types)])
 
@@ -140,7 +144,19 @@ def recorded() -> list[Launch]:
                 x, y, v, t = (each.clone().requires_grad_() for each in features)
                 value = build(backend="triton", max_memory=max_memory)(x, y, 14.3, dist_image_features=v, dist_text_features=t)
                 value.backward()
+        for size in (48, 41):
+            _match(torch.randn(2, size, size, generator=generator))
     return list(found)
+
+
+def _match(scores: torch.Tensor) -> None:
+    """Transport alone, in every way that leads to another kernel."""
+    for given in (scores, scores.bfloat16()):
+        sinkhorn_knopp(given, backend="triton")
+    sinkhorn_knopp(scores, tolerance=1e-3, backend="triton")
+    start = torch.zeros(scores.shape[-1])
+    plan = sinkhorn_knopp(scores.requires_grad_(), column_potential=start, backend="triton")
+    (plan * scores.detach()).sum().backward()  # type: ignore[no-untyped-call]
 
 
 def _launch(kernel: "Kernel", arguments: Mapping[str, object], ones: list[str]) -> Launch:

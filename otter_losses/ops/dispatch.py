@@ -24,8 +24,10 @@ UNEXPECTED = "Triton could not compile or run a kernel"
 _reasons: dict[torch.device, str | None] = {}
 
 
-def resolve(backend: str, features: Tensor, pairs: int) -> str:
+def resolve(backend: str, features: Tensor, pairs: int, name: str = "features") -> str:
     """The backend that computes for local features of a batch of so many pairs: "torch", or else kernels do.
+
+    What the features are called in errors is `name`.
 
     Then "triton" and "cuda" insist on how they solve the transport, and "auto" takes what there is. Looks at no data, and gives
     the same answer all process long, once it could try.
@@ -39,7 +41,7 @@ def resolve(backend: str, features: Tensor, pairs: int) -> str:
         if features.device.type != "cuda" or features.dtype == torch.float64 or pairs < FEWEST_PAIRS:
             return "torch"
         return backend if _kernels_run(features.device) else "torch"
-    problem = _problem(backend, features.device, features.dtype)
+    problem = _problem(backend, features.device, features.dtype, name)
     if problem is not None:
         raise RuntimeError(problem)
     return backend
@@ -60,18 +62,18 @@ def _kernels_run(device: torch.device) -> bool:
 
 
 @constant_when_traced
-def _problem(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def _problem(backend: str, device: torch.device, dtype: torch.dtype, name: str) -> str | None:
     """Why a backend asked for by name cannot run on such features."""
     if find_spec("triton") is None:
         return f"backend={backend!r} needs the package triton, which is not installed. Install it: pip install triton."
     if dtype == torch.float64:
-        return f"backend={backend!r} computes in float32, but the features are {dtype}. Use backend='torch'."
+        return f"backend={backend!r} computes in float32, but the {name} are {dtype}. Use backend='torch'."
     if device.type == "cuda":
         reason = unavailable_reason(device)
         return None if reason is None else f"backend={backend!r} does not run on {device}: {reason} Use backend='torch'."
     if os.environ.get("TRITON_INTERPRET") != "1":
         return (
-            f"backend={backend!r} needs features on a CUDA device, but they are on {device}. Use backend='auto' or 'torch'; "
+            f"backend={backend!r} needs {name} on a CUDA device, but they are on {device}. Use backend='auto' or 'torch'; "
             "TRITON_INTERPRET=1 in the environment runs Triton's kernels in its interpreter, slowly."
         )
     return None

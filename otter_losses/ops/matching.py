@@ -5,22 +5,66 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otter_losses.ops import dispatch
 from otter_losses.ops.domains import has_numbers, has_tangent, is_tracked
 from otter_losses.ops.eager import matching as eager
-from otter_losses.ops.eager.matching import Rounds, Solution, Task
+from otter_losses.ops.eager.matching import Gradients, Solution, Task
+
+MOST_ROWS, MOST_COLUMNS = 2048, 1024
+"""Of a problem that one program solves sooner than launches for every round would; derived, not measured."""
 
 
-def solve(scores: Tensor, rows: Tensor, columns: Tensor, start: Tensor | None, task: Task) -> Solution:
-    """`eager.matching.solve`, which keeps its rounds' sums for the way back, where nobody traces or transforms it."""
+def solve(scores: Tensor, rows: Tensor, columns: Tensor, start: Tensor | None, task: Task, backend: str) -> Solution:
+    """`eager.matching.solve`, by kernels where the backend has them: "auto", "torch" or "triton".
+
+    Where nobody traces or transforms it, it keeps its rounds' sums for the way back.
+
+    Raises:
+        RuntimeError: "triton" cannot do that; it says why.
+    """
     given = [each for each in (scores, rows, columns, start) if each is not None]
-    if any(is_tracked(each) for each in given) and all(_is_plain(each) for each in given):
-        return Solution(*_Unrolled.apply(scores, rows, columns, start, task))  # type: ignore[no-untyped-call]
-    return eager.solve(scores, rows, columns, start, task)
+    plain = all(_is_plain(each) for each in given)
+    fused = _is_fused(scores, backend, plain)
+    if plain and any(is_tracked(each) for each in given):
+        return Solution(*_Unrolled.apply(scores, rows, columns, start, task, fused))  # type: ignore[no-untyped-call]
+    solution: Solution = _arithmetic(fused).solve(scores, rows, columns, start, task)
+    return solution
+
+
+def _is_fused(scores: Tensor, backend: str, plain: bool) -> bool:
+    """Whether kernels compute, in float32."""
+    obstacle = _obstacle(scores, plain)
+    if obstacle is None:
+        return dispatch.is_fused(dispatch.resolve(backend, scores, dispatch.FEWEST_PAIRS, "scores"))
+    if backend == "triton":
+        raise RuntimeError(f"backend='triton' {obstacle} Use backend='auto', which takes plain torch there, or 'torch'.")
+    return False
+
+
+def _obstacle(scores: Tensor, plain: bool) -> str | None:
+    """What kernels are not for, whatever there is to run them."""
+    if not plain:
+        return "takes no part in tracing (torch.compile), in transforms of torch.func or in forward-mode differentiation."
+    m, n = scores.shape[-2:]
+    if scores.numel() == 0:
+        return "is for scores that there are, but these are empty."
+    if m > MOST_ROWS or n > MOST_COLUMNS:
+        return f"is for problems of at most {MOST_ROWS} x {MOST_COLUMNS}, but these scores are of {m} x {n}."
+    return None
 
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whether reverse mode alone looks at it, once."""
     return has_numbers(tensor) and not has_tangent(tensor)
+
+
+def _arithmetic(fused: bool) -> Any:
+    """The module that solves and differentiates: with `solve`, `Rounds` and `differentiate`."""
+    if not fused:
+        return eager
+    from otter_losses.ops.triton import matching
+
+    return matching
 
 
 class _Unrolled(torch.autograd.Function):
@@ -31,11 +75,11 @@ class _Unrolled(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, scores: Tensor, rows: Tensor, columns: Tensor, start: Tensor | None, task: Task
-    ) -> tuple[Tensor, Tensor, Tensor, int]:
-        rounds = Rounds()
-        solution = eager.solve(scores, rows, columns, start, task, rounds)
-        ctx.task, ctx.rounds, ctx.done = task, rounds, solution.rounds
+        ctx: Any, scores: Tensor, rows: Tensor, columns: Tensor, start: Tensor | None, task: Task, fused: bool
+    ) -> tuple[Tensor, Tensor, Tensor, int | Tensor]:
+        ctx.task, ctx.arithmetic = task, _arithmetic(fused)
+        ctx.rounds = ctx.arithmetic.Rounds()
+        solution: Solution = ctx.arithmetic.solve(scores, rows, columns, start, task, ctx.rounds)
         ctx.save_for_backward(scores, rows, columns, start, *solution[:3])
         plan, row_potential, column_potential, done = solution
         return plan, row_potential, column_potential, done
@@ -46,10 +90,10 @@ class _Unrolled(torch.autograd.Function):
         if torch.is_grad_enabled() or not all(_is_plain(each) for each in by[:3]):
             return _Unrolled._by_autograd(ctx, by[:3])
         scores, rows, columns, start, *saved = ctx.saved_tensors
-        solution = Solution(saved[0], saved[1], saved[2], ctx.done)
-        found = eager.differentiate(scores, rows, columns, ctx.task.epsilon, solution, ctx.rounds, by)
+        solution = Solution(saved[0], saved[1], saved[2], 0)
+        found: Gradients = ctx.arithmetic.differentiate(scores, rows, columns, start, ctx.task.epsilon, solution, ctx.rounds, by)
         by_scores = found.scores.to(scores.dtype)
-        return by_scores, found.rows, found.columns, None if start is None else found.start, None
+        return by_scores, found.rows, found.columns, None if start is None else found.start, None, None
 
     @staticmethod
     def _by_autograd(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
@@ -58,7 +102,7 @@ class _Unrolled(torch.autograd.Function):
         with torch.enable_grad():
             again = eager.solve(scores, rows, columns, start, ctx.task)
         found = iter(torch.autograd.grad(again[:3], wanted, gradients, create_graph=torch.is_grad_enabled(), allow_unused=True))
-        return (*[next(found) if needed else None for needed in ctx.needs_input_grad[:4]], None)
+        return (*[next(found) if needed else None for needed in ctx.needs_input_grad[:4]], None, None)
 
 
 class FixedPoint(torch.autograd.Function):

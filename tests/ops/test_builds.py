@@ -29,7 +29,7 @@ def test_every_kernel_compiles_for_every_gpu_without_spills(tmp_path: Path) -> N
         assert build["local_bytes"] == 0, build
         assert build["stack_bytes"] <= (16 if odd else 0), build
         assert 0 < build["registers"] <= (255 if odd or computed else 128), build
-        assert build["shared_bytes"] <= ((99 if computed else 8) << 10), (
+        assert build["shared_bytes"] <= ((99 if computed else 9) << 10), (
             build
         )  # 99 KiB is what a block may have on sm_86 and sm_89
     assert {build["architecture"] for build in triton if "computed" in build["switches"].split()} == {80, 90, 100}

@@ -24,12 +24,12 @@ class Task(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """As in `SinkhornResult`; `rounds` are the most of the batch."""
+    """As in `SinkhornResult`; `rounds` are the most of the batch, or those of each problem where nobody has read them yet."""
 
     plan: Tensor
     row_potential: Tensor
     column_potential: Tensor
-    rounds: int
+    rounds: int | Tensor
 
 
 @dataclass(eq=False)
@@ -111,7 +111,14 @@ class Gradients(NamedTuple):
 
 
 def differentiate(
-    scores: Tensor, rows: Tensor, columns: Tensor, epsilon: float, solution: Solution, rounds: Rounds, by: Solution
+    scores: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    start: Tensor | None,
+    epsilon: float,
+    solution: Solution,
+    rounds: Rounds,
+    by: Solution,
 ) -> Gradients:
     """Of a number whose gradients by a solution's plan and potentials are given, back through all rounds."""
     domain = rounds.domain
@@ -291,10 +298,10 @@ def _are_safe_as_numbers(spans: Tensor, rows: Tensor, columns: Tensor, goes_back
 
 def _logarithmic(largest: Tensor, columns: Tensor, start: Tensor | None) -> tuple[Logarithmic, Tensor]:
     """The domain for logits of at most that magnitude, (..., 1, 1), and the scalings of the columns to start with."""
-    if start is None:
-        return Logarithmic.up_to(largest), columns.new_zeros(2, *columns.shape)
-    if start.numel():
+    if start is not None and start.numel():
         sizes = start.detach().abs().masked_fill(start == -torch.inf, 0.0)
         largest = torch.maximum(largest, sizes.amax(-1, keepdim=True).unsqueeze(-1))
     domain = Logarithmic.up_to(largest)
+    if start is None:
+        return domain, columns.new_zeros(2, *columns.shape)
     return domain, domain.open(domain.hold(start.unsqueeze(-2).clone())).squeeze(-2)
