@@ -76,9 +76,10 @@ def sinkhorn_knopp(
     .. math:: P = \operatorname{diag}(u)\, e^{S / \epsilon}\, \operatorname{diag}(v), \qquad
               u \leftarrow a / (K v), \quad v \leftarrow b / (K^\top u), \quad K = e^{S / \epsilon}
 
-    (Cuturi, arXiv 1306.0895). Each round matches the rows first and the columns last. On the CPU, while the scores span less than
-    80 epsilon in float32 (640 in float64) it runs on plain numbers; beyond, on other devices, and where a gradient is wanted, on
-    logarithms, which are exact for any scores and any epsilon. `torch.vmap` and the other transforms of torch.func apply.
+    (Cuturi, arXiv 1306.0895). Each round matches the rows first and the columns last. While the scores span less than 80 epsilon
+    in float32 (640 in float64; half of that on the CPU where a gradient is wanted) it runs on plain numbers on the CPU and in
+    kernels; otherwise on logarithms, which are exact for any scores and any epsilon. `torch.vmap` and the other transforms of
+    torch.func apply.
 
     Args:
         scores: (..., M, N), larger = better match; -inf forbids a pair. A row or column of which every entry is forbidden gets no
@@ -87,21 +88,23 @@ def sinkhorn_knopp(
         iterations: rounds, at least 1; the most, where a tolerance is given.
         row_marginal, column_marginal: (M,) and (N,), or with the batch dimensions of `scores`: non-negative, of equal mass. By
             default uniform with mass 1.
-        tolerance: stop once the L1 error of the row sums is at most this. Each problem of a batch stops by itself. Reading the
-            error waits for the device; where it cannot be read, under `torch.vmap`, all rounds are run.
+        tolerance: stop once the L1 error of the row sums is at most this. Each problem of a batch stops by itself. Plain torch
+            waits for the device to read the error; where it cannot be read, under `torch.vmap`, all rounds are run.
         column_potential: where to start, as an earlier result gave it; k rounds and then m more are k + m rounds, as far as one
             float holds the potential.
         implicit: differentiate through the fixed point rather than through the rounds: exact at convergence only, O(N^2) memory,
             one eigenproblem of size N. `tolerance` must be small enough.
         return_result: return a `SinkhornResult` instead of the plan alone.
-        backend: "auto" or "torch".
+        backend: "auto", "torch" or "triton": kernels, for float32 and half precision, at most 2,048 rows and 1,024 columns, and
+            no tracing or transforms; "auto" takes them where they are there and pay.
 
     Returns:
         The plan, (..., M, N), float64 for float64 scores and float32 otherwise (half precision cannot hold 1 / N^2).
-        Differentiable in `scores`.
+        Differentiable in `scores`, the marginals and `column_potential`; no round keeps a matrix for that.
 
     Raises:
         ValueError, TypeError: naming the argument, what came, what is needed and the fix.
+        RuntimeError: a backend asked for by name cannot do it; it says why.
 
     Example:
         >>> import torch
@@ -143,9 +146,8 @@ def sinkhorn_knopp(
         if not return_result:
             return solution.plan
         plan, row_potential, column_potential, rounds = solution
-        return SinkhornResult(
-            plan, row_potential, column_potential, distance(plan.sum(-1), rows), int(torch.as_tensor(rounds).max())
-        )
+        done = rounds if isinstance(rounds, int) else int(rounds.max())
+        return SinkhornResult(plan, row_potential, column_potential, distance(plan.sum(-1), rows), done)
 
 
 def _marginal(name: str, marginal: Tensor | None, scores: Tensor, size: int, dtype: torch.dtype) -> Tensor:

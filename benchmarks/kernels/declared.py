@@ -7,7 +7,7 @@ import torch
 
 from otter_losses.ops import memory
 
-MODULES = ("cross_entropy", "half", "matching", "sigmoid", "similarity", "sinkhorn")
+MODULES = ("cross_entropy", "half", "matching", "sigmoid", "similarity", "sinkhorn", "targets")
 
 
 @cache

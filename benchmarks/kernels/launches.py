@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from otter_losses import OTTERLoss, sinkhorn_knopp
+from otter_losses.functional import otter_targets
 from otter_losses.losses.registry import LOSSES
 from otter_losses.ops import memory
 
@@ -145,6 +146,10 @@ def recorded() -> list[Launch]:
                 value = build(backend="triton", max_memory=max_memory)(x, y, 14.3, dist_image_features=v, dist_text_features=t)
                 value.backward()
         for size in (48, 41):
+            for epsilon in (0.15, 0.01):
+                otter_targets(
+                    *F.normalize(torch.randn(2, size, 64, generator=generator), dim=-1), epsilon=epsilon, backend="triton"
+                )
             _match(torch.randn(2, size, size, generator=generator))
     return list(found)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from otter_losses.ops.domains import has_numbers
 from otter_losses.ops.tracing import constant_when_traced
 
 FEWEST_PAIRS = 64
@@ -45,6 +46,25 @@ def resolve(backend: str, features: Tensor, pairs: int, name: str = "features") 
     if problem is not None:
         raise RuntimeError(problem)
     return backend
+
+
+UNTRACED = (
+    "takes no part in tracing (torch.compile), in transforms of torch.func or in forward-mode differentiation. "
+    "Use backend='auto', which takes plain torch there, or 'torch'."
+)
+
+
+def untraced(backend: str, features: Tensor) -> str:
+    """The backend to resolve for what kernels do outside of any operator: plain torch where somebody traces.
+
+    Raises:
+        RuntimeError: kernels were asked for by name.
+    """
+    if has_numbers(features):
+        return backend
+    if backend not in ("auto", "torch"):
+        raise RuntimeError(f"backend={backend!r} {UNTRACED}")
+    return "torch"
 
 
 def is_fused(resolved: str) -> bool:

@@ -11,7 +11,11 @@ from otter_losses.ops.eager import matching as eager
 from otter_losses.ops.eager.matching import Gradients, Solution, Task
 
 MOST_ROWS, MOST_COLUMNS = 2048, 1024
-"""Of a problem that one program solves sooner than launches for every round would; derived, not measured."""
+"""Of a problem that one program can solve."""
+
+ENTRIES_ALONE = 1 << 16
+"""Of a problem that one program solves sooner than plain torch, which has the whole device; so many times more where there are
+so many problems at a time. Derived, not measured."""
 
 
 def solve(scores: Tensor, rows: Tensor, columns: Tensor, start: Tensor | None, task: Task, backend: str) -> Solution:
@@ -35,22 +39,31 @@ def _is_fused(scores: Tensor, backend: str, plain: bool) -> bool:
     """Whether kernels compute, in float32."""
     obstacle = _obstacle(scores, plain)
     if obstacle is None:
+        if backend == "auto" and not _pays(scores):
+            return False
         return dispatch.is_fused(dispatch.resolve(backend, scores, dispatch.FEWEST_PAIRS, "scores"))
     if backend == "triton":
-        raise RuntimeError(f"backend='triton' {obstacle} Use backend='auto', which takes plain torch there, or 'torch'.")
+        raise RuntimeError(f"backend='triton' {obstacle}")
     return False
 
 
 def _obstacle(scores: Tensor, plain: bool) -> str | None:
     """What kernels are not for, whatever there is to run them."""
     if not plain:
-        return "takes no part in tracing (torch.compile), in transforms of torch.func or in forward-mode differentiation."
+        return dispatch.UNTRACED
     m, n = scores.shape[-2:]
-    if scores.numel() == 0:
-        return "is for scores that there are, but these are empty."
-    if m > MOST_ROWS or n > MOST_COLUMNS:
-        return f"is for problems of at most {MOST_ROWS} x {MOST_COLUMNS}, but these scores are of {m} x {n}."
-    return None
+    if scores.numel() > 0 and m <= MOST_ROWS and n <= MOST_COLUMNS:
+        return None
+    return (
+        f"is for problems of at least one entry and at most {MOST_ROWS} x {MOST_COLUMNS}, but scores has shape "
+        f"{tuple(scores.shape)}. Use backend='auto', which takes plain torch there, or 'torch'."
+    )
+
+
+def _pays(scores: Tensor) -> bool:
+    """Whether there is enough for programs to do at the same time."""
+    entries = scores.shape[-2] * scores.shape[-1]
+    return entries * entries <= ENTRIES_ALONE * scores.numel()
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -235,9 +235,9 @@ def test_results_repeat_to_the_bit() -> None:
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        (torch.zeros(2, 1025), r"is for problems of at most 2048 x 1024, but these scores are of 2 x 1025\. .*'auto'"),
-        (torch.zeros(2049, 2), r"is for problems of at most 2048 x 1024, but these scores are of 2049 x 2"),
-        (torch.zeros(0, 4), "these are empty"),
+        (torch.zeros(2, 1025), r"at most 2048 x 1024, but scores has shape \(2, 1025\)\. .*'auto'"),
+        (torch.zeros(2049, 2), r"at most 2048 x 1024, but scores has shape \(2049, 2\)"),
+        (torch.zeros(0, 4), r"at least one entry .* but scores has shape \(0, 4\)"),
         (torch.zeros(2, 2, dtype=torch.float64), r"computes in float32, but the scores are torch\.float64"),
     ],
 )
