@@ -39,7 +39,7 @@ def _is_fused(scores: Tensor, backend: str, plain: bool) -> bool:
     """Whether kernels compute, in float32."""
     obstacle = _obstacle(scores, plain)
     if obstacle is None:
-        if backend == "auto" and not _pays(scores):
+        if backend == "auto" and not pays(scores):
             return False
         return dispatch.is_fused(dispatch.resolve(backend, scores, dispatch.FEWEST_PAIRS, "scores"))
     if backend == "triton":
@@ -60,7 +60,7 @@ def _obstacle(scores: Tensor, plain: bool) -> str | None:
     )
 
 
-def _pays(scores: Tensor) -> bool:
+def pays(scores: Tensor) -> bool:
     """Whether there is enough for programs to do at the same time."""
     entries = scores.shape[-2] * scores.shape[-1]
     return entries * entries <= ENTRIES_ALONE * scores.numel()

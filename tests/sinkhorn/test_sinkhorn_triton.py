@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from otter_losses import SinkhornResult, sinkhorn_knopp
+from otter_losses.ops.matching import pays
 from tests.helpers.batches import DEVICE
 from tests.helpers.checks import relative
 from tests.helpers.sinkhorn import l1, make_scores
@@ -230,6 +231,14 @@ def test_results_repeat_to_the_bit() -> None:
 
 
 # ---- what kernels are not for ----
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((256, 256), True), ((64, 1000), True), ((300, 300), False), ((16, 1024, 1024), True), ((2, 3, 700, 700), False)],
+)
+def test_auto_leaves_few_large_problems_to_the_whole_device(shape: tuple[int, ...], expected: bool) -> None:
+    assert pays(torch.empty(shape, device="meta")) == expected
 
 
 @pytest.mark.parametrize(

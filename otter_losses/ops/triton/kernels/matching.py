@@ -492,16 +492,16 @@ def matching_gradient(
 
 
 WHOLE_ROWS = (
-    {"BM": 16, "BN": 64, "num_warps": 8},
+    {"BM": 32, "BN": 64, "num_warps": 16},
     {"BM": 8, "BN": 256, "num_warps": 16},
     {"BM": 2, "BN": 1024, "num_warps": 16},
 )
 """Of programs that own problems of at most so many columns. Derived: what one has in flight at a time, within its registers."""
 
 WHOLE_ROWS_BACK = (
-    {"BM": 32, "BN": 64, "num_warps": 8},
+    {"BM": 16, "BN": 64, "num_warps": 8},
     {"BM": 16, "BN": 256, "num_warps": 16},
-    {"BM": 4, "BN": 1024, "num_warps": 16},
+    {"BM": 2, "BN": 1024, "num_warps": 16},
 )
 """The same on the way back."""
 
