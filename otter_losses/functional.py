@@ -9,6 +9,7 @@ every argument; the modules make it.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,7 +22,9 @@ from otter_losses.losses.info_nce import info_nce_loss
 from otter_losses.losses.label_smoothing import label_smoothing_loss
 from otter_losses.losses.otter import otter_loss
 from otter_losses.losses.siglip import siglip_loss
+from otter_losses.ops import dispatch
 from otter_losses.ops.eager.sinkhorn import plans
+from otter_losses.ops.execution import Execution
 from otter_losses.ops.memory import computing_dtype, without_autocast
 from otter_losses.ops.targets import SoftTargets, logit_range
 
@@ -45,6 +48,7 @@ def otter_targets(
     iterations: int = 5,
     gamma_image: float = 1.0,
     gamma_text: float = 1.0,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The transported targets themselves, for looking at: what each image is matched with beside its own text, and vice versa.
 
@@ -53,7 +57,7 @@ def otter_targets(
 
     Args:
         dist_image_features, dist_text_features: the teacher's L2-normalised features, (N, E).
-        epsilon, iterations, gamma_image, gamma_text: as in `otter_losses.OTTERLoss`.
+        epsilon, iterations, gamma_image, gamma_text, backend: as in `otter_losses.OTTERLoss`; kernels take no part in tracing.
 
     Returns:
         ``M`` image to text and ``M'`` text to image, each (N, N), float32 (float64 for float64): rows sum to 1 and the diagonal
@@ -69,19 +73,27 @@ def otter_targets(
     """
     checks.check_features("dist_image_features", dist_image_features, "dist_text_features", dist_text_features)
     checks.check_transport(epsilon, iterations, gamma_image, gamma_text)
+    checks.check_backend(backend)
     v, t = of_one_dtype(dist_image_features, dist_text_features)
     dtype = computing_dtype(v)
-    v, t = v.to(dtype), t.to(dtype)
     soft = SoftTargets(
         image_features=v,
         text_features=t,
-        inv_epsilon=constant(1 / epsilon, v),
+        inv_epsilon=constant(1 / epsilon, v.to(dtype)),
         gamma_image=gamma_image,
         gamma_text=gamma_text,
         diagonal_penalty=math.inf,
         logit_range=logit_range(epsilon, gamma_image, gamma_text, math.inf, dtype),
+        iterations=iterations,
     )
+    execution = Execution.resolve(dispatch.untraced(backend, v), None, WHOLE_BATCH, v).for_targets(soft)
     with without_autocast(v):
-        similarity = soft.similarity(v, t, slice(0, v.shape[0]))
-        image_to_text, image_from_text = plans(similarity, soft.logit_range, iterations, WHOLE_BATCH)
+        if dispatch.is_fused(execution.backend):
+            from otter_losses.ops.triton import targets
+
+            image_to_text, image_from_text = targets.plans(soft, execution.backend)
+        else:
+            v, t = v.to(dtype), t.to(dtype)
+            similarity = replace(soft, image_features=v, text_features=t).similarity(v, t, slice(0, v.shape[0]))
+            image_to_text, image_from_text = plans(similarity, soft.logit_range, iterations, WHOLE_BATCH)
         return image_to_text, image_from_text.T

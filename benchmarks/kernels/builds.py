@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.kernels import amdgcn, cubin, declared
 from benchmarks.kernels.launches import Launch
+from otter_losses.ops.triton.launch import fits
 
 Architecture = int | str
 """NVIDIA's compute capability times ten, or AMD's name of it."""
@@ -76,7 +77,11 @@ def architectures(launch: Launch, is_representative: bool = True) -> tuple[Archi
         return (PROOF,)
     first = FIRST_TO_DESCRIBE if launch.described else FIRST_TO_COMPUTE if launch.computed else NVIDIA[0]
     amd = AMD if is_first and not launch.float16 and not launch.described else ()
-    return (*(each for each in NVIDIA if each >= first), *amd)
+    nvidia = (each for each in NVIDIA if each >= first)
+    if launch.computed:
+        tile = {name: int(value) for name, value in launch.tile}
+        nvidia = (each for each in nvidia if fits(tile, each // 10))
+    return (*nvidia, *amd)
 
 
 def builds() -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import torch
 
 from otter_losses.ops import memory, products
 
-MODULES = ("cross_entropy", "features", "sigmoid", "similarity", "sinkhorn")
+MODULES = ("cross_entropy", "features", "matching", "sigmoid", "similarity", "sinkhorn", "targets")
 
 
 @cache

@@ -12,14 +12,15 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 
-from otter_losses import OTTERLoss, SigLIPLoss
+from otter_losses import OTTERLoss, SigLIPLoss, sinkhorn_knopp
+from otter_losses.functional import otter_targets
 from otter_losses.losses.registry import LOSSES
 from otter_losses.ops import memory, products
 
 if TYPE_CHECKING:
     from otter_losses.ops.triton.launch import Kernel
 
-POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int16: "*i16"}
+POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int16: "*i16", torch.int32: "*i32"}
 
 DESCRIPTOR = "tensordesc<"
 
@@ -130,7 +131,7 @@ class Launch:
         words += [kinds[value] for name, value in self.constants if name == "KIND"]
         words += ["odd"] if self.odd else []
         words += ["described"] if self.described else []
-        types = {_element(kind) for name, kind in self.signature if name in ("gibbs", "g", "out", "values", "left")}
+        types = {_element(kind) for name, kind in self.signature if name in ("gibbs", "g", "out", "values", "left", "scores")}
         return " ".join([*words, *sorted(types - {"fp32"})])
 
 
@@ -186,7 +187,23 @@ def recorded() -> list[Launch]:
                     x, y, v, t = (each.clone().requires_grad_() for each in features)
                     loss = build(backend="triton", max_memory=max_memory)
                     loss(x, y, 14.3, dist_image_features=v, dist_text_features=t).sum().backward()
+        for size in (48, 41):
+            for epsilon in (0.15, 0.01):
+                otter_targets(
+                    *F.normalize(torch.randn(2, size, 64, generator=generator), dim=-1), epsilon=epsilon, backend="triton"
+                )
+            _match(torch.randn(2, size, size, generator=generator))
     return list(found)
+
+
+def _match(scores: torch.Tensor) -> None:
+    """Transport alone, in every way that leads to another kernel."""
+    for given in (scores, scores.bfloat16()):
+        sinkhorn_knopp(given, backend="triton")
+    sinkhorn_knopp(scores, tolerance=1e-3, backend="triton")
+    start = torch.zeros(scores.shape[-1])
+    plan = sinkhorn_knopp(scores.requires_grad_(), column_potential=start, backend="triton")
+    (plan * scores.detach()).sum().backward()  # type: ignore[no-untyped-call]
 
 
 def _launch(kernel: "Kernel", arguments: Mapping[str, object], ones: list[str]) -> Launch:

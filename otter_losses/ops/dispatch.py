@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from otter_losses.distributed.shard import WHOLE_BATCH
+from otter_losses.ops.domains import has_numbers
 from otter_losses.ops.tracing import constant_when_traced
 
 FEWEST_PAIRS = 64
@@ -25,8 +26,10 @@ UNEXPECTED = "Triton could not compile or run a kernel"
 _reasons: dict[torch.device, str | None] = {}
 
 
-def resolve(backend: str, features: Tensor, pairs: int) -> str:
+def resolve(backend: str, features: Tensor, pairs: int, name: str = "features") -> str:
     """The backend that computes for local features of a batch of so many pairs: "torch", or else kernels do.
+
+    What the features are called in errors is `name`.
 
     Then "triton" and "cuda" insist on how they solve the transport, and "auto" takes what there is. Looks at no data, and gives
     the same answer all process long, once it could try.
@@ -40,7 +43,7 @@ def resolve(backend: str, features: Tensor, pairs: int) -> str:
         if features.device.type != "cuda" or features.dtype == torch.float64 or pairs < FEWEST_PAIRS:
             return "torch"
         return backend if _is_nvidia() and _kernels_run(features.device) else "torch"
-    problem = _problem(backend, features.device, features.dtype)
+    problem = _problem(backend, features.device, features.dtype, name)
     if problem is not None:
         raise RuntimeError(problem)
     return backend
@@ -49,6 +52,25 @@ def resolve(backend: str, features: Tensor, pairs: int) -> str:
 def _is_nvidia() -> bool:
     """Whether torch's "cuda" devices are NVIDIA's. Kernels may run on others', but nobody has measured whether that pays."""
     return torch.version.cuda is not None
+
+
+UNTRACED = (
+    "takes no part in tracing (torch.compile), in transforms of torch.func or in forward-mode differentiation. "
+    "Use backend='auto', which takes plain torch there, or 'torch'."
+)
+
+
+def untraced(backend: str, features: Tensor) -> str:
+    """The backend to resolve for what kernels do outside of any operator: plain torch where somebody traces.
+
+    Raises:
+        RuntimeError: kernels were asked for by name.
+    """
+    if has_numbers(features):
+        return backend
+    if backend not in ("auto", "torch"):
+        raise RuntimeError(f"backend={backend!r} {UNTRACED}")
+    return "torch"
 
 
 def is_fused(resolved: str) -> bool:
@@ -66,18 +88,18 @@ def _kernels_run(device: torch.device) -> bool:
 
 
 @constant_when_traced
-def _problem(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def _problem(backend: str, device: torch.device, dtype: torch.dtype, name: str) -> str | None:
     """Why a backend asked for by name cannot run on such features."""
     if find_spec("triton") is None:
         return f"backend={backend!r} needs the package triton, which is not installed. Install it: pip install triton."
     if dtype == torch.float64:
-        return f"backend={backend!r} computes in float32, but the features are {dtype}. Use backend='torch'."
+        return f"backend={backend!r} computes in float32, but the {name} are {dtype}. Use backend='torch'."
     if device.type == "cuda":
         reason = unavailable_reason(device)
         return None if reason is None else f"backend={backend!r} does not run on {device}: {reason} Use backend='torch'."
     if os.environ.get("TRITON_INTERPRET") != "1":
         return (
-            f"backend={backend!r} needs features on a CUDA device, but they are on {device}. Use backend='auto' or 'torch'; "
+            f"backend={backend!r} needs {name} on a CUDA device, but they are on {device}. Use backend='auto' or 'torch'; "
             "TRITON_INTERPRET=1 in the environment runs Triton's kernels in its interpreter, slowly."
         )
     return None

@@ -212,6 +212,7 @@ def has_numbers(tensor: Tensor) -> bool:
         or tensor.device.type == "meta"
         or isinstance(tensor, (FakeTensor, FunctionalTensor))
         or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        or torch._C._functorch.is_legacy_batchedtensor(tensor)  # of autograd's is_grads_batched
     )
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from torch import Tensor
 from torch._library import custom_ops
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -68,5 +69,5 @@ def counted() -> Iterator[Counter[str]]:
 def of_step(step: Callable[[], Tensor]) -> Counter[str]:
     """Of a forward and its backward."""
     with counted() as found:
-        step().backward()
+        torch.autograd.backward(step())
     return found

@@ -1,47 +1,15 @@
 """Peak memory of the fused arithmetic, counted without a GPU: tensors without data, whose bytes are added up while they live."""
 
-import weakref
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from otter_losses.ops import memory
+from tests.helpers.peak import Peak
 from tests.helpers.problems import forward_and_backward, make_problem, transported
 
 pytest.importorskip("triton", reason="triton is there on Linux only")
 
 GIB = 2**30
-
-
-class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Most bytes alive at once, of all that is made meanwhile."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = self.most = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = function(*args, **(kwargs or {}))
-        given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        for leaf in tree_leaves(found):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                key = storage._cdata
-                if key not in self.known and id(storage) not in given:
-                    self.known.add(key)
-                    self.bytes += storage.nbytes()
-                    self.most = max(self.most, self.bytes)
-                    weakref.finalize(storage, self.forget, key, storage.nbytes())
-        return found
-
-    def forget(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.bytes -= size
 
 
 def peak(monkeypatch: pytest.MonkeyPatch, pairs: int, width: int, dtype: torch.dtype, teacher: bool, max_memory: int) -> int:

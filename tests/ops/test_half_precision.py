@@ -109,7 +109,7 @@ def test_any_scale(name: str, scale: float) -> None:
     assert relative(gradients[1], wanted[1]) <= 2.5e-3
 
 
-@pytest.mark.parametrize("choice", range(4))
+@pytest.mark.parametrize("choice", range(5))
 @pytest.mark.parametrize("name", ["otter", "info_nce", "siglip"])
 def test_every_computed_tile_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch, name: str, choice: int) -> None:
     """Whatever the tuner may choose, where sizes fill whole tiles, and across their edges."""
@@ -126,7 +126,7 @@ def test_every_computed_tile_gives_the_same_numbers(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(module, "fastest", fastest)
     with memory.limits(codes_from=0):
         _, gradients, _, wanted = both(name, on_device(make_batch(144, 64), torch.bfloat16))
-    assert taken == {0: {True}, 3: {False}}.get(choice, taken)
+    assert choice or taken == {True}
     assert relative(gradients[0], wanted[0]) <= 2.5e-3
     assert relative(gradients[1], wanted[1]) <= 2.5e-3
 

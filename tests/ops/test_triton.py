@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from otter_losses import InfoNCELoss, OTTERLoss, SigLIPLoss, checks, sinkhorn_knopp
+from otter_losses import InfoNCELoss, OTTERLoss, SigLIPLoss, checks
 from otter_losses.distributed.shard import WHOLE_BATCH
 from otter_losses.ops import dispatch, memory
 from otter_losses.ops.execution import Execution
@@ -234,8 +234,3 @@ def test_a_missing_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     features = make_batch(3, 4).x.detach().float()
     with pytest.raises(RuntimeError, match="needs the package triton, which is not installed"):
         InfoNCELoss(backend="triton")(features, features, 14.3)
-
-
-def test_transport_alone_has_no_kernels() -> None:
-    with pytest.raises(RuntimeError, match=r"ships no triton kernels for it\. Use 'auto' or 'torch'"):
-        sinkhorn_knopp(torch.zeros(2, 2), backend="triton")

@@ -75,6 +75,7 @@ def test_forward_mode_gives_the_reverse_modes_jacobian(epsilon: float) -> None:
     assert relative(tangent, (reverse * WEIGHTS).sum((-2, -1))) <= 1e-10
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_an_implicit_derivative_has_no_forward_mode() -> None:
     with pytest.raises(RuntimeError, match="scores has a tangent of forward-mode differentiation"):
         torch.func.jvp(lambda scores: sinkhorn_knopp(scores, iterations=50, implicit=True), (SCORES[0],), (WEIGHTS,))

@@ -14,7 +14,7 @@ from otter_losses.ops.triton.gemm import TileSource, described
 from otter_losses.ops.triton.gibbs import NO_KERNEL, GibbsKernel
 from otter_losses.ops.triton.kernels import cross_entropy as kernels
 from otter_losses.ops.triton.kernels.tiles import CODES, OCTAVES
-from otter_losses.ops.triton.launch import Tile, launch, tiles
+from otter_losses.ops.triton.launch import Kernel, Tile, launch, tiles
 from otter_losses.ops.triton.losses import PairWeights, cross_entropies
 from otter_losses.ops.triton.student import Logits
 
@@ -117,7 +117,7 @@ def _add_statistics(
     )
 
 
-def _choices(source: TileSource, kernel: kernels.Kernel, gibbs: Tensor, read: dict[str, object]) -> tuple[Tile, ...]:
+def _choices(source: TileSource, kernel: Kernel, gibbs: Tensor, read: dict[str, object]) -> tuple[Tile, ...]:
     return source.choices(kernel, gibbs if _is_codes(read) else None)
 
 

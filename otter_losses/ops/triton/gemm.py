@@ -10,7 +10,7 @@ from torch import Tensor
 
 from otter_losses.ops import products
 from otter_losses.ops.products import HALVES, product
-from otter_losses.ops.triton.launch import Kernel, Tile
+from otter_losses.ops.triton.launch import Kernel, Tile, fits
 
 
 @cache
@@ -20,6 +20,12 @@ def reads_descriptors(device: torch.device) -> bool:
         return False
     is_nvidia = torch.version.cuda is not None
     return device.type != "cuda" or (is_nvidia and torch.cuda.get_device_capability(device) >= (9, 0))
+
+
+@cache
+def _capability(device: torch.device) -> int:
+    """The major compute capability of NVIDIA's; of others 0."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" and torch.version.hip is None else 0
 
 
 def described(matrix: Tensor, rows: int, columns: int) -> Any:
@@ -90,9 +96,9 @@ class TileSource:
         m, n = self.shape
         if m % 16 or n % 16 or self.left.shape[1] % small["BK"]:
             return (small,)
-        if all(describable(each) for each in (self.left, self.right, other) if each is not None):
-            return kernel.computing_tiles
-        return *(tile for tile in large if not tile["DESCRIPTORS"]), small
+        described = all(describable(each) for each in (self.left, self.right, other) if each is not None)
+        capability = _capability(self.left.device)
+        return *(tile for tile in large if described >= tile["DESCRIPTORS"] and fits(tile, capability)), small
 
     @property
     def key(self) -> str:

@@ -27,17 +27,34 @@ def _computed(rows: int, columns: int, descriptors: int, warps: int, stages: int
 _SMALL = _computed(64, 64, 0, 8, 3)
 """For batches that do not fill the device, or of odd sizes, where every access is masked."""
 
-COMPUTED = (_computed(128, 128, 1, 4, 3), _computed(128, 128, 0, 4, 3), _computed(128, 128, 0, 8, 3), _SMALL)
+_MIDDLING = _computed(128, 64, 1, 8, 3)
+
+COMPUTED = (_computed(128, 128, 1, 4, 3), _computed(128, 128, 0, 4, 3), _MIDDLING, _SMALL)
 """Of programs that compute their tile and keep sums of it, from sm_80 on; descriptors from sm_90 on."""
 
-COMPUTED_WRITTEN = (_computed(128, 128, 1, 8, 3), _computed(128, 64, 1, 4, 4), _computed(128, 128, 0, 8, 3), _SMALL)
+COMPUTED_WRITTEN = (_computed(128, 128, 1, 8, 3), _computed(128, 64, 1, 4, 4), _computed(128, 128, 0, 8, 3), _MIDDLING, _SMALL)
 """The same of programs that write what they make of it."""
 
-COMPUTED_BESIDE_CODES = (_computed(128, 64, 1, 4, 4), _computed(128, 128, 1, 8, 3), _computed(128, 64, 0, 8, 3), _SMALL)
+COMPUTED_BESIDE_CODES = (
+    _computed(128, 64, 1, 4, 4),
+    _computed(128, 128, 1, 8, 3),
+    _computed(128, 64, 0, 8, 3),
+    _MIDDLING,
+    _SMALL,
+)
 """The same beside a tile of another matrix, in 16 bits."""
 
-COMPUTED_BESIDE_ANOTHER = (_computed(128, 64, 1, 8, 3), _computed(128, 64, 0, 8, 3), _SMALL)
+COMPUTED_BESIDE_ANOTHER = (_MIDDLING, _computed(128, 64, 0, 8, 3), _SMALL)
 """The same beside one of float32."""
+
+MOST_ON_BLACKWELL = 32
+"""Entries of a computed tile for a thread from sm_100 on: a product comes from another memory there, and more would spill."""
+
+
+def fits(tile: Tile, capability: int) -> bool:
+    """Whether a computed tile stays in registers on devices of that major compute capability."""
+    return capability < 10 or tile["BM"] * tile["BN"] <= MOST_ON_BLACKWELL * 32 * tile["num_warps"]
+
 
 VECTOR: Tile = {"BN": 512, "num_warps": 4}
 """Of programs that own a piece of a vector."""
