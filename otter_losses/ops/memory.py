@@ -40,7 +40,7 @@ class Limits:
     device_block_elements: int = 1 << 25
     device_eager_elements: int = 1 << 26
     device_pass_elements: int = 1 << 28
-    device_gradient_elements: int = 3 << 24
+    device_gradient_elements: int = 1 << 25
     device_gradient_rows: int = 4096
     device_block_rows: int = 512
     codes_from: int = 2048

@@ -149,6 +149,18 @@ def test_products_are_stored_where_kernels_do_not_multiply(
     assert relative(gradients[1], wanted[1]) <= tolerance
 
 
+@pytest.mark.parametrize("name", ["otter", "info_nce", "siglip"])
+def test_blocks_of_the_gradient(name: str) -> None:
+    """Cut along both sides, with residuals of both."""
+    half = on_device(make_batch(272, 16), torch.bfloat16)
+    with memory.limits(device_pass_elements=1, device_gradient_elements=128**2, device_gradient_rows=128, codes_from=0):
+        assert len(memory.gradient_blocks(272, 272, 1)) == 9
+        value, gradients, expected, wanted = both(name, half)
+    assert float((value - expected).abs()) <= 3e-5 * max(float(expected.abs()), 1.0)
+    assert relative(gradients[0], wanted[0]) <= 2.5e-3
+    assert relative(gradients[1], wanted[1]) <= 2.5e-3
+
+
 def test_what_rounding_loses_cancels_between_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every text is there twice, so its two columns pull against each other: little is left of the gradient."""
     x, y = make_features("random", 48, 32)

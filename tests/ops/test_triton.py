@@ -61,12 +61,15 @@ def test_any_scale(name: str, scale: float) -> None:
 
 
 @memories
-@pytest.mark.parametrize("name", ["otter", "info_nce", "siglip"])
+@pytest.mark.parametrize("name", ["otter", "otter, official", "otter, logarithms", "info_nce", "siglip"])
 def test_the_diagonal_of_a_later_row_block(name: str, max_memory: int) -> None:
     batch = make_batch(260, 8)
     few = {"cpu_block_elements": 1, "device_block_elements": 1, "device_block_rows": 256}
-    with memory.limits(**few):
+    fewer = {"device_pass_elements": 1, "device_gradient_elements": 128**2, "device_gradient_rows": 128}
+    with memory.limits(**few, **fewer):
         assert len(memory.row_blocks(260, 260, torch.device(DEVICE))) == 2
+        assert len(memory.pass_blocks(260, 260)) == 3
+        assert len(memory.gradient_blocks(260, 260, 1)) == 9
         assert error(name, batch, max_memory=max_memory) <= 4e-6
 
 

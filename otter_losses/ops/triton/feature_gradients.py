@@ -73,7 +73,9 @@ class FeatureGradients:
         if split is not None:
             self.on_diagonal = like.new_empty(b)
             self.blocks = memory.gradient_blocks(b, n, self.planes + beside // 2)
-            self.dx_total = like.new_empty(self.blocks[0][0].stop if wants_image else 0, self.y.shape[1])
+            self.is_wide = self.dtype == torch.float32  # then products stand where the gradients will
+            height = self.blocks[0][0].stop if wants_image and not self.is_wide else 0
+            self.dx_total = like.new_empty(height, self.y.shape[1])
         else:
             self.on_diagonal = like
             self.blocks = [(rows, slice(0, n)) for rows in memory.row_blocks(b, n, like.device)]
@@ -105,7 +107,7 @@ class FeatureGradients:
                 add_product(self.dy_total, g.T, self.x[rows], first_rows)
             return
         if self.wants_image:
-            total = self.dx_total[: rows.stop - rows.start]
+            total = self.dx[rows] if self.is_wide else self.dx_total[: rows.stop - rows.start]
             _add_products(total, block.g, [part[columns] for part in self.split.y_parts], first_columns)
             if columns.stop == len(self.y):
                 self._write_image_gradient(total, rows)
@@ -158,11 +160,13 @@ class FeatureGradients:
             factor = self.student.logit_scale * self.magnitude
             dy = self.reduce.reduce_scatter(self.dy_total.mul_(factor)) if self.wants_text else self.dy_total
             return self.dx.mul_(factor), dy, inner, [each.sum() * self.magnitude for each in self.row_sums[1:]]
-        dy = wanted(self.x, self.wants_text, self.dtype)
+        dy = product = self.reduce.reduce_scatter(self.dy_total)
+        if not (self.is_wide and self.wants_text):
+            dy = wanted(self.x, self.wants_text, self.dtype)
         if self.wants_text:
             inner = torch.empty_like(self.inner) if self.wants_image else self.inner
             feature_gradient(
-                product=self.reduce.reduce_scatter(self.dy_total),
+                product=product,
                 diagonal=self.on_diagonal,
                 residual=self.reduce.reduce_scatter(self.column_residual) if self.planes == 1 else None,
                 partners=self.x,
