@@ -40,7 +40,7 @@ def solve(gibbs: GibbsKernel, iterations: int, saved: Saved, backend: str, reduc
             )
     nothing = 0.0 if gibbs.is_logarithmic else 1.0
     opened = _opened(gibbs, saved, reduce)
-    if gibbs.stored is not None and gibbs.columns <= ONE_LAUNCH_A_ROUND and not reduce.is_distributed and iterations > 0:
+    if iterations > 0 and gibbs.columns <= ONE_LAUNCH_A_ROUND and _is_whole(gibbs, opened, reduce):
         _solve_small(gibbs, iterations, opened, saved, reduce)
         return
     opened.update()
@@ -53,6 +53,11 @@ def solve(gibbs: GibbsKernel, iterations: int, saved: Saved, backend: str, reduc
             _match_rows(gibbs, block, rows, saved)
             columns.add(_column_sums(gibbs, block, rows, saved))
         columns.update()
+
+
+def _is_whole(gibbs: GibbsKernel, opened: "ColumnSums", reduce: Reduction) -> bool:
+    """Whether the matrix is stored here, and was opened in one block."""
+    return gibbs.stored is not None and not reduce.is_distributed and opened.sums is None
 
 
 def _solve_small(gibbs: GibbsKernel, iterations: int, opened: "ColumnSums", saved: Saved, reduce: Reduction) -> None:
