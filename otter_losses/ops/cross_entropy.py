@@ -27,7 +27,7 @@ from otter_losses.ops.domains import has_numbers
 from otter_losses.ops.eager import cross_entropy as eager
 from otter_losses.ops.execution import Execution
 from otter_losses.ops.memory import Storage, wanted
-from otter_losses.ops.operator import make_differentiable, schema, unflatten
+from otter_losses.ops.operator import custom_operator, make_differentiable, schema, unflatten
 from otter_losses.ops.problem import CrossEntropies, CrossEntropyGradients, Gradients, Problem, Saved, Student
 from otter_losses.ops.targets import HardTargets, Mean, SoftTargets
 
@@ -42,8 +42,7 @@ def cross_entropy(
     """
     if soft is not None:
         execution = execution.for_targets(soft)
-    given, soft_losses, *_ = _forward(*Arguments.pack(student, hard, soft, execution, mean))
-    return CrossEntropies(given, soft_losses)
+    return CrossEntropies(*_cross_entropy(*Arguments.pack(student, hard, soft, execution, mean)))
 
 
 class Arguments(NamedTuple):
@@ -225,7 +224,7 @@ class BackwardArguments(NamedTuple):
     wants_text: bool
 
 
-@torch.library.custom_op("otter_losses::cross_entropy", mutates_args=(), schema=schema(Arguments, 2 + len(Saved._fields)))
+@custom_operator("cross_entropy", schema(Arguments, 2 + len(Saved._fields)))
 def _forward(*flat: Any) -> tuple[Tensor, ...]:
     """`CrossEntropies`, and `Saved`."""
     arguments = Arguments(*flat)
@@ -243,9 +242,7 @@ def _(*flat: Any) -> tuple[Tensor, ...]:
     return like.new_empty(shape), soft, *Saved.unwritten(arguments.problem)
 
 
-@torch.library.custom_op(
-    "otter_losses::cross_entropy_backward", mutates_args=(), schema=schema(BackwardArguments, len(Gradients._fields))
-)
+@custom_operator("cross_entropy_backward", schema(BackwardArguments, len(Gradients._fields)))
 def _backward(*flat: Any) -> tuple[Tensor, ...]:
     """`Gradients`."""
     arguments = unflatten(BackwardArguments, iter(flat))
@@ -266,4 +263,4 @@ def _(*flat: Any) -> tuple[Tensor, ...]:
     return wanted(x, arguments.wants_image, x.dtype), wanted(x, arguments.wants_text, x.dtype), scale.new_empty(())
 
 
-make_differentiable(_forward, _backward, Arguments, Gradients, results=2)
+_cross_entropy = make_differentiable(_forward, _backward, Arguments, Gradients, results=2)

@@ -4,10 +4,15 @@ torch.library calls an operator with one flat list, and shows it again to the fa
 NamedTuple here: its fields are the schema, and whoever gets the list unpacks it by them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
+import torch
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from otter_losses.ops.domains import has_numbers
 
 Fields = TypeVar("Fields", bound=tuple[Any, ...])
 
@@ -43,10 +48,39 @@ def unflatten(fields: type[Fields], flat: Iterator[Any]) -> Fields:
     return fields(*[unflatten(kind, flat) if hasattr(kind, "_fields") else next(flat) for kind in kinds])
 
 
+def custom_operator(name: str, schema: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
+    """Declare a function an operator that mutates nothing; `call` reaches the function itself."""
+
+    def declare(run: Callable[..., Any]) -> CustomOpDef:
+        definition = torch.library.custom_op(f"otter_losses::{name}", run, mutates_args=(), schema=schema)
+        definition.run = run  # type: ignore[attr-defined]
+        return definition
+
+    return declare
+
+
+def call(operator: Any, *flat: Any) -> Any:
+    """What an operator gives; without torch's dispatcher where nobody looks at operators or differentiates.
+
+    The dispatcher's share of a call grows with the square of the number of arguments.
+    """
+    return operator.run(*flat) if not torch.is_grad_enabled() and _runs_plainly(flat) else operator(*flat)
+
+
+def _runs_plainly(flat: Sequence[Any]) -> bool:
+    """Whether there are numbers, and nobody traces."""
+    first = next(each for each in flat if isinstance(each, Tensor))
+    return has_numbers(first) and not is_in_torch_dispatch_mode()
+
+
 def make_differentiable(
-    forward: Any, backward: Any, arguments: type[tuple[Any, ...]], gradients: type[tuple[Any, ...]], results: int = 1
-) -> None:
-    """Let autograd call the backward operator for so many of the forward one's first results.
+    forward: Any,
+    backward: Any,
+    arguments: type[tuple[Any, ...]],
+    gradients: type[tuple[Any, ...]],
+    results: int = 1,
+) -> Callable[..., tuple[Tensor, ...]]:
+    """Let autograd call the backward operator for so many of the forward one's first results; return what gives these.
 
     The backward is given their gradients, None where nothing depends on one of several; the forward's arguments and other
     results; and whether the image and the text features want their gradients. It returns `gradients`, of which each belongs to
@@ -73,7 +107,8 @@ def make_differentiable(
             flat[place] = tensor
         wants_text = ctx.needs_input_grad[text]
         wants_image = ctx.needs_input_grad[image] or not wants_text  # the scale's gradient needs one of the products
-        for place, gradient in zip(places, backward(*incoming[:results], *flat, wants_image, wants_text), strict=True):
+        computed = call(backward, *incoming[:results], *flat, wants_image, wants_text)
+        for place, gradient in zip(places, computed, strict=True):
             found[place] = gradient
         if not wants_image:
             found[image] = None
@@ -81,8 +116,35 @@ def make_differentiable(
             found[text] = None
         return tuple(found)
 
-    forward.register_autograd(differentiate, setup_context=setup_context)
     backward.register_autograd(refuse_second_derivative)
+    return register_gradient(forward, setup_context, differentiate, results)
+
+
+def register_gradient(
+    forward: Any,
+    setup_context: Callable[..., None],
+    differentiate: Callable[..., tuple[Tensor | None, ...]],
+    results: int = 1,
+) -> Callable[..., tuple[Tensor, ...]]:
+    """Register an operator's autograd, and return what calls it for its first results: directly where nobody traces."""
+    forward.register_autograd(differentiate, setup_context=setup_context)
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *flat: Any) -> tuple[Tensor, ...]:
+            output: tuple[Tensor, ...] = forward.run(*flat)
+            setup_context(ctx, flat, output)
+            return output[:results]
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+            return differentiate(ctx, *gradients)
+
+    def run(*flat: Any) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = Direct.apply(*flat) if _runs_plainly(flat) else forward(*flat)  # type: ignore[no-untyped-call]
+        return found[:results]
+
+    return run
 
 
 def refuse_second_derivative(ctx: Any, *gradients: Tensor | None) -> NoReturn:

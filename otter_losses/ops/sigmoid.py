@@ -18,13 +18,21 @@ from otter_losses.ops import dispatch, memory, products
 from otter_losses.ops.eager import sigmoid as eager
 from otter_losses.ops.execution import Execution
 from otter_losses.ops.memory import wanted
-from otter_losses.ops.operator import make_differentiable, refuse_second_derivative, schema, unflatten
+from otter_losses.ops.operator import (
+    call,
+    custom_operator,
+    make_differentiable,
+    refuse_second_derivative,
+    register_gradient,
+    schema,
+    unflatten,
+)
 from otter_losses.ops.problem import SigmoidGradients, SigmoidProblem, Student
 
 
 def sigmoid(student: Student, logit_bias: Tensor, execution: Execution) -> Tensor:
     """The summed loss of every local row, (b,), with a 0-D bias of the computing dtype."""
-    losses: Tensor = _forward(*Arguments.pack(student, logit_bias, execution))[0]
+    (losses,) = _sigmoid(*Arguments.pack(student, logit_bias, execution))
     return losses
 
 
@@ -41,8 +49,8 @@ def sigmoid_mean(student: Student, logit_bias: Tensor, execution: Execution) -> 
     """The mean of `sigmoid`, 0-D. Its gradient is made with it: the weight of every row is known beforehand."""
     x, y = student.differentiated()
     wants = x.requires_grad or not y.requires_grad, y.requires_grad
-    value: Tensor = _mean(*Arguments.pack(student, logit_bias, execution), *wants)[0]
-    return value
+    (mean,) = _sigmoid_mean(*Arguments.pack(student, logit_bias, execution), *wants)
+    return mean
 
 
 class Arguments(NamedTuple):
@@ -126,7 +134,7 @@ class BackwardArguments(NamedTuple):
     wants_text: bool
 
 
-@torch.library.custom_op("otter_losses::sigmoid", mutates_args=(), schema=schema(Arguments, 2))
+@custom_operator("sigmoid", schema(Arguments, 2))
 def _forward(*flat: Any) -> tuple[Tensor, Tensor]:
     """The row losses (b,); and what the backward needs, (b, N), empty if it is recomputed."""
     arguments = Arguments(*flat)
@@ -145,9 +153,7 @@ def _(*flat: Any) -> tuple[Tensor, Tensor]:
     return like.new_empty(b), like.new_empty(b, n) if problem.keeps_logits else like.new_empty(0)
 
 
-@torch.library.custom_op(
-    "otter_losses::sigmoid_backward", mutates_args=(), schema=schema(BackwardArguments, len(SigmoidGradients._fields))
-)
+@custom_operator("sigmoid_backward", schema(BackwardArguments, len(SigmoidGradients._fields)))
 def _backward(*flat: Any) -> tuple[Tensor, ...]:
     """`SigmoidGradients`."""
     arguments = unflatten(BackwardArguments, iter(flat))
@@ -169,7 +175,7 @@ def _(*flat: Any) -> tuple[Tensor, ...]:
     return dx, dy, scale.new_empty(()), scale.new_empty(())
 
 
-make_differentiable(_forward, _backward, Arguments, SigmoidGradients)
+_sigmoid = make_differentiable(_forward, _backward, Arguments, SigmoidGradients)
 
 
 class MeanArguments(NamedTuple):
@@ -180,9 +186,7 @@ class MeanArguments(NamedTuple):
     wants_text: bool
 
 
-@torch.library.custom_op(
-    "otter_losses::sigmoid_mean", mutates_args=(), schema=schema(MeanArguments, 1 + len(SigmoidGradients._fields))
-)
+@custom_operator("sigmoid_mean", schema(MeanArguments, 1 + len(SigmoidGradients._fields)))
 def _mean(*flat: Any) -> tuple[Tensor, ...]:
     """The mean, and its gradients, float32."""
     from otter_losses.ops.triton import sigmoid as fused
@@ -203,26 +207,38 @@ def _(*flat: Any) -> tuple[Tensor, ...]:
     return scale.new_empty(()), *features, scale.new_empty(()), scale.new_empty(())
 
 
-@torch.library.custom_op("otter_losses::sigmoid_mean_backward", mutates_args=())
-def _mean_backward(gradient: Tensor, made: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+class MeanGradientArguments(NamedTuple):
+    """The flat list of that one's backward: the gradient of the mean, and those that were made with it."""
+
+    gradient: Tensor
+    made: SigmoidGradients
+    half: str
+
+
+@custom_operator("sigmoid_mean_backward", schema(MeanGradientArguments, len(SigmoidGradients._fields)))
+def _mean_backward(*flat: Any) -> tuple[Tensor, ...]:
     """The gradients that were made with the mean, times that of the mean; those of features in their dtype."""
-    dx, dy, *scalars = made
-    features = [torch.mul(each, gradient, out=each.new_empty(each.shape, dtype=dtype)) for each in (dx, dy)]
-    return [*features, *(each * gradient for each in scalars)]
+    gradient, made, half = unflatten(MeanGradientArguments, iter(flat))
+    like = _mean_gradients(made, half)
+    return tuple(torch.mul(each, gradient, out=out) for each, out in zip(made, like, strict=True))
+
+
+def _mean_gradients(made: SigmoidGradients, half: str) -> list[Tensor]:
+    """Memory for them."""
+    dtypes = [getattr(torch, half or "float32")] * 2 + [torch.float32] * 2
+    return [each.new_empty(each.shape, dtype=dtype) for each, dtype in zip(made, dtypes, strict=True)]
 
 
 @_mean_backward.register_fake
-def _(gradient: Tensor, made: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    dx, dy, *scalars = made
-    return [dx.new_empty(dx.shape, dtype=dtype), dy.new_empty(dy.shape, dtype=dtype), *map(torch.empty_like, scalars)]
-
-
-_mean_backward.register_autograd(refuse_second_derivative)
+def _(*flat: Any) -> tuple[Tensor, ...]:
+    _, made, half = unflatten(MeanGradientArguments, iter(flat))
+    return tuple(_mean_gradients(made, half))
 
 
 def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*output[1:])
-    ctx.dtype = inputs[0].dtype
+    dtype = inputs[0].dtype
+    ctx.half = "" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
     ctx.set_materialize_grads(False)
 
 
@@ -231,11 +247,12 @@ def _give_gradients(ctx: Any, gradient: Tensor | None, *_: Tensor | None) -> tup
     found: list[Tensor | None] = [None] * (len(names) + 2)
     if gradient is None:
         return tuple(found)
-    made = _mean_backward(gradient, list(ctx.saved_tensors), ctx.dtype)
-    for name, each in zip(SigmoidGradients._fields, made, strict=True):
+    given = call(_mean_backward, gradient, *ctx.saved_tensors, ctx.half)
+    for name, each in zip(SigmoidGradients._fields, given, strict=True):
         if ctx.needs_input_grad[names.index(name)]:
             found[names.index(name)] = each
     return tuple(found)
 
 
-_mean.register_autograd(_give_gradients, setup_context=_keep_gradients)
+_mean_backward.register_autograd(refuse_second_derivative)
+_sigmoid_mean = register_gradient(_mean, _keep_gradients, _give_gradients)

@@ -106,10 +106,13 @@ def _failure(plan: Layout, device: torch.device) -> str | None:
     return reason
 
 
-def solve(matrix: Tensor, shift: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The scalings v of the image problem's columns, u' and v' of the text problem's rows and columns.
+def solve(
+    matrix: Tensor, shift: Tensor, iterations: int, out: tuple[Tensor, Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The scalings v of the image problem's columns, u' and v' of the text problem's rows and columns, (n,) each.
 
-    Of contiguous float32 logits (n, n) and a float32 number on one device, for which there is no `obstacle`.
+    In `out`, if that is given. Of contiguous float32 logits (n, n) and a float32 number on one device, for which there is no
+    `obstacle`.
     The logits are overwritten by ``exp(logits - shift)``. Runs on PyTorch's current stream, without waiting; the first call on a
     device builds or loads the kernel, which must not happen while a CUDA graph is captured.
     """
@@ -118,7 +121,7 @@ def solve(matrix: Tensor, shift: Tensor, iterations: int) -> tuple[Tensor, Tenso
     if plan is None:
         raise RuntimeError(f"a matrix {tuple(matrix.shape)} does not fit on the chip of {matrix.device}. Use backend='auto'.")
     with torch.cuda.device(index):
-        image_columns, text_rows, text_columns = matrix.new_empty(3, plan.n).unbind()
+        image_columns, text_rows, text_columns = matrix.new_empty(3, plan.n).unbind() if out is None else out
         shares = matrix.new_empty(plan.share_floats)
         arrived = shares if plan.cluster else torch.zeros((), dtype=torch.int32, device=matrix.device)
         tensors = matrix, shift, image_columns, text_rows, text_columns, shares, arrived

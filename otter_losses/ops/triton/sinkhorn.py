@@ -108,10 +108,8 @@ def _solve_on_chip(gibbs: GibbsKernel, iterations: int, saved: Saved) -> None:
 
     assert gibbs.stored is not None
     _opened(replace(gibbs, kind=int(LOGARITHMIC.value)), saved, WHOLE_BATCH)
-    image_columns, text_rows, text_columns = cuda.solve(gibbs.stored, gibbs.params[Scalar.GIBBS_SHIFT], iterations)
-    saved.column_scalings[0, 0].copy_(image_columns)
-    saved.row_scalings[0, 1].copy_(text_rows)
-    saved.column_scalings[0, 1].copy_(text_columns)
+    out = saved.column_scalings[0, 0], saved.row_scalings[0, 1], saved.column_scalings[0, 1]
+    cuda.solve(gibbs.stored, gibbs.params[Scalar.GIBBS_SHIFT], iterations, out)
 
 
 def _opened(gibbs: GibbsKernel, saved: Saved, reduce: Reduction) -> "ColumnSums":
