@@ -27,12 +27,12 @@ STEP, CALL, LAUNCH = 0.5, 0.1, 0.015
 TORCH_LAUNCH = 0.007
 """Of a small kernel of torch, which is most of what a loop in Python costs."""
 LAUNCHES = {
-    "InfoNCE": 10,
-    "OTTER": 27,
-    "SigLIP": 8,
+    "InfoNCE": 14,
+    "OTTER": 25,
+    "SigLIP": 15,
     "InfoNCE, torch": 30,
     "OTTER, torch": 100,
-    "targets": 20,
+    "targets": 11,
     "eager ClipLoss": 25,
 }
 COUNTED = {

@@ -383,3 +383,20 @@ def test_a_part_that_takes_too_long_is_ended_and_the_others_run(tmp_path: Path) 
     done = subprocess.run(["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path)], env=environment, check=False)
     assert done.returncode == 124
     assert "-m benchmarks.kernels" in (tmp_path / "calls").read_text()
+
+
+def test_gradients_of_sinkhorn_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import sinkhorn_gradient
+
+    monkeypatch.setattr(sinkhorn_gradient, "CASES", ((12, 3, 0.15), (9, 2, 0.01)))
+    monkeypatch.setattr(sinkhorn_gradient, "LEAST_PEAK", 12)
+    monkeypatch.setattr("sys.argv", ["", "--repetitions", "2", "--output", str(tmp_path / "found")])
+    threads = torch.get_num_threads()
+    try:
+        sinkhorn_gradient.main()
+    finally:
+        torch.set_num_threads(threads)
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert [(row["size"], row["rounds"], "matrices" in row["analytic"]) for row in rows] == [(12, 3, True), (9, 2, False)]
+    assert all(0 < row["difference"] <= 1e-3 for row in rows)
+    assert "| 12 | 3 | 0.15 |" in (tmp_path / "found.md").read_text()
