@@ -82,7 +82,7 @@ def pass_blocks(rows: int, columns: int) -> list[slice]:
 
 
 def gradient_blocks(rows: int, columns: int, planes: int) -> list[tuple[slice, slice]]:
-    """Blocks of a gradient of logits (rows, columns), row by row, for so many planes of float16 at the same time."""
+    """Blocks of a gradient of logits (rows, columns) in so many planes of float16, row by row."""
     elements = _limits.device_gradient_elements // planes
     height = min(rows, max(elements // max(columns, 1) // 128 * 128, _limits.device_gradient_rows))
     width = max(elements // max(height, 1) // 128, 1) * 128

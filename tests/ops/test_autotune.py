@@ -134,9 +134,15 @@ def test_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(autotune, "_by_device", {})
     monkeypatch.setenv("OTTER_LOSSES_CACHE_DIR", str(tmp_path))
-    x, y = torch.nn.functional.normalize(torch.randn(2, 3000, 32, device="cuda"), dim=-1).to(torch.bfloat16)
+    x, y = torch.nn.functional.normalize(torch.randn(2, 3072, 64, device="cuda"), dim=-1).to(torch.bfloat16)
     value = OTTERLoss(backend="triton")(x.requires_grad_(), y.requires_grad_(), 14.3)
     value.backward()
     (known,) = autotune._by_device.values()
-    assert {name.split()[0].strip(",") for name in known} == {"row_scalings", "column_sums", "statistics", "logits_gradient"}
+    assert {name.split()[0].strip(",") for name in known} == {
+        "encode",
+        "row_scalings",
+        "column_sums",
+        "statistics",
+        "logits_gradient",
+    }
     torch.testing.assert_close(value, OTTERLoss(backend="torch")(x, y, 14.3), rtol=1e-5, atol=0)

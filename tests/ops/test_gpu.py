@@ -76,7 +76,8 @@ def test_compiled_by_inductor(name: str, dtype: torch.dtype, mode: str) -> None:
     compiled = torch.compile(loss, fullgraph=True, mode=mode)
     for _ in range(3):
         value, gradients = step(compiled, batch)
-    assert worst_error(value, gradients, *step(loss, batch)) <= 1e-5
+    # A compiled loss takes its mean itself: bfloat16 may round the other way.
+    assert worst_error(value, gradients, *step(loss, batch)) <= (5e-3 if dtype == torch.bfloat16 else 1e-5)
 
 
 @names

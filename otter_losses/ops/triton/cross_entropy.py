@@ -140,10 +140,7 @@ def backward(
     weights = PairWeights.of(gradient, problem, reduce)
     logits = Logits.of(student, reduce)
     split = logits.split(student, reduce)
-    recomputes = problem.soft is not None and storage.gibbs is None
-    gradients = FeatureGradients(
-        student, problem.rows, split, weights.magnitude, wants_image, wants_text, reduce, beside=4 if recomputes else 0
-    )
+    gradients = FeatureGradients(student, problem.rows, split, weights.magnitude, wants_image, wants_text, reduce)
     rows, columns = gradients.blocks[0]
     gibbs = None if problem.soft is None else GibbsKernel.again(problem, saved, rows.stop * columns.stop)
     in_place = not (logits.source.computed or storage.cosines) and split is None

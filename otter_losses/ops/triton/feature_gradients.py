@@ -49,13 +49,9 @@ class FeatureGradients:
         reduce: Reduction,
         *,
         sums: int = 0,
-        beside: int = 0,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """`sums`: how many sums of its rows a kernel writes beside G's rounding residuals. `dtype`: of dx and dy.
-
-        `beside`: bytes an entry that the caller holds in memory beside a block of G.
-        """
+        """`sums`: how many sums of its rows a kernel writes beside G's rounding residuals. `dtype`: of dx and dy."""
         self.student, self.rows, self.split, self.magnitude, self.reduce = student, rows, split, magnitude, reduce
         self.x, self.y = student.image_features, student.all_text_features
         self.wants_image, self.wants_text = wants_image, wants_text
@@ -72,7 +68,7 @@ class FeatureGradients:
         self.column_residual = like.new_empty(n if self.planes == 1 else 0)
         if split is not None:
             self.on_diagonal = like.new_empty(b)
-            self.blocks = memory.gradient_blocks(b, n, self.planes + beside // 2)
+            self.blocks = memory.gradient_blocks(b, n, self.planes)
             self.is_wide = self.dtype == torch.float32  # then products stand where the gradients will
             height = self.blocks[0][0].stop if wants_image and not self.is_wide else 0
             self.dx_total = like.new_empty(height, self.y.shape[1])
