@@ -130,7 +130,8 @@ def gathered(gradient: CrossEntropyGradients, problem: Problem, reduce: Reductio
     """Gradients of all ranks' pairs, (4, N), or (2, N) without soft targets, over a magnitude; and that, 0-D."""
     parts = gradient[: 1 if problem.soft is None else 2]
     like, b = problem.student.logit_scale, len(problem.student.image_features)
-    local = torch.cat([like.new_zeros(2, b) if part is None else part for part in parts])
+    every = [like.new_zeros(2, b) if part is None else part for part in parts]
+    local = torch.cat(every) if len(every) > 1 else every[0]
     return over_magnitude(reduce.all_gather_columns(local))
 
 

@@ -59,6 +59,21 @@ def test_a_step(name: str) -> None:
     assert all(count <= bound for count, bound in zip(found, BOUNDS[name], strict=True)), found
 
 
+@pytest.mark.parametrize(("name", "bound"), [("otter", 43), ("info_nce", 23), ("siglip", 18)])
+def test_a_step_on_the_losses_of_single_pairs(name: str, bound: int) -> None:
+    """What is made of them among it: a weighted sum, 4 launches there and back."""
+    batch, weights = make_batch(SMALL, 32).to(torch.bfloat16), torch.rand(SMALL)
+    bias = torch.tensor(-3.0, requires_grad=True) if name == "siglip" else None
+    loss = VARIANTS[name](backend="triton", reduction="none")
+
+    def step() -> torch.Tensor:
+        losses = loss(batch.x, batch.y, batch.scale, bias, **batch.teacher())
+        assert isinstance(losses, torch.Tensor)
+        return (weights * losses).sum()
+
+    assert sum(of_step(step).values()) <= bound
+
+
 def test_one_alpha_for_each_pair_costs_no_more() -> None:
     alpha = torch.linspace(0, 1, SMALL)
     assert launched("otter", SMALL, torch.bfloat16, alpha=alpha) <= BOUNDS["otter"][0]
