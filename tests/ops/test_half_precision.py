@@ -304,3 +304,22 @@ def test_a_small_kernel_stays_float32() -> None:
     features = torch.empty(memory.Limits.codes_from, 8, dtype=torch.bfloat16, device="meta")
     stored = memory.storage(features, len(features), has_soft_targets=True, may_encode=True, max_memory=2 << 30, fused=True)
     assert stored == Storage(torch.float32, False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("gamma_image", "gamma_text"), [(50.0, 0.0), (0.0, 50.0), (30.0, 50.0)])
+def test_large_weights_within_a_modality_stay_in_float16_s_range(
+    dtype: torch.dtype, gamma_image: float, gamma_text: float
+) -> None:
+    """Features with entries of 1, the greatest that unit features have."""
+    eye = torch.eye(24, device=DEVICE)
+    v, t = eye.to(dtype), eye.roll(1, 0).to(dtype)
+    batch = on_device(make_batch(24, 16), dtype)
+    options: dict[str, Any] = {"epsilon": 4.0, "gamma_image": gamma_image, "gamma_text": gamma_text}
+    found = OTTERLoss(backend="triton", **options)(batch.x, batch.y, 14.3, dist_image_features=v, dist_text_features=t)
+    exact = batch.to(torch.float64)
+    call = {"dist_image_features": v.double(), "dist_text_features": t.double()}
+    expected = OTTERLoss(backend="torch", **options)(exact.x, exact.y, 14.3, **call)
+    assert isinstance(found, Tensor)
+    assert isinstance(expected, Tensor)
+    assert relative(found, expected) <= 1e-5

@@ -130,6 +130,8 @@ def _factors(similarity: Similarity, kind: int) -> tuple[TileSource, Tensor, flo
         width = (2 * e if image and text else e) * max(2 * planes - 1, 1)
         dtype = torch.float16 if planes or (v.dtype in HALVES and kind != LOGARITHMIC.value) else torch.float32
         a, b = v.new_empty(2, n, width, dtype=dtype).unbind()
+    # Of unit features no entry is greater than 1, nor of their weighted sums than 1 and the weight.
+    lift = LIFT / 2.0 ** math.ceil(math.log2(1 + max(similarity.gamma_image, similarity.gamma_text)))
     programs = tiles(n, FEATURES["BM"])
     peaks = similarity.inv_epsilon.new_empty(programs, 2)
     launch(
@@ -149,11 +151,12 @@ def _factors(similarity: Similarity, kind: int) -> tuple[TileSource, Tensor, flo
         t_stride=t.stride(1),
         gamma_image=similarity.gamma_image,
         gamma_text=similarity.gamma_text,
+        lift=lift,
         IMAGE=image,
         TEXT=text,
         PLANES=planes,
     )
-    return TileSource.of(a[similarity.rows], b), peaks, LIFT**-2 if planes else 1.0
+    return TileSource.of(a[similarity.rows], b), peaks, lift**-2 if planes else 1.0
 
 
 def _write_params(similarity: Similarity, peaks: Tensor, kind: int, unlift: float, out: Tensor) -> None:

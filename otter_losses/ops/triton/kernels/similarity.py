@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from otter_losses.ops.triton.kernels.epilogues import nearest
-from otter_losses.ops.triton.kernels.features import LIFT, store_split
+from otter_losses.ops.triton.kernels.features import store_split
 from otter_losses.ops.triton.kernels.tiles import LAST_CODE, OCTAVES
 from otter_losses.ops.triton.launch import FEATURES, Kernel
 
@@ -24,6 +24,7 @@ def similarity_factors(
     t_stride,
     gamma_image,
     gamma_text,
+    lift,
     IMAGE: tl.constexpr,
     TEXT: tl.constexpr,
     PLANES: tl.constexpr,
@@ -32,7 +33,7 @@ def similarity_factors(
 ):
     """``a, b`` of `Similarity.factors`; and each program's greatest squared norms of v and of t, (programs, 2).
 
-    In their own type; or in PLANES of float16, lifted by a fixed power of two, as `features.split` has them. Without either
+    In their own type; or in PLANES of float16, times the lift, as `features.split` has them. Without either
     weight, IMAGE and TEXT, they are v and t themselves, and in their own type not written.
     """
     i = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -51,24 +52,24 @@ def similarity_factors(
         image += tl.sum(x * x, 1)
         text += tl.sum(y * y, 1)
         if IMAGE:
-            _store_factors(x, y + gamma_image * x, a, b, row, column, width, mask, PLANES)
+            _store_factors(x, y + gamma_image * x, a, b, lift, row, column, width, mask, PLANES)
             if TEXT:
-                _store_factors(y, gamma_text * y, a + e, b + e, row, column, width, mask, PLANES)
+                _store_factors(y, gamma_text * y, a + e, b + e, lift, row, column, width, mask, PLANES)
         elif TEXT:
-            _store_factors(x + gamma_text * y, y, a, b, row, column, width, mask, PLANES)
+            _store_factors(x + gamma_text * y, y, a, b, lift, row, column, width, mask, PLANES)
         elif PLANES > 0:
-            _store_factors(x, y, a, b, row, column, width, mask, PLANES)
+            _store_factors(x, y, a, b, lift, row, column, width, mask, PLANES)
     # Maxima pass a NaN over; the sums bring it back.
     tl.store(peaks + 2 * tl.program_id(0), tl.max(image, 0) + 0.0 * tl.sum(image, 0))
     tl.store(peaks + 2 * tl.program_id(0) + 1, tl.max(text, 0) + 0.0 * tl.sum(text, 0))
 
 
 @triton.jit
-def _store_factors(left, right, a, b, row, column, width, mask, PLANES: tl.constexpr):
+def _store_factors(left, right, a, b, lift, row, column, width, mask, PLANES: tl.constexpr):
     if PLANES > 0:
         place = row * ((2 * PLANES - 1) * width) + column
-        store_split(left * LIFT, a + place, width, mask, PLANES, False)
-        store_split(right * LIFT, b + place, width, mask, PLANES, True)
+        store_split(left * lift, a + place, width, mask, PLANES, False)
+        store_split(right * lift, b + place, width, mask, PLANES, True)
     else:
         place = row * width + column
         tl.store(a + place, nearest(left, a.dtype.element_ty), mask)
