@@ -323,3 +323,15 @@ def test_large_weights_within_a_modality_stay_in_float16_s_range(
     assert isinstance(found, Tensor)
     assert isinstance(expected, Tensor)
     assert relative(found, expected) <= 1e-5
+
+
+def test_the_greatest_feature_is_found_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a program looks at rows far apart."""
+    from otter_losses.ops.triton import features
+
+    monkeypatch.setattr(features, "MOST_PEAKS", 3)
+    for row in (0, 17, 69):
+        x, y = torch.full((70, 9), 0.5, device=DEVICE), torch.full((50, 9), 0.25, device=DEVICE)
+        x[row, 8] = -40.0
+        found = features.split(x, y, torch.ones((), device=DEVICE), 1, WHOLE_BATCH)
+        assert found.powers.tolist() == [32 / 4096, 0.25 / 4096]

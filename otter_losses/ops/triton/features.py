@@ -12,6 +12,9 @@ from otter_losses.ops.triton.launch import FEATURES, launch, tiles
 GAIN = 2.0**13
 """Of a logits' gradient in float16: its entries off the diagonal are at most 4, and small ones stay above the least float16."""
 
+MOST_PEAKS = 512
+"""Programs that look for the greatest feature: enough for a device, and every program that splits reads all they found."""
+
 LIFT = float(kernels.LIFT.value)
 
 
@@ -48,9 +51,9 @@ def split(x: Tensor, y: Tensor, scale: Tensor, planes: int, reduce: Reduction) -
     n = len(y)
     width = (2 * planes - 1) * d
     programs = tiles(max(b, n), FEATURES["BM"])
-    peaks = scale.new_empty(programs, 2)
+    peaks = scale.new_empty(min(programs, MOST_PEAKS), 2)
     strides = {"x_row_stride": x.stride(0), "x_stride": x.stride(1), "y_row_stride": y.stride(0), "y_stride": y.stride(1)}
-    launch(kernels.SPLIT_PEAKS, (programs,), FEATURES, x=x, y=y, out=peaks, b=b, n=n, d=d, **strides)
+    launch(kernels.SPLIT_PEAKS, (len(peaks),), FEATURES, x=x, y=y, out=peaks, b=b, n=n, d=d, **strides)
     if reduce.is_distributed:
         peaks = reduce.all_reduce_max(peaks.amax(0))[None]
     halves = [x.new_empty(len(each), width, dtype=torch.float16) for each in (x, y)]

@@ -13,19 +13,20 @@ LIFT = tl.constexpr(4096.0)
 @triton.jit
 def split_peaks(x, y, out, b, n, d, x_row_stride, x_stride, y_row_stride, y_stride, BM: tl.constexpr, BN: tl.constexpr):
     """Each program's greatest magnitude of its rows of x (b, d) and of y (n, d): (programs, 2)."""
-    i = tl.program_id(0) * BM + tl.arange(0, BM)
-    tl.store(out + 2 * tl.program_id(0), _peak(x, i, b, d, x_row_stride, x_stride, BM, BN))
-    tl.store(out + 2 * tl.program_id(0) + 1, _peak(y, i, n, d, y_row_stride, y_stride, BM, BN))
+    tl.store(out + 2 * tl.program_id(0), _peak(x, b, d, x_row_stride, x_stride, BM, BN))
+    tl.store(out + 2 * tl.program_id(0) + 1, _peak(y, n, d, y_row_stride, y_stride, BM, BN))
 
 
 @triton.jit
-def _peak(values, i, n, d, row_stride, stride, BM: tl.constexpr, BN: tl.constexpr):
+def _peak(values, n, d, row_stride, stride, BM: tl.constexpr, BN: tl.constexpr):
     greatest = tl.zeros((BM, BN), tl.float32)
-    for first in range(0, d, BN):
-        j = first + tl.arange(0, BN)
-        mask = (i < n)[:, None] & (j < d)[None, :]
-        value = tl.load(values + i.to(tl.int64)[:, None] * row_stride + j.to(tl.int64)[None, :] * stride, mask, other=0.0)
-        greatest = tl.maximum(greatest, tl.abs(value.to(tl.float32)))
+    for row in range(tl.program_id(0) * BM, n, tl.num_programs(0) * BM):
+        i = row + tl.arange(0, BM)
+        for first in range(0, d, BN):
+            j = first + tl.arange(0, BN)
+            mask = (i < n)[:, None] & (j < d)[None, :]
+            place = values + i.to(tl.int64)[:, None] * row_stride + j.to(tl.int64)[None, :] * stride
+            greatest = tl.maximum(greatest, tl.abs(tl.load(place, mask, other=0.0).to(tl.float32)))
     return tl.max(tl.max(greatest, 1), 0)
 
 
