@@ -53,7 +53,7 @@ def split(x: Tensor, y: Tensor, scale: Tensor, planes: int, reduce: Reduction) -
     programs = tiles(max(b, n), FEATURES["BM"])
     peaks = scale.new_empty(min(programs, MOST_PEAKS), 2)
     strides = {"x_row_stride": x.stride(0), "x_stride": x.stride(1), "y_row_stride": y.stride(0), "y_stride": y.stride(1)}
-    launch(kernels.SPLIT_PEAKS, (len(peaks),), FEATURES, x=x, y=y, out=peaks, b=b, n=n, d=d, **strides)
+    launch(kernels.SPLIT_PEAKS, (len(peaks),), kernels.SPLIT_PEAKS.tiles[0], x=x, y=y, out=peaks, b=b, n=n, d=d, **strides)
     if reduce.is_distributed:
         peaks = reduce.all_reduce_max(peaks.amax(0))[None]
     halves = [x.new_empty(len(each), width, dtype=torch.float16) for each in (x, y)]

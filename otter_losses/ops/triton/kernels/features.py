@@ -214,7 +214,7 @@ def totals(rows, magnitude, first, second, third, b, BN: tl.constexpr):
         tl.store(third, sum_)
 
 
-SPLIT_PEAKS = Kernel(split_peaks, (FEATURES,))
+SPLIT_PEAKS = Kernel(split_peaks, ({**FEATURES, "BN": 128},))
 SPLIT = Kernel(split, (FEATURES,))
 MERGE_SUMS = Kernel(merge_sums, (MERGE,))
 FEATURE_GRADIENT = Kernel(feature_gradient, (FEATURES,))
