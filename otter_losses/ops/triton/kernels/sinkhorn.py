@@ -279,4 +279,4 @@ ENCODE = Kernel(encode, LOADED, COMPUTED_WRITTEN, reads=("cosines",), writes=("K
 ROW_SCALINGS = Kernel(row_scalings, ROWS, reads=("K",))
 COLUMN_SUMS = Kernel(column_sums, COLUMNS, reads=("K",))
 UPDATE_SCALINGS = Kernel(update_scalings, (MERGE,))
-MATCHING_ROUND = Kernel(matching_round, ({"BM": 16, "BN": 128, "num_warps": 4},), reads=("K",))
+MATCHING_ROUND = Kernel(matching_round, ({"BM": 16, "BN": 128, "num_warps": 4},), reads=("K", "K"))
