@@ -407,6 +407,14 @@ def test_a_part_that_takes_too_long_is_ended_and_the_others_run(tmp_path: Path) 
     assert "-m benchmarks.kernels" in (tmp_path / "calls").read_text()
 
 
+def test_a_peak_is_not_hidden_by_what_was_freed_before() -> None:
+    """At least the plan and the gradient, also where the process has held as much before."""
+    from benchmarks import sinkhorn_gradient
+
+    sinkhorn_gradient.run_of("autograd", 1024, 6, 0.15)()
+    assert sinkhorn_gradient.lone_peak("analytic", 1024, 6, 0.15) >= 2
+
+
 def test_gradients_of_sinkhorn_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import sinkhorn_gradient
 
