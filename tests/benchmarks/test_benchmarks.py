@@ -1,5 +1,6 @@
 """The GPU benchmark's machinery, on the CPU at tiny sizes: its numbers mean nothing here."""
 
+import argparse
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from benchmarks.batch import Batch, Problems
 from benchmarks.kernels import declared
 from benchmarks.measure import Timing
 from benchmarks.roofline.work import LOSSES
-from benchmarks.speed import accuracy, attempts, gpu, lineup, plan, profiles, rivals
+from benchmarks.speed import accuracy, attempts, gpu, lineup, plan, profiles, rivals, training_step
 from benchmarks.speed import bench as benching
 from benchmarks.speed import report as tables
 from benchmarks.speed.bench import Bench
@@ -370,6 +371,21 @@ def test_launches_say_how_many_bytes_kernels_move(dtype: torch.dtype, gradient: 
     assert moved["statistics"] == n * n * stored
     assert moved["logits_gradient"] == n * n * (stored + gradient)
     assert moved["merge_statistics"] == 0
+
+
+# ---- commands ----
+
+
+@pytest.mark.parametrize("arguments", [gpu.arguments, training_step.arguments])
+def test_a_benchmark_of_a_device_that_is_not_there_says_so(
+    arguments: Callable[[], argparse.ArgumentParser], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything runs or is written; another device is asked for by name."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        arguments().parse_args([])
+    assert "the device is cuda; need one that torch sees" in capsys.readouterr().err
+    assert arguments().parse_args(["--device", "cpu"]).device == "cpu"
 
 
 # ---- the shell command ----
