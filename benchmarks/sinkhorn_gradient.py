@@ -7,12 +7,14 @@ Forward and backward, float32, on one CPU thread, both ways in turn; peaks are b
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -52,8 +54,8 @@ def run_of(name: str, size: int, rounds: int, epsilon: float) -> Callable[[], Te
 
 
 def lone_peak(name: str, size: int, rounds: int, epsilon: float) -> float:
-    """In matrices; of a process that has freed nothing of that size, for what is freed may stay resident."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+    """In matrices; of a process of its own, in which what is freed does not stay resident (glibc's allocator)."""
+    with patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536"), ProcessPoolExecutor(1, get_context("spawn")) as alone:
         return alone.submit(_peak, name, size, rounds, epsilon).result()
 
 
