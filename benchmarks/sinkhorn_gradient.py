@@ -72,7 +72,7 @@ def measured(size: int, rounds: int, epsilon: float, repetitions: int) -> dict[s
     row: dict[str, Any] = {"size": size, "rounds": rounds, "epsilon": epsilon}
     row["difference"] = float((ours - other).norm() / other.norm())
     del ours, other
-    for name, timing in time_all(runs, repetitions, "cpu").items():
+    for name, timing in time_all(dict(runs), repetitions, "cpu").items():
         row[name] = timing.row()
         if size >= LEAST_PEAK:
             row[name]["matrices"] = lone_peak(name, size, rounds, epsilon)

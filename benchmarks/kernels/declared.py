@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
+
+from torch import Tensor
 
 from otter_losses.ops.triton.launch import Kernel, observed
 
@@ -60,9 +63,9 @@ def bytes_moved() -> Iterator[Counter[str]]:
         yield found
 
 
-def _bytes(kernel: Kernel, arguments: Mapping[str, object]) -> int:
+def _bytes(kernel: Kernel, arguments: Mapping[str, Any]) -> int:
     reads, writes = matrices(kernel.name, arguments.get("SOFT") is not False, arguments.get("COMPUTED") is True)
     if arguments.get("WRITE") is False:
         writes = []
     blocks = [arguments[name] for matrix in (*reads, *writes) for name in HOLDERS[matrix] if name in arguments]
-    return sum(getattr(block, "base", block).nbytes for block in blocks)  # a tensor descriptor's is its base
+    return sum((block if isinstance(block, Tensor) else block.base).nbytes for block in blocks)  # else a tensor descriptor

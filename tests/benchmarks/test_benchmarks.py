@@ -29,8 +29,7 @@ from benchmarks.speed.contenders import eager_info_nce, of_eager, sinkhorn_loop
 from benchmarks.speed.ledger import Key, Ledger, median
 from benchmarks.speed.lineup import Contender
 from benchmarks.speed.plan import Cell
-from otter_losses import sinkhorn_knopp
-from otter_losses.functional import otter_loss
+from otter_losses import OTTERLoss, sinkhorn_knopp
 from otter_losses.ops import memory, products
 from tests.helpers.batches import make_batch, on_device
 from tests.helpers.paths import ROOT
@@ -364,7 +363,9 @@ def test_launches_say_how_many_bytes_kernels_move(dtype: torch.dtype, gradient: 
         memory.limits(device_gradient_elements=1 << 15, device_gradient_rows=128, device_pass_elements=1 << 15, codes_from=0),
         declared.bytes_moved() as moved,
     ):
-        batch.gradients(otter_loss(batch.x, batch.y, batch.scale, iterations=3, backend="triton"))
+        value = OTTERLoss(iterations=3, backend="triton")(batch.x, batch.y, batch.scale)
+        assert isinstance(value, Tensor)
+        batch.gradients(value)
     stored = 2 if dtype in products.HALVES else 4
     assert moved["encode"] == n * n * stored
     assert moved["row_scalings"] == moved["column_sums"] == 3 * n * n * stored

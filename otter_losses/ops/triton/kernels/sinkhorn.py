@@ -263,7 +263,7 @@ def matching_round(
 
 ROWS = (
     {"BM": 4, "BN": 1024, "STAGES": 3, "num_warps": 8},
-    {"BM": 2, "BN": 2048, "STAGES": 3, "num_warps": 8},
+    {"BM": 2, "BN": 2048, "STAGES": 2, "num_warps": 8},
     {"BM": 4, "BN": 256, "STAGES": 2, "num_warps": 4},
 )
 """Of programs that own rows; the last for small batches."""
