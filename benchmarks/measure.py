@@ -1,5 +1,6 @@
 """Time and peak memory of callables, all in one run, and the machine they ran on."""
 
+import argparse
 import platform
 import shutil
 import statistics
@@ -65,6 +66,16 @@ def once_on_device(run: Callable[[], object], device: str) -> float:
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end))
+
+
+def present(device: str) -> str:
+    """A device as an argument of a command: an error where torch does not see it."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError(
+            f"the device is {device}; need one that torch sees, and it sees no CUDA device. Take a machine with a GPU, or "
+            "--device cpu and small --pairs to try the machinery."
+        )
+    return device
 
 
 def time_all(contenders: Contenders, repetitions: int, device: str) -> dict[str, Timing]:

@@ -36,6 +36,8 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print what there is to compile and stop; needs TRITON_INTERPRET=1")
     options = parser.parse_args()
     if options.list:
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            parser.error("--list runs the losses in Triton's interpreter; need TRITON_INTERPRET=1 in the environment. Set it.")
         print(json.dumps([vars(launch) for launch in recorded()]))
         return
     if os.environ.get("TRITON_INTERPRET") == "1":

@@ -1,31 +1,32 @@
 """What this library's kernels declare of themselves: the one place of the benchmarks that reads it."""
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
-import torch
+from torch import Tensor
 
-from otter_losses.ops import memory, products
+from otter_losses.ops.triton.launch import Kernel, observed
 
 MODULES = ("cross_entropy", "features", "matching", "sigmoid", "similarity", "sinkhorn", "targets")
 
 
+HOLDERS = {"cosines": ("left",), "K": ("gibbs", "out"), "G": ("g",)}
+"""Arguments that a launch has its block of a matrix in."""
+
+
 @cache
-def _declared() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
+def _declared() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     """The N x N matrices that each kernel reads and writes, by its name; nothing where Triton is not installed."""
     if find_spec("triton") is None:
         return {}
-    from importlib import import_module
-
-    from otter_losses.ops.triton.launch import Kernel
-
-    found: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
-    for module in MODULES:
-        for kernel in vars(import_module(f"otter_losses.ops.triton.kernels.{module}")).values():
-            if isinstance(kernel, Kernel):
-                reads, writes = found.get(kernel.name, (frozenset(), frozenset()))
-                found[kernel.name] = reads | set(kernel.reads), writes | set(kernel.writes)
-    return found
+    modules = [import_module(f"otter_losses.ops.triton.kernels.{name}") for name in MODULES]
+    kernels = [each for module in modules for each in vars(module).values() if isinstance(each, Kernel)]
+    return {kernel.name: (kernel.reads, kernel.writes) for kernel in kernels}
 
 
 def names() -> list[str]:
@@ -36,28 +37,35 @@ def names() -> list[str]:
 def matrices(name: str, soft: bool = True, computed: bool = False) -> tuple[list[str], list[str]]:
     """N x N matrices that the kernel of this name reads and writes, of a loss with soft targets or without.
 
-    A profile's longer names are known by the kernel's in them. What a kernel computes tile by tile it does not read.
+    One stands there as often as it is walked over. What a kernel computes tile by tile it does not read.
     """
-    known = next((kernel for kernel in sorted(_declared(), key=len, reverse=True) if kernel in name), None)
-    if known is None:
-        return [], []
     absent = {*(() if soft else ("K",)), *(("cosines",) if computed else ())}
-    reads, writes = _declared()[known]
-    return sorted(reads - absent), sorted(writes)
+    reads, writes = _declared().get(name, ((), ()))
+    return [each for each in reads if each not in absent], list(writes)
 
 
 def traffic(name: str, soft: bool = True, computed: bool = False) -> str:
     """`matrices` in words: all that a kernel walks over; all else is vectors and features."""
-    reads, writes = matrices(name, soft, computed)
+    reads, writes = (sorted(set(each)) for each in matrices(name, soft, computed))
     words = [("read " + " and ".join(reads)) if reads else "", ("write " + " and ".join(writes)) if writes else ""]
     return ", ".join(each for each in words if each)
 
 
-def row_blocks(pairs: int) -> int:
-    """Launches of a sweep over an N x N matrix on a GPU."""
-    return len(memory.row_blocks(pairs, pairs, torch.device("cuda")))
+@contextmanager
+def bytes_moved() -> Iterator[Counter[str]]:
+    """Bytes of the N x N matrices that launches read and write meanwhile, by the kernels' names."""
+    found: Counter[str] = Counter()
+
+    def note(kernel: Kernel, arguments: Mapping[str, object]) -> None:
+        found[kernel.name] += _bytes(kernel, arguments)
+
+    with observed(note):
+        yield found
 
 
-def computes_tiles(features: torch.Tensor) -> bool:
-    """Whether kernels compute the tiles of these features' products."""
-    return find_spec("triton") is not None and products.computes_tiles(features.device, features.dtype)
+def _bytes(kernel: Kernel, arguments: Mapping[str, Any]) -> int:
+    reads, writes = matrices(kernel.name, arguments.get("SOFT") is not False, arguments.get("COMPUTED") is True)
+    if arguments.get("WRITE") is False:
+        writes = []
+    blocks = [arguments[name] for matrix in (*reads, *writes) for name in HOLDERS[matrix] if name in arguments]
+    return sum((block if isinstance(block, Tensor) else block.base).nbytes for block in blocks)  # else a tensor descriptor

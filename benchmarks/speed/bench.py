@@ -16,7 +16,6 @@ from benchmarks.speed.ledger import Key
 from benchmarks.speed.lineup import Contender
 from benchmarks.speed.memory import peak_beyond
 from benchmarks.speed.plan import MOST_HELD, Cell
-from otter_losses.losses.registry import LOSSES
 
 AIM_S = {"step": 0.4, "forward": 0.15}
 """What all repetitions of a contender should take."""
@@ -155,8 +154,7 @@ class Bench(Attempts):
 
     def _profile(self, contender: Contender, batch: Batch) -> Found:
         value = contender.make(batch)
-        teacher = contender.family in LOSSES and LOSSES[contender.family].uses_teacher
-        return profiles.profiled(lambda: gradients(batch, value), self.device, batch.x, teacher)
+        return profiles.profiled(lambda: gradients(batch, value), self.device)
 
     def ceilings(self, **sizes: int) -> None:
         """Into the ledger, once."""

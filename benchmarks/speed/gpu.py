@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.measure import RESULTS, machine
+from benchmarks.measure import RESULTS, machine, present
 from benchmarks.speed import plan
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.ledger import Ledger
@@ -61,7 +61,7 @@ def supervise(command: list[str], attempts: int = 12) -> int:
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", type=present, default="cuda")
     parser.add_argument("--pairs", type=int, nargs="+", default=list(plan.ORDER), help="batch sizes N")
     parser.add_argument("--widths", type=int, nargs="+", default=[512, 768], help="feature widths D, the main one first")
     parser.add_argument("--modes", nargs="+", default=list(plan.MODES), choices=list(plan.MODES), help="the main one first")

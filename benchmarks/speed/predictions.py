@@ -8,6 +8,7 @@ measured before is counted too. Writes ``benchmarks/results/predictions.{json,md
 it finds; nothing is measured here.
 """
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,9 @@ def committed(path: Path = RESULTS / "predictions.json") -> dict[tuple[str, int]
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=RESULTS / "predictions", help="where to write, without ending")
+    options = parser.parse_args()
     found = rows()
     lines = [
         [row["what"], f"{row['pairs']:,}", *(short(row[each]) if row[each] else "" for each in ("needed", "aim", "derived"))]
@@ -121,4 +125,4 @@ def main() -> None:
         "Derived, not measured: `python -m benchmarks.predictions`, on an H100. At most so much of another's time, or so many "
         f"milliseconds.\n\n{markdown.table(['what', 'N', 'needed', 'aim', 'derived'], lines)}\n"
     )
-    markdown.write(RESULTS / "predictions", text, found)
+    markdown.write(options.output, text, found)

@@ -1,7 +1,7 @@
 """The top kernels of one step by device time, against the device's own ceilings.
 
-The rate of a vendor's product is known from its shapes; the bandwidth of a kernel of this library from what it is declared to
-move for each entry of the N x N matrix (`benchmarks.kernels.declared`), times the sweeps it makes.
+The rate of a vendor's product is known from its shapes; the bandwidth of a kernel of this library from the blocks of N x N
+matrices that its launches were given, and how often it is declared to walk over them (`benchmarks.kernels.declared`).
 """
 
 import math
@@ -13,19 +13,17 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.kernels.declared import computes_tiles, matrices, row_blocks
+from benchmarks.kernels.declared import bytes_moved
 
 PRODUCTS = {"aten::mm": 0, "aten::bmm": 0, "aten::_scaled_mm": 0, "aten::addmm": 1, "aten::addmm_": 1}
 """Operators, and which of their arguments is the first factor."""
 
 
-def profiled(
-    run: Callable[[], object], device: str, features: torch.Tensor, teacher: bool = True, top: int = 8
-) -> dict[str, Any]:
-    """Kernels and products of one run after a warm-up, the slowest first, in milliseconds; of a loss of these features."""
+def profiled(run: Callable[[], object], device: str, top: int = 8) -> dict[str, Any]:
+    """Kernels and products of one run after a warm-up, the slowest first, in milliseconds."""
     run()
     activities = [ProfilerActivity.CPU] if device == "cpu" else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
-    with profile(activities=activities, record_shapes=True) as recorded:
+    with profile(activities=activities, record_shapes=True) as recorded, bytes_moved() as moved:
         run()
         if device != "cpu":
             torch.cuda.synchronize()
@@ -41,7 +39,7 @@ def profiled(
                 "ms": ms,
                 "calls": calls,
                 "share": ms / total if total else 0.0,
-                **_moved(name, calls, ms, features, teacher),
+                **_bandwidth(moved[name], ms),
             }
             for name, (ms, calls) in ranked
         ],
@@ -87,24 +85,5 @@ def _text(shape: list[int]) -> str:
     return " x ".join(f"{length:,}" for length in shape)
 
 
-def _moved(kernel: str, calls: int, ms: float, features: torch.Tensor, teacher: bool) -> dict[str, float]:
-    """Bytes that the kernel must move, and the bandwidth that makes, where it is one of this library's."""
-    reads, writes = matrices(kernel, teacher, computes_tiles(features))
-    each = bytes_per_entry((*reads, *writes), features.element_size())
-    if not each or not ms:
-        return {}
-    pairs = len(features)
-    moved = each * float(pairs) ** 2 * sweeps(calls, pairs)
-    return {"bytes": moved, "bytes_per_s": moved / ms * 1e3}
-
-
-def sweeps(calls: int, pairs: int) -> float:
-    """How often the whole matrix was walked over: a sweep is one launch a row block, or one launch where it fits a block."""
-    blocks = row_blocks(pairs)
-    return calls / blocks if calls >= blocks else float(calls)
-
-
-def bytes_per_entry(matrices: Iterable[str], itemsize: int) -> int:
-    """Of N x N matrices by their names: cosines are float32, K and G as wide as the features."""
-    sizes = {"cosines": 4, "K": itemsize, "G": itemsize}
-    return sum(sizes[name] for name in matrices)
+def _bandwidth(moved: int, ms: float) -> dict[str, float]:
+    return {"bytes": moved, "bytes_per_s": moved / ms * 1e3} if moved and ms else {}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks import markdown
 from benchmarks.markdown import short
-from benchmarks.measure import RESULTS, Timing, machine, once
+from benchmarks.measure import RESULTS, Timing, machine, once, present
 from benchmarks.speed.attempts import reason
 from otter_losses import InfoNCELoss, OTTERLoss, SigLIPLoss
 
@@ -150,7 +150,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ViT-B-32", help=f"a name of open_clip's, or {TINY}")
     parser.add_argument("--pairs", type=int, nargs="+", default=[512, 4096], help="batch sizes N")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", type=present, default="cuda")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--budget-seconds", type=float, default=60, help="after it a size has one repetition")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder to write to")

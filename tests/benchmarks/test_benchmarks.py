@@ -1,5 +1,6 @@
 """The GPU benchmark's machinery, on the CPU at tiny sizes: its numbers mean nothing here."""
 
+import argparse
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from benchmarks.batch import Batch, Problems
 from benchmarks.kernels import declared
 from benchmarks.measure import Timing
 from benchmarks.roofline.work import LOSSES
-from benchmarks.speed import accuracy, attempts, gpu, lineup, plan, profiles, rivals
+from benchmarks.speed import accuracy, attempts, gpu, lineup, plan, profiles, rivals, training_step
 from benchmarks.speed import bench as benching
 from benchmarks.speed import report as tables
 from benchmarks.speed.bench import Bench
@@ -28,7 +29,9 @@ from benchmarks.speed.contenders import eager_info_nce, of_eager, sinkhorn_loop
 from benchmarks.speed.ledger import Key, Ledger, median
 from benchmarks.speed.lineup import Contender
 from benchmarks.speed.plan import Cell
-from otter_losses import sinkhorn_knopp
+from otter_losses import OTTERLoss, sinkhorn_knopp
+from otter_losses.ops import memory, products
+from tests.helpers.batches import make_batch, on_device
 from tests.helpers.paths import ROOT
 
 
@@ -317,7 +320,7 @@ def test_a_profile_knows_the_rate_of_products() -> None:
         torch.mm(a, b, out=out)
         return out.addmm_(a, b).exp()
 
-    found = profiles.profiled(run, "cpu", torch.randn(32, 16))
+    found = profiles.profiled(run, "cpu")
     assert {item["product"] for item in found["products"]} == {"32 x 16 @ 16 x 8"}
     for item in found["products"]:
         assert item["operations_per_s"] == pytest.approx(2 * 32 * 16 * 8 / item["ms"] * 1e3)
@@ -334,20 +337,56 @@ def test_profiles_are_told_in_tables(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "switches", "text", "itemsize", "each"),
+    ("kernel", "switches", "text"),
     [
-        ("row_scalings", {}, "read K", 2, 2),
-        ("_logits_gradient_0d1d", {}, "read K and cosines, write G", 4, 12),
-        ("logits_gradient", {"soft": False}, "read cosines, write G", 4, 8),
-        ("logits_gradient", {"computed": True}, "read K, write G", 2, 4),
-        ("ampere_bf16_s16816gemm", {}, "", 2, 0),
+        ("row_scalings", {}, "read K"),
+        ("logits_gradient", {}, "read K and cosines, write G"),
+        ("logits_gradient", {"soft": False}, "read cosines, write G"),
+        ("logits_gradient", {"computed": True}, "read K, write G"),
+        ("write_plans", {}, "read K, write K"),
+        ("merge_sums", {}, ""),
     ],
 )
-def test_kernels_say_what_they_move(kernel: str, switches: dict[str, bool], text: str, itemsize: int, each: int) -> None:
+def test_kernels_say_what_they_move(kernel: str, switches: dict[str, bool], text: str) -> None:
     pytest.importorskip("triton", reason="triton is there on Linux only")
     assert declared.traffic(kernel, **switches) == text
-    reads, writes = declared.matrices(kernel, **switches)
-    assert profiles.bytes_per_entry((*reads, *writes), itemsize) == each
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")
+@pytest.mark.parametrize(("dtype", "gradient"), [(torch.bfloat16, 2), (torch.float32, 4)])
+def test_launches_say_how_many_bytes_kernels_move(dtype: torch.dtype, gradient: int) -> None:
+    """Whatever blocks a sweep is cut into: codes of K are 2 bytes, a gradient in one plane of float16 too, in two planes 4."""
+    pytest.importorskip("triton", reason="triton is there on Linux only")
+    n = 272
+    batch = on_device(make_batch(n, 16)).to(dtype)
+    with (
+        memory.limits(device_gradient_elements=1 << 15, device_gradient_rows=128, device_pass_elements=1 << 15, codes_from=0),
+        declared.bytes_moved() as moved,
+    ):
+        value = OTTERLoss(iterations=3, backend="triton")(batch.x, batch.y, batch.scale)
+        assert isinstance(value, Tensor)
+        batch.gradients(value)
+    stored = 2 if dtype in products.HALVES else 4
+    assert moved["encode"] == n * n * stored
+    assert moved["row_scalings"] == moved["column_sums"] == 3 * n * n * stored
+    assert moved["statistics"] == n * n * stored
+    assert moved["logits_gradient"] == n * n * (stored + gradient)
+    assert moved["merge_statistics"] == 0
+
+
+# ---- commands ----
+
+
+@pytest.mark.parametrize("arguments", [gpu.arguments, training_step.arguments])
+def test_a_benchmark_of_a_device_that_is_not_there_says_so(
+    arguments: Callable[[], argparse.ArgumentParser], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything runs or is written; another device is asked for by name."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        arguments().parse_args([])
+    assert "the device is cuda; need one that torch sees" in capsys.readouterr().err
+    assert arguments().parse_args(["--device", "cpu"]).device == "cpu"
 
 
 # ---- the shell command ----
@@ -383,6 +422,16 @@ def test_a_part_that_takes_too_long_is_ended_and_the_others_run(tmp_path: Path) 
     done = subprocess.run(["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path)], env=environment, check=False)
     assert done.returncode == 124
     assert "-m benchmarks.kernels" in (tmp_path / "calls").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the resident set is read on Linux")
+@pytest.mark.parametrize(("epsilon", "matrices"), [(0.15, 3), (0.005, 5)])
+def test_a_peak_counts_what_lives_and_not_what_was_freed(epsilon: float, matrices: int) -> None:
+    """Also where this process has held more before."""
+    from benchmarks import sinkhorn_gradient
+
+    sinkhorn_gradient.run_of("autograd", 1500, 4, epsilon)()
+    assert sinkhorn_gradient.lone_peak("analytic", 1500, 4, epsilon) == pytest.approx(matrices, abs=0.3)
 
 
 def test_gradients_of_sinkhorn_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.kernels import __main__ as command
 from benchmarks.kernels import amdgcn, launches
 
 ASSEMBLY = """
@@ -23,6 +24,16 @@ def test_resources_are_read_from_amd_s_assembly() -> None:
 def test_assembly_without_metadata_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"no \.vgpr_spill_count; need the metadata"):
         amdgcn.resources(ASSEMBLY.replace("vgpr_spill_count", "sgpr_count"))
+
+
+def test_listing_without_the_interpreter_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["", "--list"])
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "need TRITON_INTERPRET=1 in the environment" in capsys.readouterr().err
 
 
 FEATURES = (("left", "*bf16"), ("right", "*bf16"), ("gibbs", "*i16"), ("m", "i32"), ("n", "i32"))

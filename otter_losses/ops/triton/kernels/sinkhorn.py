@@ -263,7 +263,7 @@ def matching_round(
 
 ROWS = (
     {"BM": 4, "BN": 1024, "STAGES": 3, "num_warps": 8},
-    {"BM": 8, "BN": 512, "STAGES": 3, "num_warps": 8},
+    {"BM": 2, "BN": 2048, "STAGES": 2, "num_warps": 8},
     {"BM": 4, "BN": 256, "STAGES": 2, "num_warps": 4},
 )
 """Of programs that own rows; the last for small batches."""
@@ -279,4 +279,4 @@ ENCODE = Kernel(encode, LOADED, COMPUTED_WRITTEN, reads=("cosines",), writes=("K
 ROW_SCALINGS = Kernel(row_scalings, ROWS, reads=("K",))
 COLUMN_SUMS = Kernel(column_sums, COLUMNS, reads=("K",))
 UPDATE_SCALINGS = Kernel(update_scalings, (MERGE,))
-MATCHING_ROUND = Kernel(matching_round, ({"BM": 16, "BN": 128, "num_warps": 4},), reads=("K",))
+MATCHING_ROUND = Kernel(matching_round, ({"BM": 16, "BN": 128, "num_warps": 4},), reads=("K", "K"))
