@@ -64,17 +64,17 @@ def test_every_loss_on_the_meta_device(name: str) -> None:
     assert x.grad.shape == x.shape
 
 
-class Devices(TorchDispatchMode):
+class Devices(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Where the tensors are that our operators are given."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: set[str] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func.namespace == "otter_losses":
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "otter_losses":
             self.found |= {each.device.type for each in args if isinstance(each, Tensor)}
-        return func(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=pytest.mark.gpu)])
