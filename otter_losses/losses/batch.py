@@ -157,10 +157,15 @@ class PairBatch:
         is_fused = dispatch.is_fused(execution.backend) and not torch.compiler.is_compiling()
         if self.reduction == "none" or self.shard.is_distributed or not is_fused:
             return None
-        prior = None
-        if isinstance(alpha, Tensor):
-            prior = checks.savable(alpha).to(self.student.logit_scale.dtype).expand(self.size).contiguous()
-        return Mean(1.0 if isinstance(alpha, Tensor) else float(alpha), prior, factor / (2 * self.size))
+        factor /= 2 * self.size
+        return Mean(1.0, self._prior(alpha), factor) if isinstance(alpha, Tensor) else Mean(float(alpha), None, factor)
+
+    def _prior(self, alpha: Tensor) -> Tensor:
+        """Alpha of every pair, (N,), beside the features."""
+        like = self.student.logit_scale
+        if alpha.dim() == 0:  # maybe on the CPU: filled in, for a copy from there cannot be captured in a CUDA graph
+            return like.new_empty(self.size).fill_(alpha)
+        return checks.savable(alpha).to(like.dtype).expand(self.size).contiguous()
 
     def mixed(self, alpha: Tensor | float, given: Tensor, soft: Tensor, output_dict: bool) -> Tensor | Parts:
         """``alpha`` of the losses of the given targets and the rest of the soft ones', (b,) each."""

@@ -134,7 +134,7 @@ def register_gradient(
         def forward(ctx: Any, *flat: Any) -> tuple[Tensor, ...]:
             output: tuple[Tensor, ...] = forward.run(*flat)
             setup_context(ctx, flat, output)
-            return output[:results]
+            return output  # all of it: what is saved must be known to depend on the inputs, or a second derivative would be zero
 
         @staticmethod
         def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -8,6 +8,7 @@ from functorch.compile import aot_function, nop  # type: ignore[import-untyped]
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from otter_losses import set_debug, sinkhorn_knopp
 from otter_losses.functional import otter_targets
@@ -61,6 +62,34 @@ def test_every_loss_on_the_meta_device(name: str) -> None:
     value.backward()
     assert x.grad is not None
     assert x.grad.shape == x.shape
+
+
+class Devices(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Where the tensors are that our operators are given."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "otter_losses":
+            self.found |= {each.device.type for each in args if isinstance(each, Tensor)}
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_numbers_on_the_cpu_join_the_features(name: str, backend: str) -> None:
+    """A kernel reads memory of its device alone."""
+    if backend == "triton":
+        pytest.importorskip("triton", reason="triton is there on Linux only")
+        if torch.cuda.is_available():
+            pytest.skip("there Triton compiles, and kernels are for its own device")
+    x, y = (torch.empty(12, 16, device="meta", requires_grad=True) for _ in range(2))
+    number: dict[str, Any] = {"alpha": torch.tensor(0.25, dtype=torch.float64)} if name.startswith(("otter", "dist")) else {}
+    with Devices() as devices:
+        VARIANTS[name](backend=backend)(x, y, torch.tensor(14.3), torch.tensor(-3.0), **number)
+    assert devices.found == {"meta"}
 
 
 def test_transport_and_targets_on_the_meta_device() -> None:

@@ -12,8 +12,8 @@ from otter_losses.ops import cross_entropy, sigmoid
 from otter_losses.ops.execution import Execution
 from otter_losses.ops.problem import Student
 from otter_losses.ops.targets import HardTargets, Mean, SoftTargets
-from tests.helpers.batches import DEVICE, Batch, make_batch
-from tests.helpers.losses import memories
+from tests.helpers.batches import DEVICE, Batch, make_batch, on_device
+from tests.helpers.losses import MODULES, memories
 
 dtypes = pytest.mark.parametrize(
     ("dtype", "operand"), [(torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.float32, torch.bfloat16)]
@@ -91,3 +91,16 @@ def test_sigmoid(dtype: torch.dtype, operand: torch.dtype, max_memory: int, back
     bias = torch.tensor(-1.0, requires_grad=True)
     student = make_student(batch, operand)
     check(sigmoid._forward, sigmoid.Arguments.pack(student, bias, Execution(backend, max_memory, WHOLE_BATCH)), backend)
+
+
+@kernels
+@pytest.mark.parametrize("name", MODULES)
+def test_a_penalty_on_the_gradient_is_refused(name: str, backend: str) -> None:
+    """Nothing but the loss's own sum depends on the features: also where kernels made the gradient with the value."""
+    batch = on_device(make_batch(7, 4))
+    bias = torch.tensor(-1.0, device=batch.x.device, requires_grad=True)
+    value = MODULES[name](backend=backend)(batch.x, batch.y, batch.scale, bias, **batch.teacher())
+    assert isinstance(value, Tensor)
+    for gradient in torch.autograd.grad(value, (batch.x, batch.y, batch.scale), create_graph=True):
+        with pytest.raises(RuntimeError, match="no second derivatives"):
+            torch.autograd.grad(value + gradient.square().sum(), batch.x, retain_graph=True)
