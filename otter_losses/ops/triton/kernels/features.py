@@ -63,17 +63,19 @@ def split(
     for first in range(0, peak_count, 1024):
         x_peak = tl.maximum(x_peak, tl.load(peaks + 2 * (first + p), first + p < peak_count, other=0.0))
         y_peak = tl.maximum(y_peak, tl.load(peaks + 2 * (first + p) + 1, first + p < peak_count, other=0.0))
-    x_power = _power_below(tl.max(x_peak, 0)) / LIFT
-    y_power = _power_below(tl.max(y_peak, 0)) / LIFT
+    x_below = _power_below(tl.max(x_peak, 0))
+    y_below = _power_below(tl.max(y_peak, 0))
+    x_power = x_below * (1 / LIFT)
+    y_power = y_below * (1 / LIFT)
     i = tl.program_id(0) * BM + tl.arange(0, BM)
     if tl.program_id(1) == 0:
-        _split(x, x_out, x_power, i, b, d, x_row_stride, x_stride, PLANES, False, BN)
+        _split(x, x_out, _inverse(x_below) * LIFT, i, b, d, x_row_stride, x_stride, PLANES, False, BN)
         if tl.program_id(0) == 0:
             tl.store(powers, x_power)
             tl.store(powers + 1, y_power)
             tl.store(product_scale, tl.load(scale) * x_power * y_power)
     else:
-        _split(y, y_out, y_power, i, n, d, y_row_stride, y_stride, PLANES, True, BN)
+        _split(y, y_out, _inverse(y_below) * LIFT, i, n, d, y_row_stride, y_stride, PLANES, True, BN)
 
 
 @triton.jit
@@ -84,14 +86,20 @@ def _power_below(peak):
 
 
 @triton.jit
-def _split(values, out, power, i, n, d, row_stride, stride, PLANES: tl.constexpr, RIGHT: tl.constexpr, BN: tl.constexpr):
+def _inverse(power):
+    """Of a power of two, from its exponent: exact, which a division on the device need not be."""
+    return (0x7F000000 - power.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _split(values, out, inverse, i, n, d, row_stride, stride, PLANES: tl.constexpr, RIGHT: tl.constexpr, BN: tl.constexpr):
     width: tl.constexpr = 3 if PLANES == 2 else 1
     for first in range(0, d, BN):
         j = first + tl.arange(0, BN)
         mask = (i < n)[:, None] & (j < d)[None, :]
         value = tl.load(values + i.to(tl.int64)[:, None] * row_stride + j.to(tl.int64)[None, :] * stride, mask, other=0.0)
         store_split(
-            value.to(tl.float32) / power, out + i.to(tl.int64)[:, None] * (width * d) + j[None, :], d, mask, PLANES, RIGHT
+            value.to(tl.float32) * inverse, out + i.to(tl.int64)[:, None] * (width * d) + j[None, :], d, mask, PLANES, RIGHT
         )
 
 
