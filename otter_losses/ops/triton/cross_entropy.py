@@ -2,7 +2,6 @@
 
 from torch import Tensor
 
-from otter_losses.ops import memory
 from otter_losses.ops.problem import CrossEntropies, CrossEntropyGradients, Gradients, Problem, Saved
 from otter_losses.ops.reduction import Reduction
 from otter_losses.ops.statistics import Statistics, reduce_columns
@@ -13,7 +12,7 @@ from otter_losses.ops.triton.features import GAIN
 from otter_losses.ops.triton.gemm import TileSource, described
 from otter_losses.ops.triton.gibbs import NO_KERNEL, GibbsKernel
 from otter_losses.ops.triton.kernels import cross_entropy as kernels
-from otter_losses.ops.triton.kernels.tiles import CODES, OCTAVES
+from otter_losses.ops.triton.kernels.tiles import OCTAVES
 from otter_losses.ops.triton.launch import Kernel, Tile, launch, tiles
 from otter_losses.ops.triton.losses import PairWeights, cross_entropies
 from otter_losses.ops.triton.student import Logits
@@ -30,11 +29,7 @@ def forward(problem: Problem, reduce: Reduction) -> tuple[CrossEntropies, Saved]
         gibbs = GibbsKernel.build(problem, saved)
         sinkhorn.solve(gibbs, soft.iterations, saved, problem.backend, reduce)
     logits = Logits.of(student, reduce)
-    recomputes = gibbs is not None and gibbs.stored is None
-    if logits.source.computed and not recomputes:
-        blocks = memory.pass_blocks(b, n)
-    else:
-        blocks = memory.row_blocks(b, n, student.image_features.device)
+    blocks = gibbs.row_blocks() if gibbs is not None and gibbs.stored is None else logits.source.row_blocks()
     space = logits.source.space(0 if storage.cosines else blocks[0].stop)
     for rows in blocks:
         block = logits.source.block(rows, saved.cosines[rows] if storage.cosines else space)
@@ -62,9 +57,8 @@ def _add_statistics(
     read = NO_KERNEL if gibbs is None else gibbs.switches
     switches = {"SOFT": gibbs is not None, "DIVERGENCE": divergence}
     gibbs_block = source.left if gibbs is None else gibbs.block(rows)
-    kernel = kernels.STATISTICS
-    if gibbs is not None:
-        kernel = kernels.STATISTICS_BESIDE_CODES if _is_codes(read) else kernels.STATISTICS_BESIDE_ANOTHER
+    is_codes = gibbs is not None and gibbs.is_codes
+    kernel = _suited(gibbs, kernels.STATISTICS, kernels.STATISTICS_BESIDE_CODES, kernels.STATISTICS_BESIDE_ANOTHER)
 
     def run(tile: Tile) -> tuple[Tensor, Tensor]:
         grid = tiles(m, tile["BM"]), tiles(n, tile["BN"])
@@ -76,7 +70,7 @@ def _add_statistics(
             tile,
             **source.arguments(tile),
             scale=scale,
-            gibbs=_read(gibbs_block, read, tile),
+            gibbs=described(gibbs_block, tile["BM"], tile["BN"]) if is_codes and tile["DESCRIPTORS"] else gibbs_block,
             params=saved.scalars,
             image_columns=saved.column_scalings[0, 0],
             text_rows=saved.row_scalings[0, 1, rows],
@@ -92,7 +86,8 @@ def _add_statistics(
         return row_parts, column_parts
 
     name = f"statistics {switches} {read} {source.key}"
-    row_parts, column_parts = run(fastest(name, source.left, (m, n), _choices(source, kernel, gibbs_block, read), run))
+    choices = source.choices(kernel, gibbs_block if is_codes else None)
+    row_parts, column_parts = run(fastest(name, source.left, (m, n), choices, run))
     tile = kernels.MERGE_STATISTICS.tiles[0]
     launch(
         kernels.MERGE_STATISTICS,
@@ -117,19 +112,11 @@ def _add_statistics(
     )
 
 
-def _choices(source: TileSource, kernel: Kernel, gibbs: Tensor, read: dict[str, object]) -> tuple[Tile, ...]:
-    return source.choices(kernel, gibbs if _is_codes(read) else None)
-
-
-def _read(gibbs: Tensor, read: dict[str, object], tile: Tile) -> object:
-    """A Gibbs kernel's block as a kernel reads it: codes by the copy engine where that reads the features."""
-    if not (tile["DESCRIPTORS"] and _is_codes(read)):
-        return gibbs
-    return described(gibbs, tile["BM"], tile["BN"])
-
-
-def _is_codes(read: dict[str, object]) -> bool:
-    return read["KIND"] == CODES.value and not read["RAW"]
+def _suited(gibbs: GibbsKernel | None, alone: Kernel, beside_codes: Kernel, beside_another: Kernel) -> Kernel:
+    """The kernel whose tiles leave room for one of the Gibbs kernel."""
+    if gibbs is None:
+        return alone
+    return beside_codes if gibbs.is_codes else beside_another
 
 
 def backward(
@@ -143,12 +130,7 @@ def backward(
     gradients = FeatureGradients(student, problem.rows, split, weights.magnitude, wants_image, wants_text, reduce)
     rows, columns = gradients.blocks[0]
     gibbs = None if problem.soft is None else GibbsKernel.again(problem, saved, rows.stop * columns.stop)
-    in_place = not (logits.source.computed or storage.cosines) and split is None
-    product_space = logits.source.space(0 if storage.cosines else gradients.blocks[0][0].stop)
-    space = product_space if in_place else gradients.space()
-    for rows, columns in gradients.blocks:
-        stored = TileSource.stored(saved.cosines[rows]) if storage.cosines else None
-        block = stored or logits.source.block(rows, product_space, columns)
+    for block, rows, columns, space in gradients.walk(logits.source, saved.cosines if storage.cosines else None):
         written = _logits_gradient(
             problem, block, logits.scale, rows, columns, space, gibbs=gibbs, saved=saved, weights=weights, gradients=gradients
         )
@@ -174,10 +156,9 @@ def _logits_gradient(
     m, n = source.shape
     read = NO_KERNEL if gibbs is None else gibbs.switches
     gibbs_block = source.left if gibbs is None else gibbs.block(rows, columns)
+    is_codes = gibbs is not None and gibbs.is_codes
     switches = {"SOFT": gibbs is not None, **read, "UNIFORM": weights.hard is not None, "PLANES": gradients.planes}
-    kernel = kernels.GRADIENT
-    if gibbs is not None:
-        kernel = kernels.GRADIENT_BESIDE_CODES if _is_codes(read) else kernels.GRADIENT_BESIDE_ANOTHER
+    kernel = _suited(gibbs, kernels.GRADIENT, kernels.GRADIENT_BESIDE_CODES, kernels.GRADIENT_BESIDE_ANOTHER)
     whole_rows = problem.rows_of(rows)
 
     def run(tile: Tile) -> GradientBlock:
@@ -189,7 +170,7 @@ def _logits_gradient(
             tile,
             **source.arguments(tile),
             scale=scale,
-            gibbs=_read(gibbs_block, read, tile),
+            gibbs=described(gibbs_block, tile["BM"], tile["BN"]) if is_codes and tile["DESCRIPTORS"] else gibbs_block,
             params=saved.scalars,
             image_rows=saved.row_scalings[0, 0, rows],
             text_rows=saved.row_scalings[0, 1, rows],
@@ -216,5 +197,5 @@ def _logits_gradient(
 
     in_place = space.data_ptr() == source.left.data_ptr()
     name = f"logits_gradient {switches} {source.key} {in_place}"
-    choices = _choices(source, kernel, gibbs_block, read)
+    choices = source.choices(kernel, gibbs_block if is_codes else None)
     return run(fastest(name, source.left, (m, n), choices, None if in_place else run))

@@ -1,5 +1,6 @@
 """``dx = f G y``, ``dy = f G^T x`` and ``<x, G y>`` from blocks of the logits' gradient as they come."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from otter_losses.ops.problem import Student
 from otter_losses.ops.products import add_product
 from otter_losses.ops.reduction import Reduction
 from otter_losses.ops.triton.features import Split, feature_gradient
+from otter_losses.ops.triton.gemm import TileSource
 from otter_losses.ops.triton.kernels import features as kernels
 from otter_losses.ops.triton.launch import MERGE, VECTOR, launch, tiles
 
@@ -76,7 +78,18 @@ class FeatureGradients:
             self.on_diagonal = like
             self.blocks = [(rows, slice(0, n)) for rows in memory.row_blocks(b, n, like.device)]
 
-    def space(self) -> Tensor:
+    def walk(self, source: TileSource, stored: Tensor | None) -> Iterator[tuple[TileSource, slice, slice, Tensor]]:
+        """Blocks of a source or, if that is there, of its stored product; their rows and columns; and memory for their G.
+
+        That is the product's own where it is needed for nothing else.
+        """
+        product = source.space(0 if stored is not None else self.blocks[0][0].stop)
+        space = self._space() if source.computed or stored is not None or self.split is not None else product
+        for rows, columns in self.blocks:
+            block = source.block(rows, product, columns) if stored is None else TileSource.stored(stored[rows])
+            yield block, rows, columns, space
+
+    def _space(self) -> Tensor:
         """Memory for one block of G."""
         rows, columns = self.blocks[0]
         size = max(self.planes, 1) * rows.stop * columns.stop

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otter_losses.ops import products
+from otter_losses.ops import memory, products
 from otter_losses.ops.products import HALVES, product
 from otter_losses.ops.triton.launch import Kernel, Tile, fits
 
@@ -82,6 +82,11 @@ class TileSource:
         if self.computed:
             return TileSource(self.left[rows], self.right[columns], True)
         return TileSource.stored(self.product(rows, columns, space))
+
+    def row_blocks(self) -> list[slice]:
+        """Those that a walk over it goes by: large where no product is stored."""
+        b, n = len(self.left), len(self.right)
+        return memory.pass_blocks(b, n) if self.computed else memory.row_blocks(b, n, self.left.device)
 
     @property
     def shape(self) -> tuple[int, int]:

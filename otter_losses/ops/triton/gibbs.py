@@ -78,6 +78,10 @@ class GibbsKernel:
     def is_logarithmic(self) -> bool:
         return self.kind == int(LOGARITHMIC.value)
 
+    @property
+    def is_codes(self) -> bool:
+        return self.kind == int(CODES.value)
+
     def row_blocks(self) -> list[slice]:
         return row_blocks(self.rows.stop - self.rows.start, self.columns, self.params.device)
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from otter_losses.distributed.shard import WHOLE_BATCH
-from otter_losses.ops import memory
 from otter_losses.ops.problem import SigmoidGradients, SigmoidProblem
 from otter_losses.ops.reduction import Reduction
 from otter_losses.ops.statistics import over_magnitude
@@ -28,7 +27,7 @@ def forward(problem: SigmoidProblem) -> tuple[Tensor, Tensor]:
     losses = student.logit_scale.new_empty(b)
     kept = student.logit_scale.new_empty((b, n) if problem.keeps_logits else 0)
     logits = Logits.of(student, WHOLE_BATCH)
-    blocks = memory.pass_blocks(b, n) if logits.source.computed else memory.row_blocks(b, n, losses.device)
+    blocks = logits.source.row_blocks()
     space = logits.source.space(0 if problem.keeps_logits else blocks[0].stop)
     for rows in blocks:
         block = logits.source.block(rows, kept[rows] if problem.keeps_logits else space)
@@ -106,17 +105,8 @@ class _Gradients:
 
     def run(self, kept: Tensor | None) -> tuple[SigmoidGradients, list[Tensor]]:
         """The gradients, and the sum of the losses, if they were made, times the magnitude."""
-        keeps = kept is not None and self.problem.keeps_logits
-        source, features = self.logits.source, self.features
-        in_place = not (source.computed or keeps) and features.split is None
-        product_space = source.space(0 if keeps else features.blocks[0][0].stop)
-        space = product_space if in_place else features.space()
-        for rows, columns in features.blocks:
-            if keeps:
-                assert kept is not None
-                block = TileSource.stored(kept[rows])
-            else:
-                block = source.block(rows, product_space, columns)
+        features = self.features
+        for block, rows, columns, space in features.walk(self.logits.source, kept if self.problem.keeps_logits else None):
             features.add(self._block(block, rows, columns, space), rows, columns)
         dx, dy, dscale, (dbias, *losses) = features.finish()
         return SigmoidGradients(dx, dy, dscale, dbias), losses

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from otter_losses.distributed.shard import WHOLE_BATCH
-from otter_losses.ops import memory
 from otter_losses.ops.problem import Saved, Scalar
 from otter_losses.ops.reduction import Reduction
 from otter_losses.ops.triton.autotune import fastest
 from otter_losses.ops.triton.gemm import TileSource
 from otter_losses.ops.triton.gibbs import GibbsKernel
 from otter_losses.ops.triton.kernels import sinkhorn as kernels
-from otter_losses.ops.triton.kernels.tiles import CODES, LOGARITHMIC
+from otter_losses.ops.triton.kernels.tiles import LOGARITHMIC
 from otter_losses.ops.triton.launch import Tile, launch, tiles
 
 ONE_LAUNCH_A_ROUND = 1024
@@ -97,7 +96,7 @@ def _obstacle_to_one_launch(gibbs: GibbsKernel, reduce: Reduction) -> str | None
         return "it is for one process."
     if gibbs.is_logarithmic:
         return "it takes plain numbers, which this epsilon is too small for."
-    if gibbs.kind == CODES.value or gibbs.stored is None:
+    if gibbs.is_codes or gibbs.stored is None:
         return f"it takes a matrix stored in float32, which {gibbs.columns} pairs and max_memory do not leave."
     obstacle: str | None = cuda.obstacle(gibbs.columns, gibbs.params.device)
     return obstacle
@@ -118,9 +117,7 @@ def _opened(gibbs: GibbsKernel, saved: Saved, reduce: Reduction) -> "ColumnSums"
     # What is recomputed is the vendor's product: its last bits are read here too.
     source = gibbs.source if gibbs.stored is not None else replace(gibbs.source, computed=False)
     in_place = gibbs.stored is not None and gibbs.stored.dtype == torch.float32
-    may_be_whole = source.computed and gibbs.stored is not None
-    b = gibbs.rows.stop - gibbs.rows.start
-    blocks = memory.pass_blocks(b, gibbs.columns) if may_be_whole else gibbs.row_blocks()
+    blocks = source.row_blocks()
     space = gibbs.space if gibbs.stored is None else source.space(0 if in_place else blocks[0].stop)
     columns = ColumnSums(gibbs, saved.column_scalings[0, 1], reduce)
     for rows in blocks:

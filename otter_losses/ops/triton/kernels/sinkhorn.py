@@ -51,6 +51,12 @@ def encode(
 
 
 @triton.jit
+def _nothing(BM: tl.constexpr, BN: tl.constexpr):
+    """Running sums before the first value, and their running maxima."""
+    return tl.full((BM, BN), float("-inf"), tl.float32), tl.zeros((BM, BN), tl.float32)
+
+
+@triton.jit
 def _added(top, total, value, KIND: tl.constexpr):
     """Running sums, entry by entry: of numbers, or where LOGARITHMIC of exponentials about running maxima."""
     if KIND == LOGARITHMIC:
@@ -101,10 +107,8 @@ def row_scalings(
     """Both problems' row scalings: what turns the row sums ``K v`` into 1."""
     row = tl.program_id(0) * BM
     i = row + tl.arange(0, BM)
-    top_1 = tl.full((BM, BN), float("-inf"), tl.float32)
-    top_2 = tl.full((BM, BN), float("-inf"), tl.float32)
-    sum_1 = tl.zeros((BM, BN), tl.float32)
-    sum_2 = tl.zeros((BM, BN), tl.float32)
+    top_1, sum_1 = _nothing(BM, BN)
+    top_2, sum_2 = _nothing(BM, BN)
     for first in tl.range(0, n, BN, num_stages=STAGES):
         j = first + tl.arange(0, BN)
         tile = gibbs_tile(gibbs, params, row, first, m, n, diagonal, n, KIND, RAW, False, BM, BN)
@@ -134,10 +138,8 @@ def column_sums(
     """Both problems' column sums ``u K``, of each segment of the block's rows: (segments, 2, n)."""
     column = tl.program_id(0) * BN
     j = column + tl.arange(0, BN)
-    top_1 = tl.full((BM, BN), float("-inf"), tl.float32)
-    top_2 = tl.full((BM, BN), float("-inf"), tl.float32)
-    sum_1 = tl.zeros((BM, BN), tl.float32)
-    sum_2 = tl.zeros((BM, BN), tl.float32)
+    top_1, sum_1 = _nothing(BM, BN)
+    top_2, sum_2 = _nothing(BM, BN)
     begin = tl.program_id(1) * segment
     end = tl.minimum(begin + segment, m)
     for first in tl.range(begin, end, BM, num_stages=STAGES):
@@ -168,8 +170,7 @@ def update_scalings(
     Between blocks, and for other ranks, they stand in `sums`.
     """
     j = tl.program_id(0) * BN + tl.arange(0, BN)
-    top = tl.full((BM, BN), float("-inf"), tl.float32)
-    total = tl.zeros((BM, BN), tl.float32)
+    top, total = _nothing(BM, BN)
     for first in range(0, parts, BM):
         part = first + tl.arange(0, BM)
         mask = (part < parts)[:, None] & (j < size)[None, :]
@@ -195,8 +196,7 @@ def update_scalings(
 def _column_scaling(column_parts, parts, size, j, n, KIND: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
     """The scalings of columns j that make 1 of their sums, from parts that are `size` apart; nothing beyond the edge."""
     nothing = float("-inf") if KIND == LOGARITHMIC else 0.0
-    top = tl.full((BM, BN), float("-inf"), tl.float32)
-    total = tl.zeros((BM, BN), tl.float32)
+    top, total = _nothing(BM, BN)
     for first in range(0, parts, BM):
         part = first + tl.arange(0, BM)
         place = column_parts + part[:, None] * size + j[None, :]
@@ -227,10 +227,8 @@ def matching_round(
     """
     row = tl.program_id(0) * BM
     i = row + tl.arange(0, BM)
-    top_1 = tl.full((BM, BN), float("-inf"), tl.float32)
-    top_2 = tl.full((BM, BN), float("-inf"), tl.float32)
-    sum_1 = tl.zeros((BM, BN), tl.float32)
-    sum_2 = tl.zeros((BM, BN), tl.float32)
+    top_1, sum_1 = _nothing(BM, BN)
+    top_2, sum_2 = _nothing(BM, BN)
     for first in range(0, n, BN):
         j = first + tl.arange(0, BN)
         tile = gibbs_tile(gibbs, params, row, first, n, n, 0, n, KIND, False, False, BM, BN)
@@ -249,8 +247,7 @@ def matching_round(
     nothing = float("-inf") if KIND == LOGARITHMIC else 0.0
     u_1 = tl.where(i < n, u_1, nothing)[:, None]
     u_2 = tl.where(i < n, u_2, nothing)[:, None]
-    zeros = tl.zeros((BM, BN), tl.float32)
-    lowest = tl.full((BM, BN), float("-inf"), tl.float32)
+    lowest, zeros = _nothing(BM, BN)
     for first in range(0, n, BN):
         j = first + tl.arange(0, BN)
         tile = gibbs_tile(gibbs, params, row, first, n, n, 0, n, KIND, False, False, BM, BN)
