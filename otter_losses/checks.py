@@ -111,6 +111,16 @@ def check_scope(scope: str, official: bool) -> None:
         )
 
 
+def check_q(q: float) -> None:
+    check_number("q", q, low=0.0, high=1.0)
+
+
+def check_official(official: bool, groups: Tensor | None, q: float) -> None:
+    if official and (groups is not None or q):
+        what = f"q is {q}" if q else "groups were given"
+        raise ValueError(f"{what} and the loss official(); the released arithmetic has neither q nor groups. Use OTTERLoss().")
+
+
 def check_smoothing(smoothing: float, convention: str) -> None:
     check_number("smoothing", smoothing, low=0.0, high=1.0)
     if convention not in ("paper", "torch"):
@@ -233,6 +243,25 @@ def check_alpha(alpha: Tensor | float, pairs: int, device: torch.device) -> None
         low, high = float(alpha.min()), float(alpha.max())
         if not (low >= 0 and high <= 1):
             raise ValueError(f"alpha has values from {low:g} to {high:g}; need numbers in [0, 1]: how far each pair is believed.")
+
+
+def check_groups(groups: Tensor, pairs: int, device: torch.device) -> None:
+    """An integer for each pair."""
+    if not isinstance(groups, Tensor):
+        raise TypeError(
+            f"groups is a {type(groups).__name__}; need a torch.Tensor of integers, one id a pair: torch.tensor(ids)."
+        )
+    if is_sharded(groups):
+        raise TypeError("groups is a DTensor; need a plain tensor of this rank's pairs, as groups.to_local() of sharded rows is.")
+    if groups.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise TypeError(
+            f"groups has dtype {groups.dtype}; need integers, one id a pair. Number the names: "
+            "numpy.unique(names, return_inverse=True)[1]."
+        )
+    if tuple(groups.shape) != (pairs,):
+        raise ValueError(f"groups has shape {tuple(groups.shape)}; need ({pairs},), one id a pair.")
+    if groups.device != device:
+        raise ValueError(f"groups is on {groups.device} and image_features on {device}; need one device.")
 
 
 def check_scores(scores: Tensor, epsilon: float) -> None:

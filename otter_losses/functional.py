@@ -25,6 +25,7 @@ from otter_losses.losses.siglip import siglip_loss
 from otter_losses.ops import dispatch
 from otter_losses.ops.eager.sinkhorn import plans
 from otter_losses.ops.execution import Execution
+from otter_losses.ops.groups import Groups
 from otter_losses.ops.memory import computing_dtype, without_autocast
 from otter_losses.ops.targets import SoftTargets, logit_range
 
@@ -48,6 +49,7 @@ def otter_targets(
     iterations: int = 5,
     gamma_image: float = 1.0,
     gamma_text: float = 1.0,
+    groups: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The transported targets themselves, for looking at: what each image is matched with beside its own text, and vice versa.
@@ -58,6 +60,7 @@ def otter_targets(
     Args:
         dist_image_features, dist_text_features: the teacher's L2-normalised features, (N, E).
         epsilon, iterations, gamma_image, gamma_text, backend: as in `otter_losses.OTTERLoss`; kernels take no part in tracing.
+        groups: (N,) integers: pairs of one id are not matched with each other, unless they are more than half of all.
 
     Returns:
         ``M`` image to text and ``M'`` text to image, each (N, N), float32 (float64 for float64): rows sum to 1 and the diagonal
@@ -74,6 +77,8 @@ def otter_targets(
     checks.check_features("dist_image_features", dist_image_features, "dist_text_features", dist_text_features)
     checks.check_transport(epsilon, iterations, gamma_image, gamma_text)
     checks.check_backend(backend)
+    if groups is not None:
+        checks.check_groups(groups, dist_image_features.shape[0], dist_image_features.device)
     v, t = of_one_dtype(dist_image_features, dist_text_features)
     dtype = computing_dtype(v)
     soft = SoftTargets(
@@ -85,6 +90,7 @@ def otter_targets(
         diagonal_penalty=math.inf,
         logit_range=logit_range(epsilon, gamma_image, gamma_text, math.inf, dtype),
         iterations=iterations,
+        groups=None if groups is None else Groups.of(groups, dtype).kept_apart(),
     )
     execution = Execution.resolve(dispatch.untraced(backend, v), None, WHOLE_BATCH, v).for_targets(soft)
     with without_autocast(v):

@@ -12,8 +12,9 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 
-from otter_losses import OTTERLoss, SigLIPLoss, sinkhorn_knopp
+from otter_losses import LabelSmoothingLoss, OTTERLoss, SigLIPLoss, sinkhorn_knopp
 from otter_losses.functional import otter_targets
+from otter_losses.losses.base import PairLoss
 from otter_losses.losses.registry import LOSSES
 from otter_losses.ops import memory, products
 
@@ -50,7 +51,7 @@ class Launch:
 
     def choices(self) -> "list[Launch]":
         """The same with every tile that the kernel may be launched with; in an odd batch the first is proof enough."""
-        several = self.usual and not (self.computed and (self.divergence or self.float16))
+        several = self.usual and not (self.computed and (self.divergence or self.float16 or self.grouped))
         return [self._with(tile) for tile in self.tiles] if several else [self]
 
     def _with(self, tile: Constants) -> "Launch":
@@ -94,6 +95,11 @@ class Launch:
     @property
     def divergence(self) -> bool:
         return dict(self.constants).get("DIVERGENCE", False) is True
+
+    @property
+    def grouped(self) -> bool:
+        """Whether it tells pairs' entries by groups."""
+        return any(dict(self.constants).get(name, False) is True for name in ("GROUPS", "APART"))
 
     @property
     def float16(self) -> bool:
@@ -140,6 +146,16 @@ class Launch:
         return " ".join([*words, *sorted(types - {"fp32"})])
 
 
+class InGroups:
+    """A loss of pairs of which two each are of one group."""
+
+    def __init__(self, build: Callable[..., PairLoss], **options: Any) -> None:
+        self.loss = build(**options)
+
+    def __call__(self, x: torch.Tensor, *rest: Any, **call: Any) -> Any:
+        return self.loss(x, *rest, **call, groups=torch.arange(len(x)) // 2)
+
+
 VARIANTS: list[Callable[..., Any]] = [
     *(row.module for row in LOSSES.values()),
     partial(OTTERLoss, epsilon=0.01),  # in logarithms
@@ -147,8 +163,24 @@ VARIANTS: list[Callable[..., Any]] = [
     partial(OTTERLoss.official, epsilon=0.01),
     partial(OTTERLoss, reduction="none"),
     partial(SigLIPLoss, reduction="none"),
+    partial(OTTERLoss, q=0.3),
 ]
 """Every loss, and what else leads to other kernels."""
+
+GROUPED: list[Callable[..., Any]] = [
+    partial(InGroups, build)
+    for build in (
+        OTTERLoss,
+        partial(OTTERLoss, epsilon=0.01),
+        LabelSmoothingLoss,
+        SigLIPLoss,
+        partial(SigLIPLoss, reduction="none"),
+    )
+]
+"""In groups the same kernels tell pairs' entries by ids."""
+
+IN_GROUPS = ((torch.bfloat16, True), (torch.bfloat16, False), (torch.float32, True))
+"""What they are proven with: features, and whether kernels compute tiles of their products."""
 
 
 def _element(kind: str) -> str:
@@ -187,7 +219,9 @@ def recorded() -> list[Launch]:
         "device_gradient_rows": 128,
     }
     with memory.limits(**blocks, codes_from=0), observed(note, runs=False):
-        for (dtype, (pairs, width), computes), build in itertools.product(kinds, VARIANTS):
+        ways = [*itertools.product(kinds, VARIANTS)]
+        ways += [((dtype, sizes[0], computes), build) for dtype, computes in IN_GROUPS for build in GROUPED]
+        for (dtype, (pairs, width), computes), build in ways:
             features = F.normalize(torch.randn(4, pairs, width, generator=generator), dim=-1).to(dtype)
             with patch.object(products, "computes_tiles", lambda device, dtype, computes=computes: computes):
                 for max_memory in (2 << 30, 0):

@@ -31,8 +31,8 @@ __all__ = ["Contract", "PairLoss", "PerPairCheck", "Unpack"]
 COMMON = ("reduction", "backend", "max_memory", "shard")
 """Keyword arguments of every loss function that are no options of its loss alone."""
 
-PerPairCheck = Callable[[Tensor | float, int, torch.device], None]
-"""Raises where a call's argument is no number, nor one for each of so many pairs on that device."""
+PerPairCheck = Callable[[Any, int, torch.device], None]
+"""Raises where a call's argument is not what it must be: one value for each of so many pairs on that device, or one for all."""
 
 
 class Contract(TypedDict, total=False):
@@ -77,12 +77,12 @@ class PairLoss(nn.Module):
 
     Attributes:
         function: the pure function beneath.
-        per_pair: options that a call overrides with one value a pair, and how such values are checked.
+        per_pair: options of a call with one value a pair, and how such values are checked.
         scales: options of a call that are numbers, or one-element tensors that may have a gradient.
     """
 
     function: ClassVar[Callable[..., Tensor | Parts]]
-    per_pair: ClassVar[dict[str, PerPairCheck]] = {}
+    per_pair: ClassVar[dict[str, PerPairCheck]] = {"groups": checks.check_groups}
     scales: ClassVar[tuple[str, ...]] = ()
     _option_names: ClassVar[tuple[str, ...]] = ()
     _call_names: ClassVar[tuple[str, ...] | None] = None
@@ -213,7 +213,8 @@ class PairLoss(nn.Module):
             dist_logit_scale: the teacher's scale; matters to DistillationLoss only.
             dist_logit_bias: ignored; a constant changes no softmax.
             output_dict: return the parts, weights applied, instead of their sum.
-            overrides: options of the constructor for this call alone, as ``alpha=0.7`` or ``reduction="none"``.
+            overrides: options of the constructor for this call alone, as ``alpha=0.7`` or ``reduction="none"``; and ``groups``,
+                integers (N,): pairs of one id (one product, one caption, one patient) are each other's positives.
 
         Returns:
             A float32 scalar (float64 for float64 features), with ``reduction="none"`` one loss a pair, (N,), of this rank's (b,);
@@ -255,7 +256,8 @@ class PairLoss(nn.Module):
         """This rank's share of the batch, once all ranks have found nothing wrong."""
         world.check_group(self._held, self.world_size)
         image = features["image_features"]
-        per_pair = {name: options[name] for name in self.per_pair if isinstance(options.get(name), Tensor)}
+        given = {name: options[name] for name in self.per_pair if options.get(name) is not None}
+        per_pair = {name: value for name, value in given.items() if isinstance(value, Tensor)}
 
         def check() -> None:
             world.check_place(self.rank, self.world_size, self.group)
@@ -264,7 +266,7 @@ class PairLoss(nn.Module):
             for name, value in scalars.items():
                 if value is not None:
                     checks.check_scalar(name, value)
-            for name, value in per_pair.items():
+            for name, value in given.items():
                 self.per_pair[name](value, len(image), image.device)
             checks.check_reduction(options["reduction"])
             checks.check_backend(options["backend"])
@@ -272,7 +274,7 @@ class PairLoss(nn.Module):
 
         vectors = {name: value if value.dim() == 1 else None for name, value in per_pair.items()}
         named = {**features, **{name: vectors.get(name) for name in self.per_pair}}
-        words = {name: "a tensor" if isinstance(value, Tensor) else value for name, value in options.items()}
+        words = {name: "a tensor" if isinstance(value, Tensor) else value for name, value in options.items() if name != "groups"}
         looks = self._world_size is None and not torch.compiler.is_compiling()
         exchange = self.uneven or checks.ranks_may_talk(image) or (looks and not self._pairs_differed)
         pairs = (image, features["text_features"]) if looks else ()

@@ -11,6 +11,7 @@ from otter_losses.distributed.shard import BatchShard
 from otter_losses.ops import dispatch
 from otter_losses.ops.cross_entropy import cross_entropy
 from otter_losses.ops.execution import Execution
+from otter_losses.ops.groups import Groups
 from otter_losses.ops.memory import computing_dtype
 from otter_losses.ops.problem import Student
 from otter_losses.ops.products import operand_dtype
@@ -31,12 +32,16 @@ class PairBatch:
         student: the local features and those of all texts, in one dtype, that of a half-precision autocast region where float32
             ones come in it; the scale in the computing dtype.
         logit_bias: as the caller gave it; see `result`.
+        groups: pairs that are each other's positives; None where each is its own alone.
+        q: of the generalised cross entropy that those against the given targets become; see `of_given`.
         reduction: "mean" or "none"; see `result`.
         execution: how the core computes.
     """
 
     student: Student
     logit_bias: Tensor | float | None
+    groups: Groups | None
+    q: float
     reduction: str
     execution: Execution
 
@@ -48,12 +53,14 @@ class PairBatch:
         logit_scale: Tensor | float,
         logit_bias: Tensor | float | None,
         *,
+        groups: Tensor | None = None,
+        q: float = 0.0,
         reduction: str,
         backend: str,
         max_memory: int | None,
         shard: BatchShard,
     ) -> "PairBatch":
-        """Check a loss function's first arguments, and gather the text features where ranks share the batch."""
+        """Check what loss functions have in common, and gather text features and groups where ranks share the batch."""
         checks.check_reduction(reduction)
         checks.check_backend(backend)
         if max_memory is not None:
@@ -61,6 +68,9 @@ class PairBatch:
         checks.check_features("image_features", image_features, "text_features", text_features)
         if logit_bias is not None:
             checks.check_scalar("logit_bias", logit_bias)
+        checks.check_q(q)
+        if groups is not None:
+            checks.check_groups(groups, image_features.shape[0], image_features.device)
         originals = x, y = of_one_dtype(image_features, text_features)
         dtype = operand_dtype(x)
         is_rounded = dtype != x.dtype
@@ -69,7 +79,8 @@ class PairBatch:
         execution = Execution.resolve(backend, max_memory, shard, x)
         scale = scalar("logit_scale", logit_scale, x)
         student = Student(x, y, shard.all_gather(y), scale, originals if is_rounded else None)
-        return cls(student, logit_bias, reduction, execution)
+        found = None if groups is None else Groups.of(shard.all_gather(checks.savable(groups)), scale.dtype)
+        return cls(student, logit_bias, found, q, reduction, execution)
 
     @property
     def shard(self) -> BatchShard:
@@ -84,6 +95,20 @@ class PairBatch:
     def size(self) -> int:
         """Pairs N of all ranks."""
         return self.shard.batch_size(self.local_size)
+
+    @property
+    def hard(self) -> HardTargets:
+        """The given pairs: all of the mass for each, in a group shared alike among its pairs."""
+        return HardTargets() if self.groups is None else HardTargets(1 / self.groups.sizes, None, self.groups.ids)
+
+    def kept_apart(self, within_rank: bool = False) -> Tensor | None:
+        """`SoftTargets.groups`, of the pairs of all ranks or of this one's."""
+        if self.groups is None:
+            return None
+        if not within_rank:
+            return self.groups.kept_apart()
+        own = self.groups.ids[self.shard.local_slice(self.local_size)]
+        return Groups.of(own, self.groups.sizes.dtype).kept_apart()
 
     def scalar(self, name: str, value: Tensor | float) -> Tensor:
         """A caller's number as a 0-D tensor beside the features, in the computing dtype."""
@@ -128,10 +153,16 @@ class PairBatch:
             total = total + part
         return total
 
+    def of_given(self, cross_entropies: Tensor) -> Tensor:
+        """Each pair's loss, (b,), from its cross entropies against the given targets, (2, b), generalised as `q` says."""
+        if self.q:
+            cross_entropies = torch.expm1(-self.q * cross_entropies) / -self.q
+        return cross_entropies.mean(0)
+
     def softmax(
         self, hard: HardTargets, soft: SoftTargets | None, alpha: Tensor | float, output_dict: bool, factor: float = 1.0
     ) -> Tensor | Parts:
-        """``alpha`` of the mean cross entropies against the given targets and the rest of those against the soft ones.
+        """``alpha`` of the mean losses against the given targets and the rest of those against the soft ones.
 
         Times the factor; without soft targets those against the given ones alone.
         """
@@ -140,7 +171,7 @@ class PairBatch:
         if mean is not None:
             parts = {"contrastive_loss": given, "distill_loss": matched}
             return self.result(output_dict, are_means=True, **(parts if soft is not None else {"contrastive_loss": given}))
-        given = factor * given.mean(0)
+        given = factor * self.of_given(given)
         return (
             self.result(output_dict, contrastive_loss=given)
             if soft is None
@@ -158,7 +189,8 @@ class PairBatch:
         if self.reduction == "none" or self.shard.is_distributed or not is_fused:
             return None
         factor /= 2 * self.size
-        return Mean(1.0, self._prior(alpha), factor) if isinstance(alpha, Tensor) else Mean(float(alpha), None, factor)
+        prior, alpha = (self._prior(alpha), 1.0) if isinstance(alpha, Tensor) else (None, float(alpha))
+        return Mean(alpha, prior, factor, self.q)
 
     def _prior(self, alpha: Tensor) -> Tensor:
         """Alpha of every pair, (N,), beside the features."""

@@ -11,7 +11,7 @@ from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
 from otter_losses.losses.base import Contract, PairLoss, PerPairCheck, Unpack
 from otter_losses.losses.batch import PairBatch, Parts
 from otter_losses.ops.cross_entropy import cross_entropy
-from otter_losses.ops.targets import HardTargets, SoftTargets, logit_range
+from otter_losses.ops.targets import SoftTargets, logit_range
 
 
 def distillation_loss(
@@ -30,6 +30,8 @@ def distillation_loss(
     gamma_image: float = 0.0,
     gamma_text: float = 0.0,
     remove_diagonal: bool = False,
+    q: float = 0.0,
+    groups: Tensor | None = None,
     reduction: Literal["mean", "none"] = "mean",
     backend: str = "auto",
     max_memory: int | None = None,
@@ -49,6 +51,8 @@ def distillation_loss(
         text_features,
         logit_scale,
         logit_bias,
+        groups=groups,
+        q=q,
         reduction=reduction,
         backend=backend,
         max_memory=max_memory,
@@ -73,11 +77,12 @@ def distillation_loss(
         gamma_text=gamma_text,
         diagonal_penalty=penalty,
         logit_range=bound,
+        groups=batch.kept_apart() if remove_diagonal else None,
     )
     if believes_all:
-        given = cross_entropy(batch.student, HardTargets(), None, batch.execution).given.mean(0)
+        given = batch.of_given(cross_entropy(batch.student, batch.hard, None, batch.execution).given)
         return batch.mixed(alpha, given, torch.zeros_like(given), output_dict)
-    return batch.softmax(HardTargets(), soft, alpha, output_dict)
+    return batch.softmax(batch.hard, soft, alpha, output_dict)
 
 
 class DistillationLoss(PairLoss):
@@ -97,6 +102,9 @@ class DistillationLoss(PairLoss):
         gamma_image, gamma_text: weights of the within-modality similarities; 0 is the paper's.
         remove_diagonal: take the given pair out of the softmax. With ``gamma_image=1, gamma_text=1, epsilon=0.15`` this is OTTER
             without Sinkhorn.
+        q: of the generalised cross entropy ``(1 - p^q) / q`` of the given pairs (Zhang and Sabuncu, arXiv 1805.07836), in [0, 1];
+            0 is the cross entropy. Pairs that the model does not believe pull less; 0.3 helped on noisy pairs, see
+            docs/choosing.md.
         backend: "auto" takes the fused kernels on a GPU and plain torch elsewhere; "torch", "triton" and "cuda" insist, see
             docs/kernels.md.
         max_memory: bytes the N x N matrices may take before they are recomputed in row blocks; by default 2 GiB, on a GPU
@@ -115,7 +123,7 @@ class DistillationLoss(PairLoss):
     """
 
     function = staticmethod(distillation_loss)
-    per_pair: ClassVar[dict[str, PerPairCheck]] = {"alpha": checks.check_alpha}
+    per_pair: ClassVar[dict[str, PerPairCheck]] = {**PairLoss.per_pair, "alpha": checks.check_alpha}
 
     def __init__(
         self,
@@ -124,11 +132,14 @@ class DistillationLoss(PairLoss):
         gamma_image: float = 0.0,
         gamma_text: float = 0.0,
         remove_diagonal: bool = False,
+        q: float = 0.0,
         **contract: Unpack[Contract],
     ) -> None:
         super().__init__(**contract)
+        checks.check_q(q)
         checks.check_number("alpha", alpha, low=0.0, high=1.0)
         checks.check_transport(1.0 if epsilon is None else epsilon, 1, gamma_image, gamma_text)
+        self.q = q
         self.alpha = alpha
         self.epsilon = epsilon
         self.gamma_image = gamma_image

@@ -4,10 +4,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from otter_losses import checks
 from otter_losses.distributed.shard import WHOLE_BATCH, BatchShard
-from otter_losses.losses.base import PairLoss
+from otter_losses.losses.base import Contract, PairLoss, Unpack
 from otter_losses.losses.batch import PairBatch, Parts
-from otter_losses.ops.targets import HardTargets
 
 
 def info_nce_loss(
@@ -21,6 +21,8 @@ def info_nce_loss(
     dist_logit_bias: Tensor | float | None = None,
     output_dict: bool = False,
     *,
+    q: float = 0.0,
+    groups: Tensor | None = None,
     reduction: Literal["mean", "none"] = "mean",
     backend: str = "auto",
     max_memory: int | None = None,
@@ -39,12 +41,14 @@ def info_nce_loss(
         text_features,
         logit_scale,
         logit_bias,
+        groups=groups,
+        q=q,
         reduction=reduction,
         backend=backend,
         max_memory=max_memory,
         shard=shard,
     )
-    return batch.softmax(HardTargets(), None, 1.0, output_dict)
+    return batch.softmax(batch.hard, None, 1.0, output_dict)
 
 
 class InfoNCELoss(PairLoss):
@@ -56,6 +60,9 @@ class InfoNCELoss(PairLoss):
     Equal to open_clip's ClipLoss in value and gradient; one logit matrix instead of two.
 
     Args:
+        q: of the generalised cross entropy ``(1 - p^q) / q`` of the given pairs (Zhang and Sabuncu, arXiv 1805.07836), in [0, 1];
+            0 is the cross entropy. Pairs that the model does not believe pull less; 0.3 helped on noisy pairs, see
+            docs/choosing.md.
         backend: "auto" takes the fused kernels on a GPU and plain torch elsewhere; "torch", "triton" and "cuda" insist, see
             docs/kernels.md.
         max_memory: bytes the N x N matrix may take before it is recomputed in row blocks; by default 2 GiB, on a GPU an
@@ -72,3 +79,8 @@ class InfoNCELoss(PairLoss):
     """
 
     function = staticmethod(info_nce_loss)
+
+    def __init__(self, q: float = 0.0, **contract: Unpack[Contract]) -> None:
+        super().__init__(**contract)
+        checks.check_q(q)
+        self.q = q

@@ -35,6 +35,8 @@ def otter_loss(
     distill_logit_scale: Tensor | float | None = None,
     scope: Literal["global", "local"] = "global",
     official: bool = False,
+    q: float = 0.0,
+    groups: Tensor | None = None,
     reduction: Literal["mean", "none"] = "mean",
     backend: str = "auto",
     max_memory: int | None = None,
@@ -54,6 +56,8 @@ def otter_loss(
         text_features,
         logit_scale,
         logit_bias,
+        groups=groups,
+        q=q,
         reduction=reduction,
         backend=backend,
         max_memory=max_memory,
@@ -63,6 +67,7 @@ def otter_loss(
     checks.check_alpha(alpha, batch.local_size, student.image_features.device)
     checks.check_transport(epsilon, iterations, gamma_image, gamma_text)
     checks.check_scope(scope, official)
+    checks.check_official(official, groups, q)
     second_scale = None
     if distill_logit_scale is not None:
         second_scale = batch.scalar("distill_logit_scale", distill_logit_scale)
@@ -96,6 +101,7 @@ def otter_loss(
         logit_range=logit_range(epsilon, gamma_image, gamma_text, penalty, inv_epsilon.dtype),
         iterations=iterations,
         divergence=official,
+        groups=batch.kept_apart(within_rank),
     )
     directions = 2.0 if official else 1.0  # the released code sums them
     if believes_all:
@@ -105,7 +111,7 @@ def otter_loss(
     elif second_scale is not None:
         given, transported = _transported_at(batch, second_scale, soft)
     else:
-        return batch.softmax(HardTargets(), soft, alpha, output_dict, directions)
+        return batch.softmax(batch.hard, soft, alpha, output_dict, directions)
     return batch.mixed(alpha, directions * given, directions * transported, output_dict)
 
 
@@ -114,7 +120,7 @@ def otter_loss(
 
 
 def _given_only(batch: PairBatch, second_scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    given = cross_entropy(batch.student, HardTargets(), None, batch.execution).given.mean(0)
+    given = batch.of_given(cross_entropy(batch.student, batch.hard, None, batch.execution).given)
     nothing = torch.zeros_like(given)
     if second_scale is not None:
         nothing = nothing + 0 * second_scale  # a parameter that DDP expects a gradient of
@@ -125,22 +131,23 @@ def _transported_at(batch: PairBatch, second_scale: Tensor, soft: SoftTargets) -
     # Two matrices of the transported part share the memory with one of the given pairs at another scale.
     third, rest = batch.execution.divided(3)
     transported = cross_entropy(batch.student.at_scale(second_scale), HardTargets(), soft, rest).soft
-    given = cross_entropy(batch.student, HardTargets(), None, third).given
-    return given.mean(0), transported.mean(0)
+    given = cross_entropy(batch.student, batch.hard, None, third).given
+    return batch.of_given(given), transported.mean(0)
 
 
 def _transported_within_rank(batch: PairBatch, second_scale: Tensor | None, soft: SoftTargets) -> tuple[Tensor, Tensor]:
     """Targets transported among the local pairs, softmaxes over the pairs of all ranks."""
     student = batch.student if second_scale is None else batch.student.at_scale(second_scale)
     execution, _ = batch.execution.divided(2 if second_scale is None else 3)
-    transported = given = cross_entropy(student, HardTargets(), None, execution).given.mean(0)
-    if second_scale is not None:
-        given = cross_entropy(batch.student, HardTargets(), None, execution).given.mean(0)
+    own = given = cross_entropy(student, HardTargets(), None, execution).given
+    if second_scale is not None or batch.groups is not None:
+        given = cross_entropy(batch.student, batch.hard, None, execution).given
+    transported = own.mean(0)
     if batch.local_size > 1:
         within = execution.within_rank(student.image_features)
         local = cross_entropy(student.within_rank(), HardTargets(), soft, within)
         transported = transported + (local.soft - local.given).mean(0)  # the softmaxes within the rank cancel
-    return given, transported
+    return batch.of_given(given), transported
 
 
 class OTTERLoss(PairLoss):
@@ -169,6 +176,9 @@ class OTTERLoss(PairLoss):
         scope: over several ranks, "global" transports among the pairs of all; "local" within each rank's own, which saves
             gathering the teacher's features and all collectives of the sweeps, but finds no match on another rank. The softmaxes
             are over the pairs of all ranks in both.
+        q: of the generalised cross entropy ``(1 - p^q) / q`` of the given pairs (Zhang and Sabuncu, arXiv 1805.07836), in [0, 1];
+            0 is the cross entropy. Pairs that the model does not believe pull less; 0.3 helped on noisy pairs, see
+            docs/choosing.md.
         backend: "auto" takes the fused kernels on a GPU and plain torch elsewhere; "torch", "triton" and "cuda" insist, see
             docs/kernels.md.
         max_memory: bytes the N x N matrices may take (there are two; three with `distill_logit_scale`) before they are
@@ -191,7 +201,7 @@ class OTTERLoss(PairLoss):
     """
 
     function = staticmethod(otter_loss)
-    per_pair: ClassVar[dict[str, PerPairCheck]] = {"alpha": checks.check_alpha}
+    per_pair: ClassVar[dict[str, PerPairCheck]] = {**PairLoss.per_pair, "alpha": checks.check_alpha}
     scales: ClassVar[tuple[str, ...]] = ("distill_logit_scale",)
 
     def __init__(
@@ -202,12 +212,15 @@ class OTTERLoss(PairLoss):
         gamma_image: float = 1.0,
         gamma_text: float = 1.0,
         scope: Literal["global", "local"] = "global",
+        q: float = 0.0,
         **contract: Unpack[Contract],
     ) -> None:
         super().__init__(**contract)
+        checks.check_q(q)
         checks.check_number("alpha", alpha, low=0.0, high=1.0)
         checks.check_transport(epsilon, iterations, gamma_image, gamma_text)
         checks.check_scope(scope, official=False)
+        self.q = q
         self.alpha = alpha
         self.epsilon = epsilon
         self.iterations = iterations
@@ -236,6 +249,7 @@ class OTTERLoss(PairLoss):
         """
         loss = cls(**options)
         checks.check_scope(loss.scope, official=True)
+        checks.check_official(True, None, loss.q)
         loss.is_official = True
         return loss
 

@@ -22,6 +22,7 @@ def siglip_loss(
     dist_logit_bias: Tensor | float | None = None,
     output_dict: bool = False,
     *,
+    groups: Tensor | None = None,
     reduction: Literal["mean", "none"] = "mean",
     backend: str = "auto",
     max_memory: int | None = None,
@@ -38,12 +39,21 @@ def siglip_loss(
     if logit_bias is not None:
         checks.check_scalar("logit_bias", logit_bias)
     batch = PairBatch.prepare(
-        image_features, text_features, logit_scale, None, reduction=reduction, backend=backend, max_memory=max_memory, shard=shard
+        image_features,
+        text_features,
+        logit_scale,
+        None,
+        groups=groups,
+        reduction=reduction,
+        backend=backend,
+        max_memory=max_memory,
+        shard=shard,
     )
     bias = batch.scalar("logit_bias", 0.0 if logit_bias is None else logit_bias)
+    ids = None if batch.groups is None else batch.groups.ids
     if reduction == "mean" and makes_gradient_with_value(batch.student, bias, batch.execution):
-        return batch.result(output_dict, are_means=True, contrastive_loss=sigmoid_mean(batch.student, bias, batch.execution))
-    return batch.result(output_dict, contrastive_loss=sigmoid(batch.student, bias, batch.execution))
+        return batch.result(output_dict, are_means=True, contrastive_loss=sigmoid_mean(batch.student, bias, batch.execution, ids))
+    return batch.result(output_dict, contrastive_loss=sigmoid(batch.student, bias, batch.execution, ids))
 
 
 class SigLIPLoss(PairLoss):

@@ -51,8 +51,8 @@ class Arguments(NamedTuple):
     Products take the operands, constants, where they are given; gradients are those of the features.
 
     Numbers that may be annealed are tensors where torch.compile looks, which would compile anew for every value of a number:
-    `traced_hard` in place of the given targets' numbers, and on the CPU `traced_weights` in place of the soft ones', of which the
-    numbers then say no more than whether they are 0 or infinite.
+    `hard_numbers` in place of the given targets' numbers, also where every pair has its own; and on the CPU `traced_weights` in
+    place of the soft ones', of which the numbers then say no more than whether they are 0 or infinite.
     """
 
     image_features: Tensor
@@ -61,9 +61,10 @@ class Arguments(NamedTuple):
     text_operand: Tensor | None
     all_text_features: Tensor | None
     logit_scale: Tensor
-    on_diagonal: float
+    on_pair: float
     uniform: float | None
-    traced_hard: Tensor | None
+    hard_numbers: Tensor | None
+    groups: Tensor | None
     backend: str
     max_memory: int
     group_name: str
@@ -78,10 +79,12 @@ class Arguments(NamedTuple):
     fits_plain_numbers: bool
     iterations: int
     divergence: bool
+    kept_apart: Tensor | None
     takes_means: bool
     alpha: float
     prior: Tensor | None
     mean_factor: float
+    mean_q: float
 
     @classmethod
     def pack(
@@ -90,18 +93,17 @@ class Arguments(NamedTuple):
         x, y = student.differentiated()
         is_rounded = student.originals is not None
         scale = student.logit_scale
-        on_diagonal, uniform = hard.on_diagonal, hard.uniform
-        assert not isinstance(on_diagonal, Tensor)
-        assert not isinstance(uniform, Tensor)
+        on_pair, uniform = hard.on_pair, hard.uniform
         gamma_image, gamma_text, penalty = (0.0, 0.0, 0.0) if soft is None else soft.weights
-        traced_hard = traced_weights = None
-        if torch.compiler.is_compiling():
-            if uniform is not None:
-                traced_hard = _as_tensor(scale, on_diagonal, uniform)
-                on_diagonal, uniform = 1.0, None
-            if soft is not None and scale.device.type == "cpu":
-                traced_weights = _as_tensor(scale, gamma_image, gamma_text, penalty)
-                gamma_image, gamma_text, penalty = (_kind(each) for each in (gamma_image, gamma_text, penalty))
+        hard_numbers = traced_weights = None
+        if isinstance(on_pair, Tensor) or (uniform is not None and torch.compiler.is_compiling()):
+            numbers = [on_pair] if uniform is None else [on_pair, uniform]
+            hard_numbers = torch.stack([scale.new_ones(()) * each for each in numbers])
+            on_pair, uniform = 1.0, None
+        assert not isinstance(uniform, Tensor)
+        if torch.compiler.is_compiling() and soft is not None and scale.device.type == "cpu":
+            traced_weights = _as_tensor(scale, gamma_image, gamma_text, penalty)
+            gamma_image, gamma_text, penalty = (_kind(each) for each in (gamma_image, gamma_text, penalty))
         return cls(
             image_features=x,
             text_features=y,
@@ -109,9 +111,10 @@ class Arguments(NamedTuple):
             text_operand=student.text_features if is_rounded else None,
             all_text_features=None if student.all_text_features is student.text_features else student.all_text_features,
             logit_scale=scale,
-            on_diagonal=on_diagonal,
+            on_pair=on_pair,
             uniform=uniform,
-            traced_hard=traced_hard,
+            hard_numbers=hard_numbers,
+            groups=hard.groups,
             backend=execution.backend,
             max_memory=execution.max_memory,
             group_name=execution.shard.group_name,
@@ -126,17 +129,19 @@ class Arguments(NamedTuple):
             fits_plain_numbers=soft is not None and soft.fit(scale.dtype),
             iterations=0 if soft is None else soft.iterations,
             divergence=soft is not None and soft.divergence,
+            kept_apart=None if soft is None else soft.groups,
             takes_means=mean is not None,
             alpha=1.0 if mean is None else mean.alpha,
             prior=None if mean is None else mean.prior,
             mean_factor=1.0 if mean is None else mean.factor,
+            mean_q=0.0 if mean is None else mean.q,
         )
 
     @property
     def problem(self) -> Problem:
         student = self.student
         rows = self.shard.local_slice(self.image_features.shape[0])
-        mean = Mean(self.alpha, self.prior, self.mean_factor) if self.takes_means else None
+        mean = Mean(self.alpha, self.prior, self.mean_factor, self.mean_q) if self.takes_means else None
         return Problem(student, self.hard, self.soft, mean, rows, self._storage(student), self.backend)
 
     @property
@@ -152,9 +157,10 @@ class Arguments(NamedTuple):
 
     @property
     def hard(self) -> HardTargets:
-        if self.traced_hard is None:
-            return HardTargets(self.on_diagonal, self.uniform)
-        return HardTargets(*self.traced_hard.unbind())
+        if self.hard_numbers is None:
+            return HardTargets(self.on_pair, self.uniform, self.groups)
+        on_pair, *uniform = self.hard_numbers.unbind()
+        return HardTargets(on_pair, uniform[0] if uniform else None, self.groups)
 
     @property
     def soft(self) -> SoftTargets | None:
@@ -173,6 +179,7 @@ class Arguments(NamedTuple):
             logit_range=0.0 if self.fits_plain_numbers else math.inf,
             iterations=self.iterations,
             divergence=self.divergence,
+            groups=self.kept_apart,
         )
 
     @property

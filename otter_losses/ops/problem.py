@@ -127,6 +127,7 @@ class Saved(NamedTuple):
         gibbs: local rows of the teacher's Gibbs kernel, (b, N); empty where `Storage` does not keep it.
         cosines: those of the student, (b, N); of eager torch its logits or their exponentials. Empty where `Storage` keeps none.
         scalars: see `Scalar`; empty of kernels without a teacher.
+        slopes: of a mean of generalised cross entropies those with respect to the cross entropies, (2, b); else empty.
     """
 
     row_lse: Tensor
@@ -136,6 +137,7 @@ class Saved(NamedTuple):
     gibbs: Tensor
     cosines: Tensor
     scalars: Tensor
+    slopes: Tensor
 
     @classmethod
     def unwritten(
@@ -156,6 +158,7 @@ class Saved(NamedTuple):
             gibbs=like.new_empty(0) if gibbs is None else like.new_empty(b, n, dtype=gibbs),
             cosines=like.new_empty(b, n) if matrices and storage.cosines else like.new_empty(0),
             scalars=vectors(len(Scalar) if has_soft_targets or not fused else 0),
+            slopes=like.new_empty(2, b if problem.mean is not None and problem.mean.q else 0),
         )
 
 
@@ -192,12 +195,14 @@ class SigmoidProblem(NamedTuple):
         logit_bias: 0-D, of the computing dtype.
         rows: this rank's rows, of all N.
         keeps_logits: whether the forward keeps what the backward would recompute, (b, N).
+        groups: `Groups.ids`; None where each pair is its own positive alone.
     """
 
     student: Student
     logit_bias: Tensor
     rows: slice
     keeps_logits: bool
+    groups: Tensor | None = None
 
 
 class SigmoidGradients(NamedTuple):

@@ -1,6 +1,6 @@
 """The core of the sigmoid loss: the summed loss of every row of questions, N a batch.
 
-    row_loss_i = sum_j -log sigmoid(l_ij z_ij),   z = s x y^T + b,   l_ii = 1 and l_ij = -1
+    row_loss_i = sum_j -log sigmoid(l_ij z_ij),   z = s x y^T + b,   l_ii = 1 and l_ij = -1, in groups 1 for all pairs of one
 
 For an incoming gradient ``a`` the gradient of the logits is ``G_ij = -l_ij a_i sigmoid(-l_ij z_ij)``; then ``dx = s G y``,
 ``dy = s G^T x``, ``ds = <x, G y>``, ``db = sum G``.
@@ -30,9 +30,9 @@ from otter_losses.ops.operator import (
 from otter_losses.ops.problem import SigmoidGradients, SigmoidProblem, Student
 
 
-def sigmoid(student: Student, logit_bias: Tensor, execution: Execution) -> Tensor:
-    """The summed loss of every local row, (b,), with a 0-D bias of the computing dtype."""
-    (losses,) = _sigmoid(*Arguments.pack(student, logit_bias, execution))
+def sigmoid(student: Student, logit_bias: Tensor, execution: Execution, groups: Tensor | None = None) -> Tensor:
+    """The summed loss of every local row, (b,), with a 0-D bias of the computing dtype; with `Groups.ids` of their positives."""
+    (losses,) = _sigmoid(*Arguments.pack(student, logit_bias, execution, groups))
     return losses
 
 
@@ -45,11 +45,11 @@ def makes_gradient_with_value(student: Student, logit_bias: Tensor, execution: E
     return any(each.requires_grad for each in differentiated) and products.computes_tiles(x.device, x.dtype)
 
 
-def sigmoid_mean(student: Student, logit_bias: Tensor, execution: Execution) -> Tensor:
+def sigmoid_mean(student: Student, logit_bias: Tensor, execution: Execution, groups: Tensor | None = None) -> Tensor:
     """The mean of `sigmoid`, 0-D. Its gradient is made with it: the weight of every row is known beforehand."""
     x, y = student.differentiated()
     wants = x.requires_grad or not y.requires_grad, y.requires_grad
-    (mean,) = _sigmoid_mean(*Arguments.pack(student, logit_bias, execution), *wants)
+    (mean,) = _sigmoid_mean(*Arguments.pack(student, logit_bias, execution, groups), *wants)
     return mean
 
 
@@ -70,9 +70,10 @@ class Arguments(NamedTuple):
     max_memory: int
     group_name: str
     shard_sizes: Sequence[int]
+    groups: Tensor | None
 
     @classmethod
-    def pack(cls, student: Student, logit_bias: Tensor, execution: Execution) -> "Arguments":
+    def pack(cls, student: Student, logit_bias: Tensor, execution: Execution, groups: Tensor | None = None) -> "Arguments":
         x, y = student.differentiated()
         is_rounded = student.originals is not None
         return cls(
@@ -87,6 +88,7 @@ class Arguments(NamedTuple):
             max_memory=execution.max_memory,
             group_name=execution.shard.group_name,
             shard_sizes=execution.shard.sizes,
+            groups=groups,
         )
 
     @property
@@ -108,7 +110,7 @@ class Arguments(NamedTuple):
             fused=dispatch.is_fused(self.backend),
         )
         rows = self.shard.local_slice(self.image_features.shape[0])
-        return SigmoidProblem(student, self.logit_bias, rows, storage.cosines)
+        return SigmoidProblem(student, self.logit_bias, rows, storage.cosines, self.groups)
 
     @property
     def shard(self) -> BatchShard:

@@ -2,6 +2,8 @@
 
     L_ij = (gamma_v v_i.v_j + gamma_t t_i.t_j + v_i.t_j) / epsilon,   the diagonal lowered by a penalty (infinite removes it)
 
+In groups the entries of a group's pairs with one another are taken out with the diagonal.
+
 That is one product of width 2E, ``[v, t] [gamma_v v + t, gamma_t t]^T``. With ``C = v t^T``,
 ``w = sqrt(gamma_v) v + sqrt(gamma_t) t`` and ``c = sqrt(gamma_v gamma_t)`` it is also
 
@@ -19,7 +21,8 @@ import torch
 from torch import Tensor
 
 from otter_losses.ops.domains import largest_logit, reads_freely
-from otter_losses.ops.memory import slices
+from otter_losses.ops.groups import positives
+from otter_losses.ops.memory import eager_blocks, slices
 from otter_losses.ops.products import HALVES, as_multiplied, parts, product
 
 PANEL = 256
@@ -36,6 +39,7 @@ class Similarity:
         gamma_image, gamma_text: ``gamma_v, gamma_t``.
         diagonal_penalty: what the diagonal is lowered by, in units of the cosines.
         rows: the rows, of all N.
+        groups: ids (N,) of the pairs whose entries with one another are taken out; None for the diagonal alone.
     """
 
     image_features: Tensor
@@ -45,6 +49,7 @@ class Similarity:
     gamma_text: float
     diagonal_penalty: float
     rows: slice
+    groups: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -102,7 +107,7 @@ class Similarity:
     def block(self, rows: slice) -> Tensor:
         """A row block (m, N) of these rows, computed anew."""
         a, b = self._kept_factors
-        return self._lower_diagonal(self._product(a[self.rows][rows], b), rows.start)
+        return self._lower_own(self._product(a[self.rows][rows], b), rows.start)
 
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
         return product(a, b.T, out=self.inv_epsilon.new_empty(len(a), len(b)))
@@ -122,16 +127,21 @@ class Similarity:
         else:
             a, b = self.scaled_factors()
             matrix = self._product(a[self.rows], b)
-        return self._lower_diagonal(matrix, 0)
+        return self._lower_own(matrix, 0)
 
     def _w(self) -> Tensor:
         """``w`` times the root of 1 / epsilon, so that its products come out scaled."""
         image, text = (math.sqrt(gamma * float(self.inv_epsilon)) for gamma in (self.gamma_image, self.gamma_text))
         return torch.add(self.image_features * image, self.text_features, alpha=text)
 
-    def _lower_diagonal(self, logits: Tensor, first: int) -> Tensor:
+    def _lower_own(self, logits: Tensor, first: int) -> Tensor:
+        """Lower the entries of pairs with themselves, or take out those with their group's; of some rows from the `first` on."""
         offset = self.rows.start + first
-        if self.diagonal_penalty == math.inf:
+        if self.groups is not None:
+            for rows in eager_blocks(logits.shape[0], logits.shape[1], logits.device):
+                own = positives(self.groups, slice(offset + rows.start, offset + rows.stop))
+                logits[rows].masked_fill_(own, -math.inf)
+        elif self.diagonal_penalty == math.inf:
             logits.diagonal(offset).fill_(-math.inf)
         elif self.diagonal_penalty:
             logits.diagonal(offset).sub_(self.diagonal_penalty * self.inv_epsilon)

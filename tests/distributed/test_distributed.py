@@ -18,6 +18,7 @@ from otter_losses.losses.base import PairLoss
 from tests.helpers.batches import make_features
 from tests.helpers.checks import relative
 from tests.helpers.directions import DirectionsLoss
+from tests.helpers.groups import generalised
 from tests.helpers.losses import MODULES, VARIANTS, Build
 from tests.helpers.processes import join, saved, start
 from tests.helpers.towers import TwoTowers, part_of, whole_batch
@@ -55,6 +56,18 @@ BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-2}
 HAS_TRITON = find_spec("triton") is not None
 SWITCHES = ("gather_with_grad", "cache_labels")
 TEACHERS = ("own", "given", "alpha per pair")
+GROUPED = (
+    *MODULES,
+    "distillation, off the diagonal",
+    "otter, blocks",
+    "otter, local",
+    "otter, triton",
+    "otter, triton, blocks",
+    "otter, local, triton, bfloat16",
+    "label_smoothing, triton",
+    "siglip, triton",
+)
+"""Those whose pairs are grouped too, also with pairs of other ranks."""
 SCALED = ("otter", "otter, local", "otter, official")
 WEIGHTED = (*MODULES, "otter, blocks", "otter, local", "otter, official", "directions", "otter, triton", "siglip, triton")
 """Those whose single losses are weighted too."""
@@ -77,7 +90,8 @@ def cases(sharing: str = EVEN) -> list[tuple[str, str, str | None]]:
     ]
     scaled = [(name, kind, None) for name in SCALED for kind in ("second scale", "weights and second scale")]
     weighted = [(name, "weights", None) for name in WEIGHTED if HAS_TRITON or "triton" not in name]
-    return plain + scaled + weighted + [("otter", "given", switch) for switch in SWITCHES if sharing == EVEN]
+    grouped = [(name, "groups", None) for name in GROUPED if HAS_TRITON or "triton" not in name]
+    return plain + scaled + weighted + grouped + [("otter", "given", switch) for switch in SWITCHES if sharing == EVEN]
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -105,6 +119,10 @@ def run_case(
         call = {"dist_image_features": batch["v"], "dist_text_features": batch["t"]}
     if teacher == "alpha per pair":
         call["alpha"] = batch["alpha"]
+    if teacher == "groups":
+        call["groups"] = batch["groups"]
+        if not isinstance(loss, SigLIPLoss):
+            call["q"] = 0.3
     model.zero_grad()
     x, y, scale, bias = model(batch["images"], batch["texts"])
     if "second scale" in teacher:
@@ -135,24 +153,30 @@ class InBlocks:
         x, y = x.double(), y.double()
         v, t = (call.get(f"dist_{name}_features", own.detach()).double() for name, own in (("image", x), ("text", y)))
         alpha = torch.as_tensor(call.get("alpha", 0.5), dtype=torch.float64).expand(len(x))
+        groups = call.get("groups", torch.arange(len(x)))
+        given = (groups[:, None] == groups).double()
+        given = given / given.sum(1, keepdim=True)
         losses = 0.0 * bias.sum()
-        for image, text, targets in ((x, y, self.targets(v, t)), (y, x, self.targets(t, v))):
+        for image, text, targets in ((x, y, self.targets(v, t, groups)), (y, x, self.targets(t, v, groups))):
             if self.is_official and len(self.counts) > 1:
                 text = text.detach()  # gathered
             logits = (scale * image @ text.T).log_softmax(1)
             second = (call.get("distill_logit_scale", scale) * image @ text.T).log_softmax(1)
             distill = -(targets * second).sum(1) - self.is_official * torch.special.entr(targets).sum(1)
-            losses = losses - alpha * logits.diagonal() + (1 - alpha) * distill
+            losses = losses + alpha * generalised(-(given * logits).sum(1), call.get("q", 0.0)) + (1 - alpha) * distill
         losses = losses if self.is_official else losses / 2
         return losses if call.get("reduction") == "none" else losses.mean()
 
-    def targets(self, v: Tensor, t: Tensor) -> Tensor:
+    def targets(self, v: Tensor, t: Tensor, groups: Tensor) -> Tensor:
         n, blocks = len(v), torch.block_diag(*(torch.ones(c, c) for c in self.counts))  # type: ignore[no-untyped-call]
         logits = (v @ v.T + t @ t.T + v @ t.T) / self.epsilon
         if self.is_official:
             logits = logits - 200 / self.epsilon * torch.cat([torch.eye(count, n) for count in self.counts])
         else:
-            logits = logits.masked_fill((blocks == 0) | torch.eye(n, dtype=torch.bool), -torch.inf)
+            inside = blocks > 0
+            same = (groups[:, None] == groups) & inside
+            same = torch.where(2 * same.sum(1, keepdim=True) <= inside.sum(1, keepdim=True), same, torch.eye(n, dtype=torch.bool))
+            logits = logits.masked_fill(~inside | same, -torch.inf)
         plan = torch.exp(logits)
         for own, count in zip(torch.arange(n).split(self.counts), self.counts, strict=True):  # type: ignore[no-untyped-call]
             if count == 1 and not self.is_official:
@@ -222,6 +246,9 @@ def work(rank: int, world: int, folder: str) -> None:
     results["rank 0 everywhere"] = message_of(OTTERLoss(rank=0, world_size=world), images)
     results["one frozen"] = message_of(loss, images.clone().requires_grad_(not last))
     results["official, local"] = message_of(loss, images, official=True, scope="local")
+    groups = torch.arange(LOCAL)
+    results["one grouped"] = message_of(loss, images, **({} if last else {"groups": groups}))
+    results["wrong groups"] = message_of(loss, images, groups=[1, 2] if last else groups)
     results["local message"] = message_of(loss, images, alpha=torch.ones(LOCAL - 1))
     results["one alpha"] = float(loss(images, images, 1.0, alpha=torch.tensor([0.3], dtype=torch.float64)))
     # One tensor as both modalities: gradients that share memory must not be summed into one another.
@@ -308,6 +335,7 @@ def test_ranks_that_bring_other_tensors_are_named_on_every_rank(ranks: list[dict
         assert f"image_features {here} torch.float32 of shape (5, 6) {there}" in results["mixed dtypes"]
         assert f"image_features {here} torch.float64 of shape (5, 5) {there}" in results["other width"]
         assert f"dist_image_features is torch.float64 of shape (5, 9) on rank 0 and None {there}" in results["one teacher"]
+        assert f"groups is torch.int64 of shape (5,) on rank 0 and None {there}" in results["one grouped"]
 
 
 def test_ranks_with_another_loss_are_named_on_every_rank(ranks: list[dict[Any, Any]]) -> None:
@@ -327,6 +355,7 @@ def test_ranks_with_another_loss_are_named_on_every_rank(ranks: list[dict[Any, A
         ("no tensor", "image_features is a str"),
         ("nan scale", "logit_scale is nan"),
         ("no reduction", "reduction is 'sum'; need 'mean'"),
+        ("wrong groups", "groups is a list; need a torch.Tensor of integers"),
     ],
 )
 def test_what_is_wrong_on_one_rank_is_an_error_on_all(ranks: list[dict[Any, Any]], name: str, cause: str) -> None:
@@ -358,7 +387,7 @@ def test_the_released_arithmetic_transports_globally(ranks: list[dict[Any, Any]]
 def test_the_released_arithmetic_gives_other_ranks_pairs_back_to_themselves() -> None:
     """The quirk that `official()` is there to reproduce."""
     v, t = make_features("random", 12, 9, seed=3)
-    targets = InBlocks([4, 4, 4], official=True).targets(v, t)
+    targets = InBlocks([4, 4, 4], official=True).targets(v, t, torch.arange(12))
     assert float(targets.diagonal()[:4].max()) < 1e-12
     assert float(targets.diagonal()[4:].min()) > 0.1
 

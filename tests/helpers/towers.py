@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.helpers.batches import make_features
+from tests.helpers.groups import make_groups
 
 
 class TwoTowers(nn.Module):
@@ -25,7 +26,8 @@ def whole_batch(pairs: int) -> dict[str, Tensor]:
     images, _ = make_features("random", pairs, 6, seed=1)
     _, texts = make_features("random", pairs, 7, seed=2)
     v, t = make_features("duplicated", pairs, 9, seed=3)
-    return {"images": images, "texts": texts, "v": v, "t": t, "alpha": torch.linspace(0, 1, pairs, dtype=torch.float64)}
+    alpha = torch.linspace(0, 1, pairs, dtype=torch.float64)
+    return {"images": images, "texts": texts, "v": v, "t": t, "alpha": alpha, "groups": make_groups("some", pairs)}
 
 
 def part_of(counts: list[int], rank: int) -> dict[str, Tensor]:

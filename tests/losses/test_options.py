@@ -29,7 +29,7 @@ class Preset(OTTERLoss):
         (lambda: OTTERLoss(iteration=3), "OTTERLoss", "iteration", "iterations"),  # type: ignore[call-arg]
         (lambda: OTTERLoss(0.7, gama_text=0.5), "OTTERLoss", "gama_text", "gamma_text"),  # type: ignore[call-arg]
         (lambda: OTTERLoss.official(epsilom=0.1), "OTTERLoss", "epsilom", "epsilon"),
-        (lambda: InfoNCELoss(memory=5), "InfoNCELoss", "memory", "max_memory"),  # type: ignore[arg-type]
+        (lambda: InfoNCELoss(memory=5), "InfoNCELoss", "memory", "max_memory"),  # type: ignore[call-arg]
         (lambda: SigLIPLoss(reduce="none"), "SigLIPLoss", "reduce", "reduction"),  # type: ignore[arg-type]
         (lambda: LabelSmoothingLoss(label_smoothing=0.1), "LabelSmoothingLoss", "label_smoothing", "smoothing"),  # type: ignore[call-arg]
         (lambda: DistillationLoss(alfa=0.1), "DistillationLoss", "alfa", "alpha"),  # type: ignore[call-arg]

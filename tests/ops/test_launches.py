@@ -74,9 +74,19 @@ def test_a_step_on_the_losses_of_single_pairs(name: str, bound: int) -> None:
     assert sum(of_step(step).values()) <= bound
 
 
-def test_one_alpha_for_each_pair_costs_no_more() -> None:
-    alpha = torch.linspace(0, 1, SMALL)
-    assert launched("otter", SMALL, torch.bfloat16, alpha=alpha) <= BOUNDS["otter"][0]
+@pytest.mark.parametrize("name", ["info_nce", "label_smoothing", "distillation", "otter"])
+def test_one_alpha_for_each_pair_and_q_cost_no_more(name: str) -> None:
+    call: dict[str, Any] = {"q": 0.3}
+    if name in ("distillation", "otter"):
+        call["alpha"] = torch.linspace(0, 1, SMALL)
+    assert launched(name, SMALL, torch.bfloat16, **call) <= BOUNDS[name][0]
+
+
+@pytest.mark.parametrize(("name", "more"), [("info_nce", 34), ("siglip", 6), ("otter", 40)])
+def test_what_groups_cost(name: str, more: int) -> None:
+    """Ids, and sums of features over them, in columns of 128."""
+    groups = torch.arange(SMALL) // 2
+    assert launched(name, SMALL, torch.bfloat16, groups=groups) <= BOUNDS[name][0] + more
 
 
 def test_features_that_autocast_rounds_cost_that_alone() -> None:

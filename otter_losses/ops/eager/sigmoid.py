@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from otter_losses.ops.eager.feature_gradients import FeatureGradients
+from otter_losses.ops.groups import positives
 from otter_losses.ops.memory import eager_blocks
 from otter_losses.ops.problem import SigmoidGradients, SigmoidProblem
 from otter_losses.ops.products import as_multiplied, product
@@ -21,7 +22,8 @@ class _NegatedLogits:
     def __init__(self, problem: SigmoidProblem) -> None:
         student = problem.student
         self.x, self.y = as_multiplied(student.image_features), as_multiplied(student.all_text_features)
-        self.scale, self.bias, self.row_offset = student.logit_scale, problem.logit_bias, problem.rows.start
+        self.scale, self.bias = student.logit_scale, problem.logit_bias
+        self.row_offset, self.groups = problem.rows.start, problem.groups
 
     def row_blocks(self) -> list[slice]:
         return eager_blocks(len(self.x), len(self.y), self.x.device)
@@ -30,11 +32,17 @@ class _NegatedLogits:
         x = self.x[rows]
         z = product(x, self.y.T, out=self.scale.new_empty(len(x), len(self.y)))
         torch.addcmul(self.bias, z, self.scale, out=z)
-        self.negate_diagonal(z, rows)
+        self.negate_positives(z, rows)
         return z
 
-    def negate_diagonal(self, block: Tensor, rows: slice) -> None:
-        block.diagonal(self.row_offset + rows.start).neg_()
+    def negate_positives(self, block: Tensor, rows: slice) -> None:
+        first = self.row_offset + rows.start
+        if self.groups is None:
+            block.diagonal(first).neg_()
+        else:
+            for part in eager_blocks(block.shape[0], block.shape[1], block.device):
+                own = positives(self.groups, slice(first + part.start, first + part.stop))
+                block[part] = torch.where(own, -block[part], block[part])
 
 
 def forward(problem: SigmoidProblem) -> tuple[Tensor, Tensor]:
@@ -59,7 +67,7 @@ def backward(
     for rows in logits.row_blocks():
         block = kept[rows] if problem.keeps_logits else logits.block(rows)
         g = block.sigmoid().mul_(gradient[rows, None])
-        logits.negate_diagonal(g, rows)
+        logits.negate_positives(g, rows)
         dbias += g.sum()
         gradients.add(g, rows)
     dx, dy, inner = gradients.finish(logits.scale * magnitude, reduce)

@@ -66,7 +66,7 @@ class GibbsKernel:
             shift = reduce.all_reduce_max(shift)  # one decision, whatever a rank rounds
             logit_range = 2 * float(shift) + (0.0 if diagonal_vanishes(float(lowered), shift.dtype) else float(lowered))
             if logits is not None and not reduce.is_distributed and not logit_range <= limit:
-                low, high = _extremes(logits)
+                low, high = _extremes(logits, similarity)
                 logit_range = float(high - low)
                 shift = high if logit_range <= limit else torch.maximum(-low, high)
         is_logarithmic = logit_range > limit
@@ -105,8 +105,13 @@ def domain_of(is_logarithmic: bool, shift: Tensor) -> Domain:
     return Logarithmic.up_to(shift) if is_logarithmic else SCALING
 
 
-def _extremes(logits: Tensor) -> tuple[Tensor, Tensor]:
+def _extremes(logits: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
     """Least and greatest entry, without a diagonal so low that it carries no mass."""
+    if similarity.groups is not None:
+        blocks = [logits[rows] for rows in eager_blocks(logits.shape[0], logits.shape[1], logits.device)]
+        high = torch.stack([block.amax() for block in blocks]).amax()
+        low = torch.stack([block.masked_fill(block == -torch.inf, torch.inf).amin() for block in blocks]).amin()
+        return low, high
     diagonal = logits.diagonal().clone()
     logits.diagonal().fill_(float(logits[0, -1]))
     low, high = torch.aminmax(logits)

@@ -38,7 +38,7 @@ def forward(problem: Problem, reduce: Reduction) -> tuple[CrossEntropies, Saved]
         statistics.column_lse.div_(OCTAVES.value)
         reduce_columns(statistics, soft, reduce)
         statistics.column_lse.mul_(OCTAVES.value)
-    return cross_entropies(statistics, problem, reduce), saved
+    return cross_entropies(statistics, problem, saved, reduce), saved
 
 
 def _add_statistics(
@@ -75,6 +75,7 @@ def _add_statistics(
             image_columns=saved.column_scalings[0, 0],
             text_rows=saved.row_scalings[0, 1, rows],
             text_columns=saved.column_scalings[0, 1],
+            **_kept_apart(gibbs, source, rows),
             row_parts=row_parts,
             column_parts=column_parts,
             own_logit=statistics.own_logit[rows],
@@ -112,6 +113,12 @@ def _add_statistics(
     )
 
 
+def _kept_apart(gibbs: GibbsKernel | None, source: TileSource, rows: slice, columns: slice = slice(None)) -> dict[str, Tensor]:
+    if gibbs is None:
+        return {"apart_rows": source.left, "apart_columns": source.left}
+    return gibbs.kept_apart(rows, columns)
+
+
 def _suited(gibbs: GibbsKernel | None, alone: Kernel, beside_codes: Kernel, beside_another: Kernel) -> Kernel:
     """The kernel whose tiles leave room for one of the Gibbs kernel."""
     if gibbs is None:
@@ -124,7 +131,7 @@ def backward(
 ) -> Gradients:
     """Gradients for those of the cross entropies."""
     student, storage = problem.student, problem.storage
-    weights = PairWeights.of(gradient, problem, reduce)
+    weights = PairWeights.of(gradient, problem, saved, reduce)
     logits = Logits.of(student, reduce)
     split = logits.split(student, reduce)
     gradients = FeatureGradients(student, problem.rows, split, weights.magnitude, wants_image, wants_text, reduce)
@@ -157,9 +164,12 @@ def _logits_gradient(
     read = NO_KERNEL if gibbs is None else gibbs.switches
     gibbs_block = source.left if gibbs is None else gibbs.block(rows, columns)
     is_codes = gibbs is not None and gibbs.is_codes
-    switches = {"SOFT": gibbs is not None, **read, "UNIFORM": weights.hard is not None, "PLANES": gradients.planes}
+    hard, whole_rows = problem.hard, problem.rows_of(rows)
+    switches = {"SOFT": gibbs is not None, **read, "UNIFORM": hard.uniform is not None, "GROUPS": hard.groups is not None}
+    switches["PLANES"] = gradients.planes
+    on_pair, uniform_rows, uniform_columns = weights.of_hard(whole_rows, columns)
+    row_groups, column_groups = (on_pair, on_pair) if hard.groups is None else (hard.groups[whole_rows], hard.groups[columns])
     kernel = _suited(gibbs, kernels.GRADIENT, kernels.GRADIENT_BESIDE_CODES, kernels.GRADIENT_BESIDE_ANOTHER)
-    whole_rows = problem.rows_of(rows)
 
     def run(tile: Tile) -> GradientBlock:
         grid = tiles(m, tile["BM"]), tiles(n, tile["BN"])
@@ -182,7 +192,12 @@ def _logits_gradient(
             soft_rows=weights.soft[0, whole_rows],
             given_columns=weights.given[1, columns],
             soft_columns=weights.soft[1, columns],
-            hard=weights.magnitude if weights.hard is None else weights.hard,
+            on_pair=on_pair,
+            uniform_rows=uniform_rows,
+            uniform_columns=uniform_columns,
+            row_groups=row_groups,
+            column_groups=column_groups,
+            **_kept_apart(gibbs, source, rows, columns),
             g=out.g,
             on_diagonal=out.on_diagonal,
             row_residual=out.row_parts,

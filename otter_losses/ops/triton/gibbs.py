@@ -20,7 +20,7 @@ from otter_losses.ops.triton.kernels import similarity as kernels
 from otter_losses.ops.triton.kernels.tiles import CODES, LOGARITHMIC, PLAIN
 from otter_losses.ops.triton.launch import FEATURES, launch, tiles
 
-NO_KERNEL: dict[str, object] = {"KIND": PLAIN.value, "RAW": False}
+NO_KERNEL: dict[str, object] = {"KIND": PLAIN.value, "RAW": False, "APART": False}
 """How a kernel reads a Gibbs kernel that is not there."""
 
 
@@ -36,6 +36,7 @@ class GibbsKernel:
         rows: the local rows, of all N.
         columns: N.
         space: memory for the product of a block that is not stored.
+        groups: `Similarity.groups`.
     """
 
     source: TileSource | None
@@ -45,6 +46,7 @@ class GibbsKernel:
     rows: slice
     columns: int
     space: Tensor
+    groups: Tensor | None
 
     @classmethod
     def build(cls, problem: Problem, saved: Saved) -> "GibbsKernel":
@@ -67,12 +69,20 @@ class GibbsKernel:
         cls, similarity: Similarity, source: TileSource | None, params: Tensor, kind: int, stored: Tensor | None, block: int
     ) -> "GibbsKernel":
         space = params.new_empty(block if stored is None else 0)
-        return cls(source, params, kind, stored, similarity.rows, similarity.shape[1], space)
+        return cls(source, params, kind, stored, similarity.rows, similarity.shape[1], space, similarity.groups)
 
     @property
     def switches(self) -> dict[str, object]:
         """How a kernel reads it."""
-        return {"KIND": self.kind, "RAW": self.stored is None}
+        is_raw = self.stored is None
+        return {"KIND": self.kind, "RAW": is_raw, "APART": is_raw and self.groups is not None}
+
+    def kept_apart(self, rows: slice, columns: slice = slice(None)) -> dict[str, Tensor]:
+        """The groups of some local rows and of some columns, for kernels that lower entries; something else without groups."""
+        if self.groups is None:
+            return {"apart_rows": self.params, "apart_columns": self.params}
+        offset = self.rows.start
+        return {"apart_rows": self.groups[offset + rows.start : offset + rows.stop], "apart_columns": self.groups[columns]}
 
     @property
     def is_logarithmic(self) -> bool:

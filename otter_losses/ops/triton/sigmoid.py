@@ -49,14 +49,23 @@ def _row_parts(problem: SigmoidProblem, source: TileSource, scale: Tensor, rows:
             **source.arguments(tile),
             scale=scale,
             bias=problem.logit_bias,
+            **_groups(problem, rows, slice(None)),
             row_parts=row_parts,
             diagonal=problem.rows.start + rows.start,
             stride=n,
         )
         return row_parts
 
-    name = f"sigmoid_losses {source.key}"
+    name = f"sigmoid_losses {problem.groups is not None} {source.key}"
     return run(fastest(name, source.left, (m, n), source.choices(kernels.LOSSES), run))
+
+
+def _groups(problem: SigmoidProblem, rows: slice, columns: slice) -> dict[str, object]:
+    """What a kernel tells positives by, of a block of the local rows and of columns."""
+    ids, offset = problem.groups, problem.rows.start
+    if ids is None:
+        return {"row_groups": problem.logit_bias, "column_groups": problem.logit_bias, "GROUPS": False}
+    return {"row_groups": ids[offset + rows.start : offset + rows.stop], "column_groups": ids[columns], "GROUPS": True}
 
 
 def backward(
@@ -126,6 +135,7 @@ class _Gradients:
                 **source.arguments(tile),
                 scale=self.logits.scale,
                 bias=self.problem.logit_bias,
+                **_groups(self.problem, rows, columns),
                 weight=self.magnitude if self.weight is None else self.weight[rows],
                 g=out.g,
                 on_diagonal=out.on_diagonal,
@@ -140,5 +150,5 @@ class _Gradients:
             return out
 
         in_place = space.data_ptr() == source.left.data_ptr()
-        name = f"sigmoid_gradient {switches} {source.key} {in_place}"
+        name = f"sigmoid_gradient {switches} {self.problem.groups is not None} {source.key} {in_place}"
         return run(fastest(name, source.left, (m, n), source.choices(kernels.GRADIENT), None if in_place else run))

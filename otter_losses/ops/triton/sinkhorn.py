@@ -136,15 +136,17 @@ def _opened(gibbs: GibbsKernel, saved: Saved, reduce: Reduction) -> "ColumnSums"
                 out=parts if out is None else out,
                 params=gibbs.params,
                 column_parts=parts,
+                **gibbs.kept_apart(rows),
                 diagonal=gibbs.row_offset(rows),
                 stride=n,
                 KIND=gibbs.kind,
                 WRITE=out is not None,
+                APART=gibbs.groups is not None,
             )
             return parts
 
         trial = None if block.left is out else run
-        name = f"encode {gibbs.kind} {out is not None} {block.key}"
+        name = f"encode {gibbs.kind} {out is not None} {gibbs.groups is not None} {block.key}"
         columns.add(run(fastest(name, block.left, block.shape, block.choices(kernels.ENCODE), trial)))
     return columns
 
@@ -208,6 +210,7 @@ def _match_rows(gibbs: GibbsKernel, block: Tensor, rows: slice, saved: Saved) ->
             columns_2=saved.column_scalings[0, 1],
             rows_1=saved.row_scalings[0, 0, rows],
             rows_2=saved.row_scalings[0, 1, rows],
+            **gibbs.kept_apart(rows),
             diagonal=gibbs.row_offset(rows),
             m=m,
             n=n,
@@ -233,6 +236,7 @@ def _column_sums(gibbs: GibbsKernel, block: Tensor, rows: slice, saved: Saved) -
             rows_1=saved.row_scalings[0, 0, rows],
             rows_2=saved.row_scalings[0, 1, rows],
             column_parts=parts,
+            **gibbs.kept_apart(rows),
             diagonal=gibbs.row_offset(rows),
             m=m,
             n=n,

@@ -22,6 +22,7 @@ from otter_losses.ops.triton.kernels.tiles import (
     cosine_tile,
     gibbs_tile,
     meets_diagonal,
+    own_entries,
     program_tile,
     wide,
 )
@@ -48,6 +49,8 @@ def statistics(
     image_columns,
     text_rows,
     text_columns,
+    apart_rows,
+    apart_columns,
     row_parts,
     column_parts,
     own_logit,
@@ -59,6 +62,7 @@ def statistics(
     DIVERGENCE: tl.constexpr,
     KIND: tl.constexpr,
     RAW: tl.constexpr,
+    APART: tl.constexpr,
     EVEN: tl.constexpr,
     COMPUTED: tl.constexpr,
     WHOLE: tl.constexpr,
@@ -81,7 +85,8 @@ def statistics(
     store_log_sum_exps(z, i, j, m, n, row_parts, column_parts, EVEN)
     if SOFT:
         described: tl.constexpr = DESCRIPTORS and KIND == CODES and not RAW
-        tile = gibbs_tile(gibbs, params, row, column, m, n, diagonal, stride, KIND, RAW, described, BM, BN)
+        own = own_entries(apart_rows, apart_columns, i, j, diagonal, m, n, APART)
+        tile = gibbs_tile(gibbs, params, own, row, column, m, n, stride, KIND, RAW, described, BM, BN)
         store_expected_logits(
             z,
             tile,
@@ -252,30 +257,37 @@ def _merged(top, total, parts):
 def pair_losses(
     row_lse,
     column_lse,
-    own_logit,
+    row_own,
+    column_own,
     row_expected_logit,
     column_expected_logit,
     row_entropy,
     column_entropy,
-    hard,
+    on_pair,
+    uniform,
     logit_sums,
     prior,
     alpha,
     factor,
+    q,
     given,
     soft,
+    slopes,
     b,
     SOFT: tl.constexpr,
     DIVERGENCE: tl.constexpr,
     UNIFORM: tl.constexpr,
+    GROUPS: tl.constexpr,
     MEAN: tl.constexpr,
     PER_PAIR: tl.constexpr,
+    ROBUST: tl.constexpr,
     BN: tl.constexpr,
 ):
     """Every pair's cross entropies of rows and columns, (2, b); or MEAN: of all together, 0-D, times the factor.
 
     A mean's pairs weigh alpha in those against the given targets and the rest in those against the soft ones; PER_PAIR that is
-    `prior`, (b,). `hard`: on_diagonal and uniform.
+    `prior`, (b,). ROBUST: the given ones become ``(1 - p^q) / q``, and `slopes` ``p^q``, (2, b). In GROUPS `on_pair` and
+    `uniform` have one number for each pair.
     """
     given_total = tl.zeros((BN,), tl.float32)
     soft_total = tl.zeros((BN,), tl.float32)
@@ -283,7 +295,8 @@ def pair_losses(
         i = first + tl.arange(0, BN)
         row = tl.load(row_lse + i, i < b, other=0.0)
         column = tl.load(column_lse + i, i < b, other=0.0)
-        own = tl.load(own_logit + i, i < b, other=0.0)
+        own_1 = tl.load(row_own + i, i < b, other=0.0)
+        own_2 = tl.load(column_own + i, i < b, other=0.0)
         soft_row, soft_column = row, column
         if SOFT:
             soft_row = (row - tl.load(row_expected_logit + i, i < b, other=0.0)) / OCTAVES
@@ -291,13 +304,21 @@ def pair_losses(
             if DIVERGENCE:
                 soft_row -= tl.load(row_entropy + i, i < b, other=0.0)
                 soft_column -= tl.load(column_entropy + i, i < b, other=0.0)
+        if UNIFORM or GROUPS:
+            share = tl.load(on_pair + i, i < b, other=0.0) if GROUPS else tl.load(on_pair)
+            own_1 *= share
+            own_2 *= share
+        row = (row - own_1) / OCTAVES
+        column = (column - own_2) / OCTAVES
         if UNIFORM:
-            own *= tl.load(hard)
-        row = (row - own) / OCTAVES
-        column = (column - own) / OCTAVES
-        if UNIFORM:
-            row -= tl.load(hard + 1) * tl.load(logit_sums + i, i < b, other=0.0)
-            column -= tl.load(hard + 1) * tl.load(logit_sums + b + i, i < b, other=0.0)
+            share = tl.load(uniform + i, i < b, other=0.0) if GROUPS else tl.load(uniform)
+            row -= share * tl.load(logit_sums + i, i < b, other=0.0)
+            column -= share * tl.load(logit_sums + b + i, i < b, other=0.0)
+        if ROBUST:
+            row, slope = _generalised(row, q)
+            tl.store(slopes + i, slope, i < b)
+            column, slope = _generalised(column, q)
+            tl.store(slopes + b + i, slope, i < b)
         if MEAN:
             weight = tl.load(prior + i, i < b, other=0.0) if PER_PAIR else tl.zeros((BN,), tl.float32) + alpha
             given_total += weight * (row + column)
@@ -315,10 +336,21 @@ def pair_losses(
 
 
 @triton.jit
+def _generalised(entropy, q):
+    """``(1 - p^q) / q`` of a cross entropy ``-log p``, and its slope ``p^q``."""
+    exponent = -q * entropy
+    slope = tl.exp(exponent)
+    # exp(exponent) - 1, exact also where the power rounds to 1.
+    less = tl.where(slope == 1.0, exponent, (slope - 1.0) * (exponent / tl.where(slope == 1.0, 1.0, tl.log(slope))))
+    return -tl.where(slope < 0.5, slope - 1.0, less) / q, slope
+
+
+@triton.jit
 def pair_weights(
     given_gradient,
     soft_gradient,
     prior,
+    slopes,
     alpha,
     factor,
     given,
@@ -328,15 +360,24 @@ def pair_weights(
     GIVEN: tl.constexpr,
     SOFT: tl.constexpr,
     PER_PAIR: tl.constexpr,
+    ROBUST: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """The gradient of every pair's cross entropies, (n,), of rows as of columns, for that of their means; over its magnitude."""
+    """The gradient of every pair's cross entropies, (n,), of rows as of columns, for that of their means; over its magnitude.
+
+    ROBUST: of the given ones those of the rows and of the columns differ, (2, n).
+    """
     of_given = tl.load(given_gradient) * factor if GIVEN else 0.0 * factor
     of_soft = tl.load(soft_gradient) * factor if SOFT else 0.0 * factor
     peak = tl.maximum(tl.maximum(tl.abs(of_given), tl.abs(of_soft)), 1.1754943508222875e-38)
     i = tl.program_id(0) * BN + tl.arange(0, BN)
     weight = tl.load(prior + i, i < n, other=0.0) if PER_PAIR else tl.zeros((BN,), tl.float32) + alpha
-    tl.store(given + i, weight * (of_given / peak), i < n)
+    of_given = weight * (of_given / peak)
+    if ROBUST:
+        tl.store(given + i, of_given * tl.load(slopes + i, i < n, other=0.0), i < n)
+        tl.store(given + n + i, of_given * tl.load(slopes + n + i, i < n, other=0.0), i < n)
+    else:
+        tl.store(given + i, of_given, i < n)
     tl.store(soft + i, (1.0 - weight) * (of_soft / peak), i < n)
     if tl.program_id(0) == 0:
         tl.store(magnitude, peak)
@@ -360,7 +401,13 @@ def logits_gradient(
     soft_rows,
     given_columns,
     soft_columns,
-    hard,
+    on_pair,
+    uniform_rows,
+    uniform_columns,
+    row_groups,
+    column_groups,
+    apart_rows,
+    apart_columns,
     g,
     on_diagonal,
     row_residual,
@@ -375,6 +422,8 @@ def logits_gradient(
     KIND: tl.constexpr,
     RAW: tl.constexpr,
     UNIFORM: tl.constexpr,
+    GROUPS: tl.constexpr,
+    APART: tl.constexpr,
     PLANES: tl.constexpr,
     EVEN: tl.constexpr,
     COMPUTED: tl.constexpr,
@@ -384,7 +433,10 @@ def logits_gradient(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """The gradient of one tile of logits, for those of rows' and columns' cross entropies; `g` may be the stored block `left`."""
+    """The gradient of one tile of logits, for those of rows' and columns' cross entropies; `g` may be the stored block `left`.
+
+    In GROUPS `on_pair` has one number for each row; UNIFORM then has one for each row and column.
+    """
     row_tile, column_tile = program_tile(m, n, BM, BN)
     row, column = row_tile * BM, column_tile * BN
     i = row + tl.arange(0, BM)
@@ -404,7 +456,8 @@ def logits_gradient(
     value += column_weight[None, :] * tl.exp2(z - tl.load(column_lse + j, j < n, other=0.0)[None, :])
     if SOFT:
         described: tl.constexpr = DESCRIPTORS and KIND == CODES and not RAW
-        tile = gibbs_tile(gibbs, params, row, column, m, n, diagonal, stride, KIND, RAW, described, BM, BN)
+        own = own_entries(apart_rows, apart_columns, i, j, diagonal, m, n, APART)
+        tile = gibbs_tile(gibbs, params, own, row, column, m, n, stride, KIND, RAW, described, BM, BN)
         u = tl.load(image_rows + i, i < m, other=0.0)
         v = tl.load(image_columns + j, j < n, other=0.0)
         u_text = tl.load(text_rows + i, i < m, other=0.0)
@@ -416,13 +469,21 @@ def logits_gradient(
             # Kernel times row scalings first: row times column scaling of a removed entry can overflow.
             value -= tile * (soft_row * u)[:, None] * v[None, :]
             value -= tile * u_text[:, None] * (soft_column * v_text)[None, :]
-    share = 1.0
     if UNIFORM:
-        share = tl.load(hard)
-        value -= tl.load(hard + 1) * (given_row[:, None] + given_column[None, :])
+        if GROUPS:
+            value -= (given_row * tl.load(uniform_rows + i, i < m, other=0.0))[:, None]
+            value -= (given_column * tl.load(uniform_columns + j, j < n, other=0.0))[None, :]
+        else:
+            value -= tl.load(uniform_rows) * (given_row[:, None] + given_column[None, :])
+    if GROUPS:
+        share = tl.load(on_pair + i, i < m, other=0.0)[:, None]
+        positive = own_entries(row_groups, column_groups, i, j, diagonal, m, n, True)
+        value -= tl.where(positive, share * (given_row[:, None] + given_column[None, :]), 0.0)
     if meets_diagonal(row, column, diagonal, BM, BN):
         own = (i + diagonal)[:, None] == j[None, :]
-        value -= tl.where(own, share * (given_row[:, None] + given_column[None, :]), 0.0)
+        if not GROUPS:
+            share = tl.load(on_pair) if UNIFORM else 1.0
+            value -= tl.where(own, share * (given_row[:, None] + given_column[None, :]), 0.0)
         if PLANES > 0:
             store_diagonal(value, on_diagonal, i, j, m, n, diagonal)
             value = tl.where(own, 0.0, value)

@@ -4,15 +4,15 @@ import triton
 import triton.language as tl
 
 from otter_losses.ops.triton.kernels.epilogues import store_diagonal, store_gradient
-from otter_losses.ops.triton.kernels.tiles import cosine_tile, meets_diagonal, program_tile, wide
+from otter_losses.ops.triton.kernels.tiles import cosine_tile, meets_diagonal, own_entries, program_tile, wide
 from otter_losses.ops.triton.launch import COMPUTED_BESIDE_ANOTHER, COMPUTED_WRITTEN, LOADED, Kernel
 
 
 @triton.jit
-def _negated_logits(cosines, scale, bias, i, j, diagonal):
+def _negated_logits(cosines, scale, bias, positive):
     """``-l z``: large where the answer to "are i and j a pair?" is wrong."""
     z = cosines * tl.load(scale) + tl.load(bias)
-    return tl.where((i + diagonal)[:, None] == j[None, :], -z, z)
+    return tl.where(positive, -z, z)
 
 
 @triton.jit
@@ -31,11 +31,14 @@ def sigmoid_losses(
     width,
     scale,
     bias,
+    row_groups,
+    column_groups,
     row_parts,
     diagonal,
     m,
     n,
     stride,
+    GROUPS: tl.constexpr,
     EVEN: tl.constexpr,
     COMPUTED: tl.constexpr,
     WHOLE: tl.constexpr,
@@ -50,7 +53,8 @@ def sigmoid_losses(
     i = row + tl.arange(0, BM)
     j = column + tl.arange(0, BN)
     cosines = cosine_tile(left, right, width, row, column, m, n, stride, EVEN, COMPUTED, WHOLE, DESCRIPTORS, BM, BN, BK)
-    value = _negated_logits(cosines, scale, bias, i, j, diagonal)
+    positive = own_entries(row_groups, column_groups, i, j, diagonal, m, n, GROUPS)
+    value = _negated_logits(cosines, scale, bias, positive)
     loss = _losses(value, tl.exp(-tl.abs(value)))
     if not EVEN:
         loss = tl.where((i < m)[:, None] & (j < n)[None, :], loss, 0.0)
@@ -64,6 +68,8 @@ def sigmoid_gradient(
     width,
     scale,
     bias,
+    row_groups,
+    column_groups,
     weight,
     g,
     on_diagonal,
@@ -75,6 +81,7 @@ def sigmoid_gradient(
     stride,
     plane,
     gain,
+    GROUPS: tl.constexpr,
     WEIGHTED: tl.constexpr,
     LOSSES: tl.constexpr,
     PLANES: tl.constexpr,
@@ -96,7 +103,8 @@ def sigmoid_gradient(
     i = row + tl.arange(0, BM)
     j = column + tl.arange(0, BN)
     cosines = cosine_tile(left, right, width, row, column, m, n, stride, EVEN, COMPUTED, WHOLE, DESCRIPTORS, BM, BN, BK)
-    value = _negated_logits(cosines, scale, bias, i, j, diagonal)
+    positive = own_entries(row_groups, column_groups, i, j, diagonal, m, n, GROUPS)
+    value = _negated_logits(cosines, scale, bias, positive)
     small = tl.exp(-tl.abs(value))
     part = row_parts + column_tile.to(tl.int64) * m + i
     parts = wide(tl.cdiv(n, BN)) * m
@@ -110,12 +118,11 @@ def sigmoid_gradient(
         value *= tl.load(weight + i, i < m, other=0.0)[:, None]
     if not EVEN:
         value = tl.where((i < m)[:, None] & (j < n)[None, :], value, 0.0)
-    own = (i + diagonal)[:, None] == j[None, :]
-    value = tl.where(own, -value, value)
+    value = tl.where(positive, -value, value)
     tl.store(part, tl.sum(value, 1), i < m)
     if PLANES > 0 and meets_diagonal(row, column, diagonal, BM, BN):
         store_diagonal(value, on_diagonal, i, j, m, n, diagonal)
-        value = tl.where(own, 0.0, value)
+        value = tl.where((i + diagonal)[:, None] == j[None, :], 0.0, value)
     residual: tl.constexpr = 2 if LOSSES else 1
     store_gradient(
         value,

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from otter_losses.ops.triton.kernels.epilogues import log_sum, negated_log, store_encoded
-from otter_losses.ops.triton.kernels.tiles import LOGARITHMIC, cosine_tile, gibbs_tile, program_tile, teacher_logits
+from otter_losses.ops.triton.kernels.tiles import LOGARITHMIC, cosine_tile, gibbs_tile, own_entries, program_tile, teacher_logits
 from otter_losses.ops.triton.launch import COMPUTED_WRITTEN, LOADED, MERGE, Kernel
 
 
@@ -16,12 +16,15 @@ def encode(
     out,
     params,
     column_parts,
+    apart_rows,
+    apart_columns,
     diagonal,
     m,
     n,
     stride,
     KIND: tl.constexpr,
     WRITE: tl.constexpr,
+    APART: tl.constexpr,
     EVEN: tl.constexpr,
     COMPUTED: tl.constexpr,
     WHOLE: tl.constexpr,
@@ -40,7 +43,8 @@ def encode(
     j = column + tl.arange(0, BN)
     product = cosine_tile(left, right, width, row, column, m, n, stride, EVEN, COMPUTED, WHOLE, DESCRIPTORS, BM, BN, BK)
     mask = (i < m)[:, None] & (j < n)[None, :]
-    value = teacher_logits(product, params, i, j, diagonal, mask)
+    own = own_entries(apart_rows, apart_columns, i, j, diagonal, m, n, APART)
+    value = teacher_logits(product, params, own, mask)
     value = store_encoded(value, params, out + i.to(tl.int64)[:, None] * n + j[None, :], mask, KIND, WRITE)
     if KIND == LOGARITHMIC:
         top = tl.max(value, 0)
@@ -95,11 +99,14 @@ def row_scalings(
     columns_2,
     rows_1,
     rows_2,
+    apart_rows,
+    apart_columns,
     diagonal,
     m,
     n,
     KIND: tl.constexpr,
     RAW: tl.constexpr,
+    APART: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     STAGES: tl.constexpr,
@@ -111,7 +118,8 @@ def row_scalings(
     top_2, sum_2 = _nothing(BM, BN)
     for first in tl.range(0, n, BN, num_stages=STAGES):
         j = first + tl.arange(0, BN)
-        tile = gibbs_tile(gibbs, params, row, first, m, n, diagonal, n, KIND, RAW, False, BM, BN)
+        own = own_entries(apart_rows, apart_columns, i, j, diagonal, m, n, APART)
+        tile = gibbs_tile(gibbs, params, own, row, first, m, n, n, KIND, RAW, False, BM, BN)
         top_1, sum_1 = _added(top_1, sum_1, _scaled(tile, tl.load(columns_1 + j, j < n, other=0.0)[None, :], KIND), KIND)
         top_2, sum_2 = _added(top_2, sum_2, _scaled(tile, tl.load(columns_2 + j, j < n, other=0.0)[None, :], KIND), KIND)
     tl.store(rows_1 + i, _matching(_summed(top_1, sum_1, 1, KIND), KIND), i < m)
@@ -125,12 +133,15 @@ def column_sums(
     rows_1,
     rows_2,
     column_parts,
+    apart_rows,
+    apart_columns,
     diagonal,
     m,
     n,
     segment,
     KIND: tl.constexpr,
     RAW: tl.constexpr,
+    APART: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     STAGES: tl.constexpr,
@@ -144,7 +155,8 @@ def column_sums(
     end = tl.minimum(begin + segment, m)
     for first in tl.range(begin, end, BM, num_stages=STAGES):
         i = first + tl.arange(0, BM)
-        tile = gibbs_tile(gibbs, params, first, column, end, n, diagonal, n, KIND, RAW, False, BM, BN)
+        own = own_entries(apart_rows, apart_columns, i, j, diagonal, m, n, APART)
+        tile = gibbs_tile(gibbs, params, own, first, column, end, n, n, KIND, RAW, False, BM, BN)
         top_1, sum_1 = _added(top_1, sum_1, _scaled(tile, tl.load(rows_1 + i, i < end, other=0.0)[:, None], KIND), KIND)
         top_2, sum_2 = _added(top_2, sum_2, _scaled(tile, tl.load(rows_2 + i, i < end, other=0.0)[:, None], KIND), KIND)
     part = column_parts + tl.program_id(1).to(tl.int64) * 2 * n + j
@@ -231,7 +243,7 @@ def matching_round(
     top_2, sum_2 = _nothing(BM, BN)
     for first in range(0, n, BN):
         j = first + tl.arange(0, BN)
-        tile = gibbs_tile(gibbs, params, row, first, n, n, 0, n, KIND, False, False, BM, BN)
+        tile = gibbs_tile(gibbs, params, False, row, first, n, n, n, KIND, False, False, BM, BN)
         if FIRST:
             top_1, sum_1 = _added(top_1, sum_1, tile, KIND)
             v_2 = _column_scaling(column_parts, parts, n, j, n, KIND, BM, BN)
@@ -250,7 +262,7 @@ def matching_round(
     lowest, zeros = _nothing(BM, BN)
     for first in range(0, n, BN):
         j = first + tl.arange(0, BN)
-        tile = gibbs_tile(gibbs, params, row, first, n, n, 0, n, KIND, False, False, BM, BN)
+        tile = gibbs_tile(gibbs, params, False, row, first, n, n, n, KIND, False, False, BM, BN)
         part = new_parts + tl.program_id(0) * 2 * n + j
         top, total = _added(lowest, zeros, _scaled(tile, u_1, KIND), KIND)
         tl.store(part, _summed(top, total, 0, KIND), j < n)

@@ -29,7 +29,7 @@ def write_plans(
     total = tl.zeros((BM,), tl.float32)
     for first in range(0, n, BN):
         j = first + tl.arange(0, BN)
-        tile = gibbs_tile(gibbs, params, row, first, n, n, 0, n, KIND, False, False, BM, BN)
+        tile = gibbs_tile(gibbs, params, False, row, first, n, n, n, KIND, False, False, BM, BN)
         v = tl.load(image_columns + j, j < n, other=0.0)[None, :]
         if KIND == LOGARITHMIC:
             top, total = merged(top, total, tile + v, 1)
@@ -39,7 +39,7 @@ def write_plans(
     for first in range(0, n, BN):
         j = first + tl.arange(0, BN)
         mask = (i < n)[:, None] & (j < n)[None, :]
-        tile = gibbs_tile(gibbs, params, row, first, n, n, 0, n, KIND, False, False, BM, BN)
+        tile = gibbs_tile(gibbs, params, False, row, first, n, n, n, KIND, False, False, BM, BN)
         v = tl.load(image_columns + j, j < n, other=0.0)[None, :]
         v_text = tl.load(text_columns + j, j < n, other=0.0)[None, :]
         place = i.to(tl.int64)[:, None] * n + j[None, :]

@@ -130,10 +130,20 @@ def meets_diagonal(row, column, diagonal, BM: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
-def teacher_logits(product, params, i, j, diagonal, mask):
-    """A tile of ``L`` from that of its product; nothing beyond the edge."""
+def own_entries(row_groups, column_groups, i, j, diagonal, m, n, GROUPS: tl.constexpr):
+    """Which entries of a tile are of the given pairs; in GROUPS of pairs of one id, that of every row and column."""
+    if GROUPS:
+        own = tl.load(row_groups + i, i < m, other=0)[:, None] == tl.load(column_groups + j, j < n, other=0)[None, :]
+    else:
+        own = (i + diagonal)[:, None] == j[None, :]
+    return own
+
+
+@triton.jit
+def teacher_logits(product, params, own, mask):
+    """A tile of ``L`` from that of its product, lowered where it is of own entries; nothing beyond the edge."""
     value = product * tl.load(params)
-    value = tl.where((i + diagonal)[:, None] == j[None, :], value - tl.load(params + 3), value)
+    value = tl.where(own, value - tl.load(params + 3), value)
     return tl.where(mask, value, float("-inf"))
 
 
@@ -154,11 +164,11 @@ def decoded(code, params):
 def gibbs_tile(
     gibbs,
     params,
+    own,
     row,
     column,
     m,
     n,
-    diagonal,
     stride,
     KIND: tl.constexpr,
     RAW: tl.constexpr,
@@ -168,6 +178,7 @@ def gibbs_tile(
 ):
     """A tile of ``K``, or of ``L`` where LOGARITHMIC, from a stored block of it or, where RAW, of its product.
 
+    `own` entries are lowered in a product; in what is stored they are already.
     DESCRIBED: codes come as a tensor descriptor; what it reads beyond the edges is finite, but not nothing.
     """
     if DESCRIBED:
@@ -178,7 +189,7 @@ def gibbs_tile(
         mask = (i < m)[:, None] & (j < n)[None, :]
         place = gibbs + i.to(tl.int64)[:, None] * stride + j[None, :]
         if RAW:
-            tile = teacher_logits(tl.load(place, mask, other=0.0), params, i, j, diagonal, mask)
+            tile = teacher_logits(tl.load(place, mask, other=0.0), params, own, mask)
             if KIND != LOGARITHMIC:
                 tile = tl.exp(tile - tl.load(params + 1))
         elif KIND == CODES:
