@@ -6,6 +6,7 @@ from otter_losses.losses.distillation import DistillationLoss
 from otter_losses.losses.info_nce import InfoNCELoss
 from otter_losses.losses.label_smoothing import LabelSmoothingLoss
 from otter_losses.losses.otter import OTTERLoss
+from otter_losses.losses.robust import RobustLoss
 from otter_losses.losses.siglip import SigLIPLoss
 from otter_losses.sinkhorn import SinkhornResult, sinkhorn_knopp
 from otter_losses.teacher import EMATeacher
@@ -16,6 +17,7 @@ __all__ = [
     "InfoNCELoss",
     "LabelSmoothingLoss",
     "OTTERLoss",
+    "RobustLoss",
     "SigLIPLoss",
     "SinkhornResult",
     "grad_cache",

@@ -21,6 +21,7 @@ from otter_losses.losses.distillation import distillation_loss
 from otter_losses.losses.info_nce import info_nce_loss
 from otter_losses.losses.label_smoothing import label_smoothing_loss
 from otter_losses.losses.otter import otter_loss
+from otter_losses.losses.robust import robust_loss
 from otter_losses.losses.siglip import siglip_loss
 from otter_losses.ops import dispatch
 from otter_losses.ops.eager.sinkhorn import plans
@@ -36,6 +37,7 @@ __all__ = [
     "label_smoothing_loss",
     "otter_loss",
     "otter_targets",
+    "robust_loss",
     "siglip_loss",
 ]
 

@@ -262,7 +262,7 @@ def test_solver_options_that_cannot_be_used(options: dict[str, Any], error: type
         sinkhorn_knopp(torch.zeros(2, 2), **options)
 
 
-@every_taught_loss
+@pytest.mark.parametrize("build", [OTTERLoss, DistillationLoss])
 @pytest.mark.parametrize("name", ["gamma_image", "gamma_text"])
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
 def test_gammas_that_cannot_be_used(build: type[PairLoss], name: str, value: float) -> None:

@@ -17,6 +17,7 @@ from otter_losses.losses.distillation import DistillationLoss, distillation_loss
 from otter_losses.losses.info_nce import InfoNCELoss, info_nce_loss
 from otter_losses.losses.label_smoothing import LabelSmoothingLoss, label_smoothing_loss
 from otter_losses.losses.otter import OTTERLoss, otter_loss
+from otter_losses.losses.robust import RobustLoss, robust_loss
 from otter_losses.losses.siglip import SigLIPLoss, siglip_loss
 from otter_losses.ops import reference
 
@@ -61,6 +62,14 @@ def _distillation(x: Tensor, y: Tensor, s: Tensor, v: Tensor, t: Tensor) -> Tens
     return reference.soft_target_loss(x, y, s, p, q)
 
 
+def _robust(x: Tensor, y: Tensor, s: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    z = s * x @ y.T
+    given = [(1 - each.softmax(1).diagonal() ** 0.3).mean() / 0.3 for each in (z, z.T)]
+    return (given[0] + given[1]) / 4 + reference.soft_target_loss(
+        x, y, s, *reference.distillation_targets(v, t, float(s.detach()))
+    ) / 2
+
+
 def _siglip(x: Tensor, y: Tensor, s: Tensor, v: Tensor, t: Tensor) -> Tensor:
     labels = 2 * torch.eye(len(x), dtype=x.dtype, device=x.device) - 1
     return -F.logsigmoid(labels * (s * x @ y.T)).sum() / len(x)
@@ -73,6 +82,7 @@ LOSSES = {
         RegisteredLoss("label_smoothing", LabelSmoothingLoss, label_smoothing_loss, _label_smoothing),
         RegisteredLoss("distillation", DistillationLoss, distillation_loss, _distillation, uses_teacher=True),
         RegisteredLoss("otter", OTTERLoss, otter_loss, reference.otter_loss, uses_teacher=True),
+        RegisteredLoss("robust", RobustLoss, robust_loss, _robust, uses_teacher=True),
         RegisteredLoss("siglip", SigLIPLoss, siglip_loss, _siglip),
     )
 }

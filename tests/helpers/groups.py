@@ -32,8 +32,8 @@ def matches(v: Tensor, t: Tensor, same: Tensor, epsilon: float = 0.15) -> tuple[
     return plans[0] / plans[0].sum(1, keepdim=True), plans[1] / plans[1].sum(1, keepdim=True)
 
 
-def grouped_losses(name: str, batch: Batch, bias: Tensor, groups: Tensor, q: float = 0.0) -> Tensor:
-    """One loss a pair, (N,), of a loss with its defaults."""
+def grouped_losses(name: str, batch: Batch, bias: Tensor, groups: Tensor, q: float) -> Tensor:
+    """One loss a pair, (N,), of a loss with its defaults but for q."""
     same = groups[:, None] == groups
     z = batch.scale * batch.x @ batch.y.T
     if name == "siglip":
@@ -45,7 +45,7 @@ def grouped_losses(name: str, batch: Batch, bias: Tensor, groups: Tensor, q: flo
     contrastive = (_entropy(z, given, q) + _entropy(z.T, given, q)) / 2
     if name in ("info_nce", "label_smoothing"):
         return contrastive
-    if name == "distillation":
+    if name in ("distillation", "robust"):
         plans = reference.distillation_targets(batch.v, batch.t, float(batch.scale.detach()))
     else:
         plans = matches(batch.v, batch.t, same)

@@ -21,7 +21,7 @@ GROUPED = [name for name in VARIANTS if "official" not in name]
 
 
 def call_of(name: str, batch: Batch) -> dict[str, Any]:
-    return {**batch.teacher(), **({"dist_logit_scale": batch.scale.detach()} if name == "distillation" else {})}
+    return {**batch.teacher(), **({"dist_logit_scale": batch.scale.detach()} if name in ("distillation", "robust") else {})}
 
 
 def check(name: str, batch: Batch, groups: Tensor, q: float, limit: float, **options: Any) -> None:

@@ -36,6 +36,9 @@ def expected_of(name: str, batch: Batch) -> Tensor:
     if name == "siglip":
         return -F.logsigmoid((2 * torch.eye(len(logits), dtype=logits.dtype) - 1) * logits).sum(1)
     p, q = targets_of(name, batch)
+    if name == "robust":
+        given = [(1 - each.softmax(1).diagonal() ** 0.3) / 0.3 for each in (logits, logits.T)]
+        return expected_of("distillation", batch) + (given[0] + given[1]) / 4 - expected_of("info_nce", batch) / 2
     return -((p * logits.log_softmax(1)).sum(1) + (q * logits.T.log_softmax(1)).sum(1)) / 2
 
 
