@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import otter_losses
 from benchmarks.reproduction.config import ConfigError, LossConfig
 from benchmarks.reproduction.place import Place
 from otter_losses import OTTERLoss, official
-from otter_losses.functional import otter_targets
+from otter_losses.diagnostics import plan_summary, target_summary
 from otter_losses.losses.base import PairLoss
+from otter_losses.ops.reference import similarity
 
 OFFICIAL = "OTTERLoss.official"
 NAMES = ("InfoNCELoss", "LabelSmoothingLoss", "DistillationLoss", "OTTERLoss", OFFICIAL)
@@ -50,50 +50,28 @@ def build(config: LossConfig, place: Place) -> Callable[..., Tensor]:
 
 
 def diagnose(config: LossConfig, v: Tensor, t: Tensor, scale: float, ranks: int) -> dict[str, float]:
-    """What the targets from a teacher's features of a whole batch, (N, D) each, look like; image to text.
+    """What the targets from a teacher's features of a whole batch, (N, D) each, look like.
 
     Args:
         scale: the teacher's logit scale, which KD without an epsilon sharpens by.
         ranks: processes that share the batch; the released code's mistake depends on it.
 
     Returns:
-        `given`: the mass of a target on its own pair, mean over the batch. `transported`: entropy, in nats, of the rest of the
-        mass as the loss finds it, prior aside. `matches`: exp of that, how many texts an image is matched with. `top`: the mass
-        of the best match.
+        The numbers of `otter_losses.diagnostics.plan_summary`.
 
     Example:
         >>> import torch
         >>> from benchmarks.reproduction.config import load
         >>> found = diagnose(load(["otter"]).loss, torch.eye(4), torch.eye(4), scale=50.0, ranks=1)
         >>> {name: round(value, 2) for name, value in found.items()}
-        {'given': 0.5, 'transported': 1.1, 'matches': 3.0, 'top': 0.33}
+        {'alpha': 0.5, 'mass_off_pair': 0.5, 'effective_matches': 3.0, 'top_mass': 0.33}
     """
-    alpha = float(config.options.get("alpha", 0.5))
-    plan = _plan(config, v.float(), t.float(), scale, ranks)
-    entropy = torch.special.entr(plan).sum(1)
-    return {
-        "given": alpha + (1 - alpha) * float(plan.diagonal().mean()),
-        "transported": float(entropy.mean()),
-        "matches": float(entropy.exp().mean()),
-        "top": float(plan.amax(1).mean()),
-    }
-
-
-def _plan(config: LossConfig, v: Tensor, t: Tensor, scale: float, ranks: int) -> Tensor:
-    options = {name: value for name, value in config.options.items() if name != "alpha"}
-    if config.name == "OTTERLoss":
-        return otter_targets(v, t, **{name: value for name, value in options.items() if name != "scope"})[0]
-    gammas = [
-        float(options.get(f"gamma_{name}", 0.0 if config.name == "DistillationLoss" else 1.0)) for name in ("image", "text")
-    ]
-    scores = gammas[0] * (v @ v.T) + gammas[1] * (t @ t.T) + v @ t.T
-    if config.name == OFFICIAL:
-        counts = tuple(len(rows) for rows in v.tensor_split(ranks))
-        return official.targets(
-            scores, official.diagonal_penalty(*gammas), counts, options.get("epsilon", 0.15), options.get("iterations", 5)
-        )
-    epsilon = options.get("epsilon")
-    scores = scores * (scale if epsilon is None else 1 / epsilon)
-    if options.get("remove_diagonal"):
-        scores.fill_diagonal_(-torch.inf)
-    return scores.softmax(1)
+    v, t, options = v.float(), t.float(), dict(config.options)
+    if config.name != OFFICIAL:
+        return target_summary(getattr(otter_losses, config.name)(**options, world_size=1), v, t, scale, dist_logit_scale=scale)
+    alpha, gammas = options.pop("alpha", 0.5), [options.pop(f"gamma_{name}", 1.0) for name in ("image", "text")]
+    counts, penalty = tuple(len(rows) for rows in v.tensor_split(ranks)), official.diagonal_penalty(*gammas)
+    transport = {"epsilon": 0.15, "iterations": 5, **options}
+    both = similarity(v, t, *gammas), similarity(t, v, gammas[1], gammas[0])
+    image, text = (official.targets(scores, penalty, counts, **transport) for scores in both)
+    return plan_summary((image, text), alpha)

@@ -79,14 +79,14 @@ def test_the_papers_loss_has_the_gradient_of_the_released_sum_on_one_device() ->
 def test_diagnostics_tell_the_released_mistake_from_the_paper() -> None:
     v, t = (each.float() for each in make_features("random", 32, 16, seed=3))
     rows = {row: objective.diagnose(config.load([row]).loss, v, t, scale=50.0, ranks=4) for row in ("otter", "otter_official")}
-    assert rows["otter"]["given"] == pytest.approx(0.5)
-    assert rows["otter_official"]["given"] > 0.55  # three of four ranks give mass back to the given pair
+    assert rows["otter"]["mass_off_pair"] == pytest.approx(0.5)
+    assert rows["otter_official"]["mass_off_pair"] < 0.45  # three of four ranks give mass back to the given pair
     alone = objective.diagnose(config.load(["otter_official"]).loss, v, t, scale=50.0, ranks=1)
     assert alone == pytest.approx(rows["otter"], rel=1e-3)
     kd = objective.diagnose(config.load(["distillation"]).loss, v, t, scale=50.0, ranks=4)
-    softmax = (100 * v @ t.T).softmax(1)
-    assert kd["given"] == pytest.approx(0.5 + 0.5 * float(softmax.diagonal().mean()), rel=1e-4)
-    assert kd["transported"] == pytest.approx(float(torch.special.entr(softmax).sum(1).mean()), rel=1e-4)
+    softmaxes = torch.stack(((100 * v @ t.T).softmax(1), (100 * t @ v.T).softmax(1)))
+    assert kd["mass_off_pair"] == pytest.approx(0.5 - 0.5 * float(softmaxes.diagonal(dim1=1, dim2=2).mean()), rel=1e-4)
+    assert kd["effective_matches"] == pytest.approx(float(torch.special.entr(softmaxes).sum(2).exp().mean()), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_a_dry_run_of_the_papers_configuration_over_two_processes(tmp_path: Path
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all(line["images_per_second"] > 0 and math.isfinite(line["loss"]) for line in lines)
     assert [line["lr"] for line in lines] == pytest.approx([3e-3 * 0.5 * (1 + math.cos(math.pi * n / 4)) for n in range(4)])
-    assert all(line["given"] == pytest.approx(0.5) and line["transported"] > 0 for line in events(run, "targets"))
+    assert all(line["mass_off_pair"] == pytest.approx(0.5) and line["effective_matches"] > 1 for line in events(run, "targets"))
     assert len(events(run, "finished")) == 1
     assert find_spec("tensorboard") is None or list((run / "tensorboard").glob("events.*"))
     assert len(list((tmp_path / "dry" / "results").glob("goi-*.json"))) == 1
