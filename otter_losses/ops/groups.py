@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from otter_losses.ops.domains import reads_freely
+
 
 @dataclass(frozen=True, eq=False)
 class Groups:
@@ -37,8 +39,38 @@ class Groups:
         return torch.where(2 * self.sizes > pairs, alone, self.ids)
 
 
-def positives(ids: Tensor, rows: slice) -> Tensor:
-    """Whether row i and column j are of one group, of those rows and all columns."""
+# A block has all columns of some rows of the batch; own entries are those of pairs of one group. On the CPU, where a look is
+# free, they are written one by one.
+
+
+def fill_own(block: Tensor, ids: Tensor, rows: slice, value: float) -> None:
+    own = _own(ids, rows)
+    if reads_freely(block):
+        block[own.nonzero(as_tuple=True)] = value
+    else:
+        block.masked_fill_(own, value)
+
+
+def negate_own(block: Tensor, ids: Tensor, rows: slice) -> None:
+    own = _own(ids, rows)
+    if reads_freely(block):
+        places = own.nonzero(as_tuple=True)
+        block[places] = block[places].neg_()
+    else:
+        torch.where(own, -block, block, out=block)
+
+
+def subtract_own(block: Tensor, ids: Tensor, rows: slice, row_values: Tensor, column_values: Tensor) -> None:
+    """Of each own entry its row's value and its column's."""
+    own = _own(ids, rows)
+    if reads_freely(block):
+        i, j = own.nonzero(as_tuple=True)
+        block[i, j] -= row_values[i] + column_values[j]
+    else:
+        block.sub_((row_values[:, None] + column_values).masked_fill_(~own, 0))
+
+
+def _own(ids: Tensor, rows: slice) -> Tensor:
     return ids[rows, None] == ids
 
 

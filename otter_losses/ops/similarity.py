@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from otter_losses.ops.domains import largest_logit, reads_freely
-from otter_losses.ops.groups import positives
+from otter_losses.ops.groups import fill_own
 from otter_losses.ops.memory import eager_blocks, slices
 from otter_losses.ops.products import HALVES, as_multiplied, parts, product
 
@@ -139,8 +139,7 @@ class Similarity:
         offset = self.rows.start + first
         if self.groups is not None:
             for rows in eager_blocks(logits.shape[0], logits.shape[1], logits.device):
-                own = positives(self.groups, slice(offset + rows.start, offset + rows.stop))
-                logits[rows].masked_fill_(own, -math.inf)
+                fill_own(logits[rows], self.groups, slice(offset + rows.start, offset + rows.stop), -math.inf)
         elif self.diagonal_penalty == math.inf:
             logits.diagonal(offset).fill_(-math.inf)
         elif self.diagonal_penalty:

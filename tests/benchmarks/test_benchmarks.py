@@ -449,3 +449,17 @@ def test_gradients_of_sinkhorn_are_compared(tmp_path: Path, monkeypatch: pytest.
     assert [(row["size"], row["rounds"], "matrices" in row["analytic"]) for row in rows] == [(12, 3, True), (9, 2, False)]
     assert all(0 < row["difference"] <= 1e-3 for row in rows)
     assert "| 12 | 3 | 0.15 |" in (tmp_path / "found.md").read_text()
+
+
+def test_the_options_are_timed_beside_the_loss_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from benchmarks import options
+
+    asked = ["options", "--pairs", "12", "--width", "8", "--repetitions", "1", "--output", str(tmp_path / "options")]
+    monkeypatch.setattr(sys, "argv", asked)
+    options.main()
+    rows = json.loads((tmp_path / "options.json").read_text())["rows"]
+    of = {(row["loss"], row["options"]): row for row in rows}
+    assert {loss for loss, _ in of} == set(options.LOSSES)
+    assert len(rows) == 3 + 4 + 4 + 2
+    for (loss, _), row in of.items():
+        assert row["ratio"] == pytest.approx(row["median_ms"] / of[loss, ""]["median_ms"])

@@ -11,7 +11,9 @@ from otter_losses import DistillationLoss, InfoNCELoss, OTTERLoss
 from otter_losses.functional import otter_targets
 from otter_losses.losses.base import PairLoss
 from otter_losses.losses.registry import LOSSES
-from otter_losses.ops import memory
+from otter_losses.ops import groups as groups_of_ops
+from otter_losses.ops import memory, similarity
+from otter_losses.ops.eager import cross_entropy, sinkhorn
 from tests.helpers.batches import DEVICE, Batch, make_batch, on_device
 from tests.helpers.checks import relative, worst_error
 from tests.helpers.groups import KINDS, grouped_losses, make_groups, matches
@@ -56,6 +58,15 @@ def test_every_loss_is_that_of_its_targets(name: str, kind: str, n: int, max_mem
     with memory.limits(cpu_block_elements=1, cpu_block_rows=7):
         for q in (0.0, 0.3)[: 1 + (name != "siglip")]:
             check(name, make_batch(n, 6), make_groups(kind, n), q, 1e-10, max_memory=max_memory)
+
+
+@memories
+@pytest.mark.parametrize("name", MODULES)
+def test_so_it_is_where_nobody_may_look(monkeypatch: pytest.MonkeyPatch, name: str, max_memory: int) -> None:
+    """As on a device: entries are told by masks."""
+    for module in (groups_of_ops, similarity, sinkhorn, cross_entropy):
+        monkeypatch.setattr(module, "reads_freely", lambda tensor: False)
+    check(name, make_batch(23, 6), make_groups("some", 23), 0.0, 1e-10, max_memory=max_memory)
 
 
 @pytest.mark.gpu

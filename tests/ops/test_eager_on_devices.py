@@ -5,6 +5,7 @@ those of a device, and what is done with them is counted.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -155,6 +156,11 @@ def test_the_watch_sees() -> None:
     assert watch.host == {"aten::ones", "aten::add_", "aten::_to_copy"}
 
 
+def grouped(pairs: int = 512) -> HardTargets:
+    ids, shares = (torch.empty(pairs, dtype=dtype, device="meta") for dtype in (torch.int32, torch.float32))
+    return HardTargets(shares, shares, ids)
+
+
 def watched(soft: str | None, keeps: bool, dtype: torch.dtype, hard: HardTargets, pairs: int = 512) -> Watch:
     """A forward and backward of the softmax losses' operator, whole or block by block."""
     x, y, v, t = (torch.empty(pairs, 16, dtype=dtype, device="meta") for _ in range(4))
@@ -162,6 +168,7 @@ def watched(soft: str | None, keeps: bool, dtype: torch.dtype, hard: HardTargets
     targets = None
     if soft is not None:
         targets = transported(v, t, inv_epsilon, logit_range=40.0 if soft == "plain numbers" else math.inf)
+        targets = replace(targets, groups=hard.groups)
     storage = Storage(torch.float32 if keeps and soft else None, keeps)
     problem = make_problem(x, y, scale, storage, targets, hard=hard)
     watch = Watch(pairs)
@@ -182,7 +189,8 @@ def half_products(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("soft", [None, "plain numbers", "logarithms"])
 def test_no_step_touches_the_host(half_products: None, soft: str | None, keeps: bool, dtype: torch.dtype) -> None:
     """The condition for CUDA graphs."""
-    assert not watched(soft, keeps, dtype, HardTargets(0.9, 0.1)).host
+    for hard in (HardTargets(0.9, 0.1), grouped()):
+        assert not watched(soft, keeps, dtype, hard).host
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -190,12 +198,13 @@ def test_no_step_touches_the_host(half_products: None, soft: str | None, keeps: 
 def test_no_step_of_the_sigmoid_loss_touches_the_host(half_products: None, keeps: bool, dtype: torch.dtype) -> None:
     x, y = (torch.empty(512, 16, dtype=dtype, device="meta") for _ in range(2))
     scale = bias = torch.empty((), device="meta")
-    problem = SigmoidProblem(Student(x, y, y, scale), bias, slice(0, 512), keeps)
-    watch = Watch(512)
-    with watch:
-        losses, kept = sigmoid.forward(problem)
-        sigmoid.backward(problem, losses, kept, True, True, WHOLE_BATCH)
-    assert not watch.host
+    for groups in (grouped().groups, None):
+        problem = SigmoidProblem(Student(x, y, y, scale), bias, slice(0, 512), keeps, groups)
+        watch = Watch(512)
+        with watch:
+            losses, kept = sigmoid.forward(problem)
+            sigmoid.backward(problem, losses, kept, True, True, WHOLE_BATCH)
+        assert not watch.host
     assert watch.walks <= (13.0 if dtype == torch.float32 else 16.5) + (0 if keeps else 3)
 
 

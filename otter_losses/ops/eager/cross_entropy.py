@@ -6,7 +6,7 @@ from torch import Tensor
 from otter_losses.ops.domains import SCALING, Domain, reads_freely, safe_range
 from otter_losses.ops.eager.feature_gradients import FeatureGradients
 from otter_losses.ops.eager.sinkhorn import GibbsKernel, domain_of, last_row_scalings, solve
-from otter_losses.ops.groups import positives
+from otter_losses.ops.groups import subtract_own
 from otter_losses.ops.memory import computing_dtype, eager_blocks
 from otter_losses.ops.problem import CrossEntropies, CrossEntropyGradients, Gradients, Problem, Saved, Scalar, Student
 from otter_losses.ops.products import as_multiplied, product
@@ -159,8 +159,7 @@ def backward(
     blocks = eager_blocks(b, n, student.image_features.device)
     logits_gradient = _LogitsGradient(problem, weights, saved)
     space = student.logit_scale.new_empty(blocks[0].stop, n)
-    needs_no_other = problem.soft is None and problem.hard.groups is None and logits_gradient.has_exponentials
-    scratch = space if needs_no_other else torch.empty_like(space)
+    scratch = space if problem.soft is None and logits_gradient.has_exponentials else torch.empty_like(space)
     gradients = FeatureGradients(student, wants_image, wants_text)
     for rows in blocks:
         g = space[: rows.stop - rows.start]
@@ -210,18 +209,17 @@ class _LogitsGradient:
             g.addcmul_(scratch, self.column_lse)
         if self.kernel is not None:
             self._subtract_plans(rows, g, scratch)
-        self._subtract_pairs(rows, g, scratch)
+        self._subtract_pairs(rows, g)
         if weights.row_uniform is not None and weights.column_uniform is not None:
             g.sub_(weights.row_uniform[rows, None]).sub_(weights.column_uniform)
 
-    def _subtract_pairs(self, rows: slice, g: Tensor, scratch: Tensor) -> None:
+    def _subtract_pairs(self, rows: slice, g: Tensor) -> None:
         row, column, own = self.weights.row_pair[rows], self.weights.column_pair, self.problem.rows_of(rows)
         groups = self.problem.hard.groups
         if groups is None:
             g.diagonal(own.start).sub_(row + column[own])
         else:
-            torch.add(row[:, None], column, out=scratch).masked_fill_(~positives(groups, own), 0)
-            g.sub_(scratch)
+            subtract_own(g, groups, own, row, column)
 
     def _subtract_plans(self, rows: slice, g: Tensor, scratch: Tensor) -> None:
         assert self.kernel is not None

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from otter_losses.ops.eager.feature_gradients import FeatureGradients
-from otter_losses.ops.groups import positives
+from otter_losses.ops.groups import negate_own
 from otter_losses.ops.memory import eager_blocks
 from otter_losses.ops.problem import SigmoidGradients, SigmoidProblem
 from otter_losses.ops.products import as_multiplied, product
@@ -41,8 +41,7 @@ class _NegatedLogits:
             block.diagonal(first).neg_()
         else:
             for part in eager_blocks(block.shape[0], block.shape[1], block.device):
-                own = positives(self.groups, slice(first + part.start, first + part.stop))
-                block[part] = torch.where(own, -block[part], block[part])
+                negate_own(block[part], self.groups, slice(first + part.start, first + part.stop))
 
 
 def forward(problem: SigmoidProblem) -> tuple[Tensor, Tensor]:
