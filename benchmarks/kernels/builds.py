@@ -72,8 +72,8 @@ def architectures(launch: Launch, is_representative: bool = True) -> tuple[Archi
     loaded = [tile for tile in launch.tiles if not dict(tile).get("DESCRIPTORS")]
     is_first = launch.usual and launch.tile in (launch.tiles[0], loaded[0])
     walks_over_vectors = not any(declared.matrices(launch.kernel))
-    is_variant = launch.computed and (launch.divergence or launch.float16 or launch.grouped or launch.uneven or not is_first)
-    if not launch.usual or is_variant or (walks_over_vectors and not is_representative):
+    is_variant = launch.computed and (launch.divergence or launch.float16 or launch.uneven or not is_first)
+    if not launch.usual or launch.grouped or is_variant or (walks_over_vectors and not is_representative):
         return (PROOF,)
     first = FIRST_TO_DESCRIBE if launch.described else FIRST_TO_COMPUTE if launch.computed else NVIDIA[0]
     amd = AMD if is_first and not launch.float16 and not launch.described else ()

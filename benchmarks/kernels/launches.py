@@ -51,7 +51,7 @@ class Launch:
 
     def choices(self) -> "list[Launch]":
         """The same with every tile that the kernel may be launched with; in an odd batch the first is proof enough."""
-        several = self.usual and not (self.computed and (self.divergence or self.float16 or self.grouped))
+        several = self.usual and not self.grouped and not (self.computed and (self.divergence or self.float16))
         return [self._with(tile) for tile in self.tiles] if several else [self]
 
     def _with(self, tile: Constants) -> "Launch":

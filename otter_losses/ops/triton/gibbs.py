@@ -77,9 +77,9 @@ class GibbsKernel:
         is_raw = self.stored is None
         return {"KIND": self.kind, "RAW": is_raw, "APART": is_raw and self.groups is not None}
 
-    def kept_apart(self, rows: slice, columns: slice = slice(None)) -> dict[str, Tensor]:
-        """The groups of some local rows and of some columns, for kernels that lower entries; something else without groups."""
-        if self.groups is None:
+    def kept_apart(self, rows: slice, columns: slice = slice(None), encodes: bool = False) -> dict[str, Tensor]:
+        """The groups of some local rows and of some columns, for kernels that lower entries; something else where none does."""
+        if self.groups is None or not (encodes or self.stored is None):
             return {"apart_rows": self.params, "apart_columns": self.params}
         offset = self.rows.start
         return {"apart_rows": self.groups[offset + rows.start : offset + rows.stop], "apart_columns": self.groups[columns]}

@@ -136,7 +136,7 @@ def _opened(gibbs: GibbsKernel, saved: Saved, reduce: Reduction) -> "ColumnSums"
                 out=parts if out is None else out,
                 params=gibbs.params,
                 column_parts=parts,
-                **gibbs.kept_apart(rows),
+                **gibbs.kept_apart(rows, encodes=True),
                 diagonal=gibbs.row_offset(rows),
                 stride=n,
                 KIND=gibbs.kind,
