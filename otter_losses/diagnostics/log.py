@@ -66,8 +66,6 @@ def log_targets(
         raise ValueError("path and board are None; need a file, a SummaryWriter, or both, to write to.")
     checks.check_count("every", every, 1)
     checks.check_count("first_step", first_step, 0)
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
     step = first_step
 
     def note(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -78,6 +76,7 @@ def log_targets(
         if (step - first_step) % every == 0:
             found = target_summary(module, *args, **keywords)
             if path is not None:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
                 with open(path, "a", encoding="utf-8") as file:
                     file.write(json.dumps({"step": step, **found}) + "\n")
             if board is not None:
