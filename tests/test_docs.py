@@ -38,6 +38,8 @@ def names() -> dict[str, Any]:
         "loss": OTTERLoss(),
         "image_features": image_features,
         "text_features": text_features,
+        "held_out_image_features": torch.eye(8),
+        "held_out_text_features": torch.eye(8),
         "v": v,
         "t": t,
         "trust": torch.linspace(0, 1, 8),
