@@ -1,6 +1,7 @@
 """``python -m otter_losses.audit``: from files of features to a report and lists of what to keep."""
 
 import json
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -8,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from otter_losses import __version__
-from otter_losses.audit.columns import CAPTIONS, KEYS, PICTURES, read_column
-from otter_losses.audit.feature_files import read_features
-from otter_losses.audit.files import InputError
-from otter_losses.audit.folder import AuditFolder, fingerprint, whole_file
-from otter_losses.audit.lists import LISTS, Names, Selection, write_lists
-from otter_losses.audit.options import parser
-from otter_losses.audit.page import Kept, write_page
-from otter_losses.audit.progress import Progress
+from otter_losses.audit.command.arguments import parser
+from otter_losses.audit.command.columns import CAPTIONS, KEYS, PICTURES, read_column
+from otter_losses.audit.command.feature_files import read_features
+from otter_losses.audit.command.files import InputError
+from otter_losses.audit.command.folder import AuditFolder, fingerprint, whole_file
+from otter_losses.audit.command.lists import LISTS, Names, Selection, write_lists
+from otter_losses.audit.command.page import Kept, write_page
+from otter_losses.audit.command.progress import Progress
 from otter_losses.audit.report import PairTrust
 from otter_losses.audit.trust import pair_trust
 
@@ -77,7 +78,7 @@ def audit(given: Namespace) -> None:
 def _beside(given: str, paths: list[str]) -> list[str]:
     """Paths that are relative are so to the working directory or, where there is none, to the file that lists them."""
     folder = Path(given.rpartition(":")[0] or given).parent
-    return [path if Path(path).exists() else str(folder / path) for path in paths]
+    return [path if os.path.exists(path) else str(folder / path) for path in paths]
 
 
 def _write(given: Namespace, result: PairTrust, names: Names, options: dict[str, Any]) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from otter_losses.audit.histogram import Histogram
-from otter_losses.audit.lists import Names, Selection
-from otter_losses.audit.pictures import NoPicture, embedded
+from otter_losses.audit.command.histogram import Histogram
+from otter_losses.audit.command.lists import Names, Selection
+from otter_losses.audit.command.pictures import NoPicture, embedded
 from otter_losses.audit.report import PairTrust
 
 LONGEST = 600
-"""Characters of a caption that the page shows."""
+"""Characters of a caption, key or path that the page shows."""
 
 LEAST_TRUSTS = (0.1, 0.25, 0.5, 0.75, 0.9)
 
@@ -31,7 +31,7 @@ LIMITS = (
 
 FILES = {
     "trust.npy": "trust of every pair, float32, in the order of the rows",
-    "suspicious.csv": "the pairs that are not kept, and at least those below, the most suspicious first",
+    "suspicious.csv": "the pairs that are not kept, and at least those above, the most suspicious first",
     "keep_rows.npy": "rows of the pairs that are kept, int64, ascending",
     "keep_keys.txt": "their keys, one a line",
     "keep_uids.npy": "their uids, sorted: the subset file of DataComp's resharder",
@@ -91,9 +91,9 @@ def _summary(result: PairTrust, selection: Selection) -> Iterable[str]:
         else ("Image and caption were compared through their neighbours only, not with each other.")
     )
     numbers = (
-        ("Estimated wrong pairs", percent(result.wrong_share), f"95 % interval {percent(low)} to {percent(high)}"),
+        ("Wrong pairs, estimated", percent(result.wrong_share), f"95 % interval {percent(low)} to {percent(high)}"),
         ("Pairs kept", f"{kept.pairs:,}", f"{percent(kept.share)} of all"),
-        ("Estimated wrong among the kept", percent(kept.wrong), "by their mean trust"),
+        ("Wrong among the kept", percent(kept.wrong), "estimated by their mean trust"),
         ("Near-duplicate pairs", f"{len(result.duplicates):,}", "the same in image and text"),
     )
     yield f"<h1>Audit of {len(result.trust):,} image-text pairs</h1>"
@@ -137,6 +137,8 @@ def _thresholds(result: PairTrust) -> Iterable[str]:
 
 def _sheet(result: PairTrust, selection: Selection, names: Names, top: int) -> Iterable[str]:
     shown = selection.suspicious[:top]
+    if not shown:
+        return
     yield f"<h2>The {len(shown):,} most suspicious pairs</h2>"
     yield '<ol class="sheet">'
     yield from (_card(row, result, names) for row in shown)
@@ -145,10 +147,10 @@ def _sheet(result: PairTrust, selection: Selection, names: Names, top: int) -> I
 
 def _card(row: int, result: PairTrust, names: Names) -> str:
     text = int(result.best_text[row])
-    given = f'<dt>given caption</dt><dd class="given" dir="auto">{_shown(names.caption(row))}</dd>' if names.captions else ""
-    better = f'<dd dir="auto">{_shown(names.caption(text))}</dd>' if names.captions and text >= 0 else ""
-    rather = f"<dt>it would rather give it that of row {text}</dt>{better}" if text >= 0 else ""
-    key = f" · {escape(names.key(row))}" if names.keys else ""
+    given = f'<dt>given caption</dt><dd class="given" dir="auto">{_caption(names.caption(row))}</dd>' if names.captions else ""
+    better = f'<dd dir="auto">{_caption(names.caption(text))}</dd>' if names.captions and text >= 0 else ""
+    rather = f"<dt>audit's choice, caption of row {text}</dt>{better}" if text >= 0 else ""
+    key = f"<br>{_shown(names.key(row))}" if names.keys else ""
     return (
         f"<li>{_picture(row, names)}<dl>{given}{rather}</dl>"
         f"<p>row {row}{key}<br>trust {float(result.trust[row]):.2f} · score {float(result.score[row]):.2f}</p></li>"
@@ -160,15 +162,18 @@ def _picture(row: int, names: Names) -> str:
         return ""
     path = names.picture(row)
     try:
-        return f'<img src="{embedded(Path(path))}" alt="picture of row {row}, {escape(path)}" loading="lazy">'
+        return f'<img src="{embedded(Path(path))}" alt="picture of row {row}, {_shown(path)}">'
     except NoPicture as reason:
-        return f'<div class="none">{escape(path)}<br>{escape(str(reason))}</div>'
+        return f'<div class="none">{_shown(path)}<br>{escape(str(reason))}</div>'
 
 
-def _shown(caption: str) -> str:
+def _caption(caption: str) -> str:
+    return _shown(caption) or '<span class="quiet">(empty)</span>'
+
+
+def _shown(text: str) -> str:
     """Escaped, and not longer than a page should show."""
-    cut = caption if len(caption) <= LONGEST else f"{caption[:LONGEST]} ..."
-    return escape(cut) or '<span class="quiet">(empty)</span>'
+    return escape(text if len(text) <= LONGEST else f"{text[:LONGEST]} ...")
 
 
 def _files(written: Iterable[str]) -> Iterable[str]:

@@ -15,13 +15,14 @@ class Progress:
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
         self.every = 0.2 if self.live else 5.0
-        self.stage, self.first, self.began, self.shown = "", 0, 0.0, 0.0
+        self.stage, self.first, self.done, self.began, self.shown = "", 0, 0, 0.0, 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if stage != self.stage:
+        if stage != self.stage or done < self.done:
             self.close()
             self.stage, self.first, self.began, self.shown = stage, done, now, now
+        self.done = done
         if now - self.shown >= self.every:
             self.shown = now
             left = f", {duration((now - self.began) * (total - done) / (done - self.first))} left" if done > self.first else ""

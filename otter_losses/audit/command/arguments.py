@@ -88,7 +88,8 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=_count(0), default=0, metavar="SEED", help="of what is drawn at random (%(default)s)")
 
     add = made.add_argument_group("where it runs").add_argument
-    add("--device", type=_device, metavar="DEVICE", help="cpu, cuda, cuda:1, mps ... (a GPU where there is one)")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", type=_device, default=device, metavar="DEVICE", help="cpu, cuda, cuda:1, mps ... (here %(default)s)")
     add("--max-memory", type=_bytes, metavar="SIZE", help="for working memory beside the features, as 2GiB or 500MB")
     return made
 

@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from otter_losses.audit.command.files import InputError
+from otter_losses.audit.command.progress import Progress
 from otter_losses.audit.features import Features
-from otter_losses.audit.files import InputError
-from otter_losses.audit.progress import Progress
 from otter_losses.audit.report import PairTrust
 from otter_losses.ops.memory import slices
 
@@ -58,28 +58,34 @@ class AuditFolder:
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path, self.state = path, path / STATE
-        record = self.state / "audit.json"
         if path.exists() and not path.is_dir():
             raise InputError(f"--out is {path}, a file; need a folder. Choose another.")
-        if record.is_file():
+        record = self.state / "audit.json"
+        if not record.is_file():
+            self._check_empty()
+        elif self.blocks.is_dir() or self._result.is_file():
             known = json.loads(record.read_text(encoding="utf-8"))
-            other = [
-                f"{name} {known.get(name)} there and {value} here" for name, value in identity.items() if known.get(name) != value
-            ]
+            other = [f"{name} {known[name]} there and {value} here" for name, value in identity.items() if known[name] != value]
             if other:
                 raise InputError(
                     f"--out is {path}, which holds another audit ({'; '.join(other)}); need a folder for each. "
                     "Choose another, or delete that one."
                 )
-            return
-        if path.exists() and (others := sorted(entry.name for entry in path.iterdir() if entry.name != STATE)):
-            raise InputError(
-                f"--out is {path}, which holds other files ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}); "
-                "need a new or an empty folder. Choose another."
-            )
         self.state.mkdir(parents=True, exist_ok=True)
         with whole_file(record) as file:
             file.write(json.dumps(dict(identity), indent=1).encode())
+
+    def _check_empty(self) -> None:
+        others = sorted(entry.name for entry in self.path.iterdir() if entry.name != STATE) if self.path.exists() else []
+        if others:
+            raise InputError(
+                f"--out is {self.path}, which holds other files ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}); "
+                "need a new or an empty folder. Choose another."
+            )
+
+    @property
+    def _result(self) -> Path:
+        return self.state / "result.pt"
 
     @property
     def blocks(self) -> Path:
@@ -88,10 +94,9 @@ class AuditFolder:
 
     def result(self) -> PairTrust | None:
         """Of a run that was finished."""
-        path = self.state / "result.pt"
-        return PairTrust(**torch.load(path, weights_only=True)) if path.is_file() else None
+        return PairTrust(**torch.load(self._result, weights_only=True)) if self._result.is_file() else None
 
     def keep(self, result: PairTrust) -> None:
-        with whole_file(self.state / "result.pt") as file:
+        with whole_file(self._result) as file:
             torch.save(vars(result), file)
         shutil.rmtree(self.blocks, ignore_errors=True)

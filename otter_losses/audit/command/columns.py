@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from otter_losses.audit.files import Source, find, optional
+from otter_losses.audit.command.files import Source, find, optional
 
 KINDS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet", ".npy", ".npz")
 

@@ -5,7 +5,7 @@ import io
 import warnings
 from pathlib import Path
 
-from otter_losses.audit.files import INSTALL
+from otter_losses.audit.command.files import INSTALL
 
 EDGE = 320
 SMALL = 48 * 1024
@@ -24,7 +24,7 @@ def embedded(file: Path) -> str:
     """
     try:
         data = file.read_bytes()
-    except OSError:
+    except (OSError, ValueError):  # a path may hold anything
         raise NoPicture("no such file") from None
     try:
         from PIL import Image, ImageOps

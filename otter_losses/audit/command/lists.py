@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from otter_losses.audit.folder import whole_file
+from otter_losses.audit.command.folder import whole_file
 from otter_losses.audit.report import PairTrust
 
 LISTS = ("trust.npy", "suspicious.csv", "duplicates.csv", "keep_rows.npy", "keep_keys.txt", "keep_uids.npy")

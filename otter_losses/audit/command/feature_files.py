@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from otter_losses.audit.command.files import InputError, Source, find, optional
 from otter_losses.audit.features import Features
-from otter_losses.audit.files import InputError, Source, find, optional
 
 KINDS = (".npy", ".npz", ".safetensors", ".parquet")
 
