@@ -1,18 +1,19 @@
 """``python -m otter_losses.audit``: from files of features to a report and lists of what to keep."""
 
 import json
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from otter_losses import __version__
 from otter_losses.audit.command.arguments import parser
-from otter_losses.audit.command.columns import CAPTIONS, KEYS, PICTURES, read_column
+from otter_losses.audit.command.columns import CAPTIONS, KEYS, KINDS, PICTURES, read_column
 from otter_losses.audit.command.feature_files import read_features
-from otter_losses.audit.command.files import InputError
+from otter_losses.audit.command.files import InputError, find
 from otter_losses.audit.command.folder import AuditFolder, fingerprint, whole_file
 from otter_losses.audit.command.lists import LISTS, Names, Selection, write_lists
 from otter_losses.audit.command.page import Kept, write_page
@@ -33,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (MemoryError, torch.OutOfMemoryError):
+        print("error: there is not enough memory; give --max-memory less than there is, or take --device cpu.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here.", file=sys.stderr)
         return 130
@@ -50,13 +54,12 @@ def audit(given: Namespace) -> None:
     names = Names(
         captions=read_column("--captions", given.captions, CAPTIONS, pairs) if given.captions else None,
         keys=read_column("--keys", given.keys, KEYS, pairs) if given.keys else None,
-        pictures=_beside(given.images, read_column("--images", given.images, PICTURES, pairs)) if given.images else None,
+        pictures=read_column("--images", given.images, PICTURES, pairs) if given.images else None,
+        picture_folder=find("--images", given.images, KINDS).files[0].parent if given.images else Path(),
     )
     options = {name: getattr(given, name) for name in JUDGED_BY}
-    folder = AuditFolder(
-        given.out,
-        {name: fingerprint(name, each, progress) for name, each in zip(FEATURES, (images, texts), strict=True)} | options,
-    )
+    digests = {name: fingerprint(name, each, progress) for name, each in zip(FEATURES, (images, texts), strict=True)}
+    folder = AuditFolder(given.out, digests | options | {"otter_losses": __version__})
     result = folder.result()
     if result is None:
         result = pair_trust(
@@ -73,12 +76,6 @@ def audit(given: Namespace) -> None:
         print("this audit is finished; its lists and its page are written anew.", file=sys.stderr)
     progress.close()
     _write(given, result, names, options)
-
-
-def _beside(given: str, paths: list[str]) -> list[str]:
-    """Paths that are relative are so to the working directory or, where there is none, to the file that lists them."""
-    folder = Path(given.rpartition(":")[0] or given).parent
-    return [path if os.path.exists(path) else str(folder / path) for path in paths]
 
 
 def _write(given: Namespace, result: PairTrust, names: Names, options: dict[str, Any]) -> None:

@@ -75,6 +75,14 @@ def test_the_same_command_again_finds_its_audit_finished(
     assert "this audit is finished" in capsys.readouterr().err
 
 
+def test_a_result_of_another_version_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(command()) == 0
+    monkeypatch.setattr("otter_losses.audit.__main__.__version__", "99.0")
+    assert "otter_losses" in refused(command(), capsys)
+
+
 def test_a_finished_audit_takes_other_thresholds_and_captions_without_another_search(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +227,7 @@ def test_paths_of_pictures_may_be_relative_to_the_file_that_lists_them(folder: P
     (folder / "data" / "paths.txt").write_text("a.png\n" * 240)
     assert main(command("--images", "data/paths.txt", "--top", "3")) == 0
     page = Path("report/report.html").read_text()
-    assert page.count("data/a.png<br>cannot be read") == 3
+    assert page.count("a.png<br>cannot be read") == 3
 
 
 def test_a_user_who_stops_it_is_told_how_to_go_on(
@@ -231,6 +239,16 @@ def test_a_user_who_stops_it_is_told_how_to_go_on(
     monkeypatch.setattr("otter_losses.audit.__main__.pair_trust", stopped)
     assert main(command()) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "stopped; the same command goes on from here."
+
+
+def test_a_device_without_enough_memory_is_answered_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("otter_losses.audit.__main__.pair_trust", full)
+    assert refused(command(), capsys).startswith("there is not enough memory; give --max-memory")
 
 
 def test_it_runs_as_a_module(folder: Path) -> None:

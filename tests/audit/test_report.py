@@ -68,7 +68,8 @@ HOSTILE = [
 
 
 def test_captions_keys_and_paths_are_shown_as_they_are_and_never_run() -> None:
-    names = Names(*[[HOSTILE[row % 8] for row in range(40)] for _ in range(3)])
+    hostile = [HOSTILE[row % 8] for row in range(40)]
+    names = Names(hostile, hostile, hostile)
     text, page = made(names, top=40)
     assert page.all("script") == []
     assert page.all("img") == []

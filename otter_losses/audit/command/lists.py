@@ -28,6 +28,8 @@ class Names:
     captions: list[str] | None = None
     keys: list[str] | None = None
     pictures: list[str] | None = None
+    picture_folder: Path = Path()
+    """Where pictures lie whose paths do not lead from the working directory."""
 
     def caption(self, row: int) -> str:
         return self.captions[row] if self.captions and row >= 0 else ""
@@ -74,16 +76,22 @@ def write_lists(folder: Path, result: PairTrust, selection: Selection, names: Na
             (
                 row,
                 names.key(row),
-                round(float(result.trust[row]), 4),
-                round(float(result.score[row]), 4),
+                round(trust, 4),
+                round(score, 4),
                 names.caption(row),
                 text,
                 names.caption(text),
                 image,
                 names.key(image) or names.picture(image),
             )
-            for row in selection.suspicious
-            for text, image in [(int(result.best_text[row]), int(result.best_image[row]))]
+            for row, trust, score, text, image in zip(
+                selection.suspicious,
+                *(
+                    values[selection.suspicious].tolist()
+                    for values in (result.trust, result.score, result.best_text, result.best_image)
+                ),
+                strict=True,
+            )
         ),
     )
     _write_table(

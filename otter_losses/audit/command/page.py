@@ -1,5 +1,6 @@
 """report.html: one page that needs nothing beside it, no network and no script."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
@@ -162,7 +163,8 @@ def _picture(row: int, names: Names) -> str:
         return ""
     path = names.picture(row)
     try:
-        return f'<img src="{embedded(Path(path))}" alt="picture of row {row}, {_shown(path)}">'
+        file = path if os.path.exists(path) else names.picture_folder / path
+        return f'<img src="{embedded(Path(file))}" alt="picture of row {row}, {_shown(path)}">'
     except NoPicture as reason:
         return f'<div class="none">{_shown(path)}<br>{escape(str(reason))}</div>'
 
