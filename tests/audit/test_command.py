@@ -112,7 +112,7 @@ command.main(sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize("where", ["reading text_features", "search images", "search texts", "write_page"])
+@pytest.mark.parametrize("where", ["fingerprint text_features", "search images", "search texts", "write_page"])
 def test_killed_anywhere_the_same_command_goes_on(where: str, folder: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", KILLED, where, *command()], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True

@@ -80,14 +80,14 @@ def _array(source: Source, file: Path) -> NDArray[Any]:
 
 def _lists(source: Source, file: Path) -> NDArray[Any]:
     """A column of lists of one length."""
-    table = optional("pyarrow.parquet", file).ParquetFile(file)
+    table, count = optional("pyarrow.parquet", file).ParquetFile(file), optional("pyarrow.compute", file).list_value_length
     lists = [field.name for field in table.schema_arrow if "list" in str(field.type)]
     name = source.choose(file, lists)
     blocks: list[NDArray[Any]] = []
     first = 0
     for batch in table.iter_batches(columns=[name]):
         column = batch.column(0)
-        lengths = np.asarray(column.value_lengths().fill_null(-1))
+        lengths = np.asarray(count(column).fill_null(-1))
         width = blocks[0].shape[1] if blocks else int(lengths[0])
         if odd := np.flatnonzero(lengths != width)[:1].tolist():
             came = "null" if lengths[odd[0]] < 0 else f"{lengths[odd[0]]} numbers"

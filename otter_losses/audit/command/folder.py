@@ -41,7 +41,7 @@ def fingerprint(name: str, features: Features, progress: Progress) -> str:
         part = features[block]
         array = part.contiguous().view(torch.uint8).numpy() if isinstance(part, torch.Tensor) else np.ascontiguousarray(part)
         digest.update(array.view(np.uint8).data)
-        progress(f"reading {name}", block.stop, features.shape[0])
+        progress(f"fingerprint {name}", block.stop, features.shape[0])
     return digest.hexdigest()
 
 
