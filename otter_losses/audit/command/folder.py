@@ -65,7 +65,9 @@ class AuditFolder:
             self._check_empty()
         elif self.blocks.is_dir() or self._result.is_file():
             known = json.loads(record.read_text(encoding="utf-8"))
-            other = [f"{name} {known[name]} there and {value} here" for name, value in identity.items() if known[name] != value]
+            other = [
+                f"{name} {known.get(name)} there and {value} here" for name, value in identity.items() if known.get(name) != value
+            ]
             if other:
                 raise InputError(
                     f"--out is {path}, which holds another audit ({'; '.join(other)}); need a folder for each. "
