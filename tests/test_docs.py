@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from otter_losses import OTTERLoss
-from tests.helpers.audit import save_topics
+from tests.helpers.audits import save_topics
 from tests.helpers.examples import diffs, undo
 from tests.helpers.paths import ROOT
 

@@ -19,7 +19,7 @@ from otter_losses.audit import pair_trust
 from otter_losses.audit.__main__ import main
 from otter_losses.audit.command.arguments import parser
 from otter_losses.audit.command.progress import Progress
-from tests.helpers.audit import save_topics
+from tests.helpers.audits import save_topics
 from tests.helpers.paths import ROOT
 
 OPTIONS = ["--k", "5", "--components", "8"]

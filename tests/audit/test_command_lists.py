@@ -11,7 +11,7 @@ import torch
 from otter_losses.audit import PairTrust
 from otter_losses.audit.command.folder import whole_file
 from otter_losses.audit.command.lists import LISTS, Names, Selection, uid_pairs, write_lists
-from tests.helpers.audit import judged
+from tests.helpers.audits import judged
 
 SCORES = [3.0, -2.0, 0.5, 1.0, -1.0, 2.0]
 RESULT = judged(SCORES)

@@ -13,7 +13,7 @@ from otter_losses.audit.command.histogram import Histogram
 from otter_losses.audit.command.lists import LISTS, Names, Selection
 from otter_losses.audit.command.page import FILES, write_page
 from otter_losses.audit.command.pictures import SMALL, NoPicture, embedded
-from tests.helpers.audit import judged
+from tests.helpers.audits import judged
 
 RESULT = judged([0.1 * row * (-1) ** row for row in range(40)])
 VOID = {"meta", "img", "br", "rect", "polyline"}
