@@ -15,15 +15,6 @@ PROBES = 64
 """Cells of the index that are looked into."""
 
 
-def check_faiss() -> None:
-    try:
-        import faiss  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "search is 'faiss', which is not installed; need faiss. Install it: pip install 'otter-losses[faiss]'."
-        ) from error
-
-
 @dataclass(frozen=True)
 class IndexSearch:
     """Neighbours from an inverted file of ``4 sqrt(N)`` cells, of which the `PROBES` nearest are looked into.
@@ -38,8 +29,12 @@ class IndexSearch:
 
     def __call__(self, stage: str, projected: Tensor, told: Told) -> Tensor:
         """Row numbers (N, k), int32, the nearest first, none its own; -1 where fewer are found."""
-        import faiss
-
+        try:
+            import faiss
+        except ImportError as error:
+            raise ImportError(
+                "search is 'faiss', which cannot be imported; need faiss. Install it: pip install 'otter-losses[faiss]'."
+            ) from error
         rows, width = projected.shape
         cells = max(int(4 * rows**0.5), 1) if rows >= 1024 else 1
         index = faiss.index_factory(width, f"IVF{cells},SQfp16", faiss.METRIC_INNER_PRODUCT)

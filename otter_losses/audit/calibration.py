@@ -34,7 +34,7 @@ class Calibration:
     def of(cls, score: Tensor, null: Tensor, seed: int) -> "Calibration":
         """Of scores (N,) and of mismatched pairs' (P,), on the CPU."""
         pooled = torch.cat((score, null)).sort().values
-        edges = pooled[torch.linspace(0, len(pooled) - 1, BINS + 1).long()[1:-1]].unique()
+        edges: Tensor = torch.unique_consecutive(pooled[torch.linspace(0, len(pooled) - 1, BINS + 1).long()[1:-1]])
         found, mismatched = (
             torch.bincount(torch.bucketize(each, edges, right=True), minlength=len(edges) + 1).double() for each in (score, null)
         )
@@ -71,7 +71,7 @@ def wrong_share(found: Tensor, mismatched: Tensor) -> Tensor:
 def false_discovery_rate(found: Tensor, mismatched: Tensor, share: float) -> Tensor:
     """``share * f0 / f`` (b,), of densities of mismatched and of all pairs whose ratio falls where the score rises.
 
-    Of all such ratios it is the one of maximum likelihood: the isotonic regression of whether a score is a pair's or a mismatch's.
+    Of all such ratios it is the likeliest: the isotonic regression of whether a score is a pair's or a mismatch's.
     """
     pairs = isotonic(found / (found + mismatched).clamp_min(1), found + mismatched)
     ratio = (1 - pairs) / pairs.clamp_min(1e-12) * (found.sum() / mismatched.sum())

@@ -10,8 +10,8 @@ SAMPLE = 2048
 """Rows looked at on each rank."""
 
 EFFECT = 0.5
-"""How far the cosines of given pairs must lie above mismatched ones', in the latter's standard deviations. Unrelated spaces of one
-width differ by chance, by about 1 over the square root of their width; of right pairs in one space the cosines lie several above."""
+"""How far the cosines of given pairs must lie above mismatched ones', in the latter's standard deviations: those of right pairs
+in one space lie several above, those of unrelated spaces of one width a small part, by chance."""
 
 
 def is_shared(pairs: Pairs) -> bool:

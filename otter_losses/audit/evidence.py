@@ -12,7 +12,7 @@ from otter_losses.audit.projection import Moments, whole
 from otter_losses.distributed.shard import BatchShard
 from otter_losses.ops.memory import slices
 
-ENTRIES = 1 << 14
+ENTRIES = 1 << 12
 """Vectors that are gathered at once."""
 
 Side = Literal["image", "text"]
@@ -73,18 +73,19 @@ class Evidence:
     def of(cls, image: Tensor, text: Tensor, given: Side, shard: BatchShard) -> "Evidence":
         fixed, drawn = (image, text) if given == "image" else (text, image)
         moments = Moments.of(Rows(given, drawn, drawn.device), lambda _: None).of_all(shard)
-        scale, shift = torch.empty(2, len(fixed), dtype=torch.float64, device=fixed.device)
+        scale, shift = torch.empty(2, len(fixed), device=fixed.device)
         for rows, block in Rows(given, fixed, fixed.device).blocks():
             variance = ((block @ moments.covariance) * block).sum(1)
-            scale[rows] = torch.where(variance > 0, variance.rsqrt(), 0.0)
-            shift[rows] = -(block @ moments.mean) * scale[rows]
+            inverse = torch.where(variance > 0, variance.rsqrt(), 0.0)
+            scale[rows] = inverse.float()
+            shift[rows] = (-(block @ moments.mean) * inverse).float()
         return cls(image, text, given, shard.all_gather(scale), shard.all_gather(shift), shard)
 
     def scores(self, side: Side, columns: Tensor) -> Tensor:
         """(n, m) in standard deviations, of this rank's images (or captions) with the captions (images) that the columns name."""
         own, others = (self.image, self.text) if side == "image" else (self.text, self.image)
         at = self.shard.rows(len(own), own.device)[:, None] if side == self.given else columns.long()
-        return products(own, others, columns, self.shard) * self.scale[at] + self.shift[at]
+        return products(own, others, columns, self.shard).mul_(self.scale[at]).add_(self.shift[at])
 
 
 def scores(evidence: Sequence[Evidence], side: Side, columns: Tensor) -> Tensor:

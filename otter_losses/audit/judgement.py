@@ -72,4 +72,5 @@ def _best(columns: Tensor, witnesses: Tensor, scores: Tensor) -> Tensor:
 def _duplicates(own: Tensor, columns: tuple[Tensor, Tensor], copies: list[Tensor]) -> Tensor:
     """Rows (m, 2), the smaller first."""
     both = [torch.stack((own.expand_as(rows)[same], rows[same].long()), 1) for rows, same in zip(columns, copies, strict=True)]
-    return torch.cat(both).sort(1).values.unique(dim=0).cpu()
+    found: Tensor = torch.unique(torch.cat(both).sort(1).values, dim=0)
+    return found.cpu()

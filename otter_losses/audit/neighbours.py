@@ -1,6 +1,5 @@
 """The k nearest rows of every row, among all ranks' rows or in shards of them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +23,6 @@ class Search:
         shard: the ranks' rows.
         parts: rows (n,) in ascending order within which each is sought; none of them: among all rows.
         kept: where finished blocks are.
-        told: of how many rows are done, where n of the rows have been compared with a part of all.
     """
 
     k: int
@@ -78,7 +76,3 @@ def random_parts(rows: int, parts: int, seed: int) -> tuple[Tensor, ...]:
         return ()
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
     return tuple(order[part::parts].sort().values for part in range(parts))
-
-
-Neighbours = Callable[[str, Tensor, Told], Tensor]
-"""Of a stage's name, projected rows and who is told: row numbers (n, k)."""

@@ -27,7 +27,7 @@ class Options:
         check_count("seed", self.seed, 0)
         if self.components > MOST_COMPONENTS:
             raise ValueError(f"components is {self.components}; need an int of at most {MOST_COMPONENTS}.")
-        if self.common_space not in (None, False, True):
+        if self.common_space is not None and not isinstance(self.common_space, bool):
             raise TypeError(f"common_space is {self.common_space!r}; need True, False, or None to find out.")
         if self.search not in ("exact", "faiss"):
             raise ValueError(f"search is {self.search!r}; need 'exact' or 'faiss'.")
@@ -47,6 +47,6 @@ class Options:
         if pairs < least:
             of_shards = f" and shards {self.shards}" if self.shards > 1 else ""
             raise ValueError(
-                f"there are {pairs} pairs, and k is {self.k}{of_shards}; need at least {least} pairs, {PAIRS_A_NEIGHBOUR} for each "
-                f"neighbour{' in each shard' if self.shards > 1 else ''}. Audit more pairs at once, or take a smaller k."
+                f"there are {pairs} pairs, and k is {self.k}{of_shards}; need at least {least} pairs, {PAIRS_A_NEIGHBOUR} for "
+                f"each neighbour{' in each shard' if self.shards > 1 else ''}. Audit more pairs at once, or take a smaller k."
             )

@@ -1,5 +1,6 @@
 """The pairs of an audit: this rank's rows of features, and the moments of all ranks'."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,17 +54,24 @@ class Pairs:
             options.check()
             at = _device(device, features[0])
             rows.extend(Rows(name, each, at) for name, each in zip(NAMES, features, strict=True))
-            _check_together(*rows, options)
+            _check_together(options, *rows)
             moments.extend(Moments.of(each, told) for each in rows)
             described.update((each.name, _description(each)) for each in rows)
 
+        shard = WHOLE_BATCH
         if group is None:
             read()
-            shard = WHOLE_BATCH
         else:
             shard = BatchShard.of(group, agree(described, {}, repr(options), read, True, (), group).sizes)
         options.check_pairs(shard.batch_size(len(rows[0])), grouped=shard.is_distributed)
         return cls(rows[0], rows[1], moments[0].of_all(shard), moments[1].of_all(shard), shard)
+
+    def check(self, check: Callable[[], None]) -> None:
+        """Run what may raise; in a group an error on one rank is one on every rank."""
+        if self.shard.is_distributed:
+            agree({"image_features": _description(self.images)}, {}, "", check, True, (), self.shard.group)
+        else:
+            check()
 
 
 def _device(device: torch.device | str | None, features: Features) -> torch.device:
@@ -72,15 +80,15 @@ def _device(device: torch.device | str | None, features: Features) -> torch.devi
     return torch.device(device)
 
 
-def _check_together(images: Rows, texts: Rows, options: Options) -> None:
+def _check_together(options: Options, images: Rows, texts: Rows) -> None:
     if len(images) != len(texts):
         raise ValueError(
             f"image_features has {len(images)} rows and text_features {len(texts)}; need the same: row i of both is pair i."
         )
     if options.common_space and images.width != texts.width:
         raise ValueError(
-            f"common_space is True for image_features of width {images.width} and text_features of {texts.width}; need one width. "
-            "Take the features after the projection to the common space, or common_space=False."
+            f"common_space is True for image_features of width {images.width} and text_features of {texts.width}; need one "
+            "width. Take the features after the projection to the common space, or common_space=False."
         )
 
 

@@ -59,17 +59,19 @@ class Moments:
         return self.products / self.count - torch.outer(self.mean, self.mean)
 
     @property
-    def deviation(self) -> Tensor:
-        """Standard deviations (D,); infinite where a dimension is constant, so that it drops out."""
+    def precision(self) -> Tensor:
+        """One over the standard deviations (D,); 0 where a dimension is constant, so that it drops out."""
         variance = self.covariance.diagonal()
-        return variance.sqrt().masked_fill(~(variance > CONSTANT * self.products.diagonal() / self.count), math.inf)
+        varies = variance > CONSTANT * self.products.diagonal() / self.count
+        return torch.where(varies, variance.rsqrt(), 0.0)
 
 
 def principal(covariance: Tensor, components: int) -> Tensor:
     """The components of the largest variance, (D, at most `components`)."""
     values, vectors = torch.linalg.eigh(covariance.cpu())
     kept = (values > CONSTANT * values[-1]).nonzero().flatten()[-components:]
-    return vectors[:, kept].to(covariance.device)
+    found: Tensor = vectors[:, kept].to(covariance.device)
+    return found
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Projection:
     @classmethod
     def standardised(cls, name: str, moments: Moments, components: int) -> "Projection":
         """Every dimension to variance 1, then the principal components."""
-        inverse = moments.deviation.reciprocal()
+        inverse = moments.precision
         if not bool((inverse > 0).any()):
             raise ValueError(f"{name} has equal rows; need features that differ from pair to pair. Check what was encoded.")
         correlation = moments.covariance * torch.outer(inverse, inverse)
@@ -110,4 +112,5 @@ def whole(vectors: Tensor) -> Tensor:
     """
     length = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     units = vectors / length.clamp_min(torch.finfo(vectors.dtype).tiny)
-    return (units * unit(vectors.shape[1])).round().to(torch.float16)
+    rounded: Tensor = (units * unit(vectors.shape[1])).round().to(torch.float16)
+    return rounded

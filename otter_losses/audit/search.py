@@ -31,16 +31,20 @@ def nearest(queries: Tensor, keys: Tensor, k: int, width: int, first: int = 0, o
     """
     best = torch.full((len(queries), k), EMPTY, dtype=torch.int64, device=queries.device)
     for part in slices(len(keys), width):
-        size = part.stop - part.start
-        lanes = -(-size // LANE)
-        tile = torch.empty(len(queries), lanes * LANE, device=queries.device)
-        padded = torch.nn.functional.pad(keys[part], (0, 0, 0, lanes * LANE - size)) if size < lanes * LANE else keys[part]
-        product(queries, padded.T, out=tile)
-        tile[:, size:] = -torch.inf
-        if own is not None and -len(queries) < own - part.start < size:
-            tile.diagonal(own - part.start).fill_(-torch.inf)
-        _absorb(best, tile, first + part.start)
+        _absorb(best, _tile(queries, keys[part], None if own is None else own - part.start), first + part.start)
     return best
+
+
+def _tile(queries: Tensor, keys: Tensor, own: int | None) -> Tensor:
+    """Products (b, n), n rounded up to whole lanes; -inf where nothing is to be found."""
+    rows, size = len(queries), len(keys)
+    missing = -size % LANE
+    tile = torch.empty(rows, size + missing, device=queries.device)
+    product(queries, (torch.nn.functional.pad(keys, (0, 0, 0, missing)) if missing else keys).T, out=tile)
+    tile[:, size:] = -torch.inf
+    if own is not None and -rows < own < size:
+        tile.diagonal(own).fill_(-torch.inf)
+    return tile
 
 
 def _absorb(best: Tensor, tile: Tensor, first: int) -> None:

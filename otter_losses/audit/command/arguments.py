@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
 
     add = made.add_argument_group("where it runs").add_argument
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", type=_device, default=device, metavar="DEVICE", help="cpu, cuda, cuda:1, mps ... (here %(default)s)")
+    add("--device", type=_device, default=device, metavar="DEVICE", help="cpu, cuda, cuda:1 ... (here %(default)s)")
     add("--max-memory", type=_bytes, metavar="SIZE", help="for working memory beside the features, as 2GiB or 500MB")
     return made
 
@@ -124,9 +124,9 @@ def _bytes(given: str) -> int:
 def _device(given: str) -> torch.device:
     try:
         device = torch.device(given)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise argparse.ArgumentTypeError(
-            f"is {given!r}, which cannot be used ({str(error).splitlines()[0]}); need one of this machine."
+            f"is {given!r}, which cannot be used ({str(error).splitlines()[0]}); need one of this machine with float64."
         ) from error
     return device
