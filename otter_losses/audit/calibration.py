@@ -54,7 +54,7 @@ def wrong_share(found: Tensor, mismatched: Tensor) -> Tensor:
 
     Below a score that a share t of the mismatched pairs stays below there are N t of wrong pairs, were all wrong, and few right
     ones: found / (N t) estimates the wrong pairs' share from above. A small t leaves out more right pairs and counts fewer; the
-    one of the least estimated mean squared error is taken (Storey 2002, in closed form).
+    one of the least estimated mean squared error is taken (Storey 2002), with a Poisson variance that is never 0.
     """
     pairs = found.sum(1, keepdim=True)
     below, tail = found.cumsum(1)[:, :-1], (mismatched.cumsum(1) / mismatched.sum(1, keepdim=True))[:, :-1]
@@ -64,7 +64,7 @@ def wrong_share(found: Tensor, mismatched: Tensor) -> Tensor:
     below, tail = below.gather(1, at), tail.gather(1, at).clamp_min(1 / pairs)
     estimates = below / pairs / tail
     least = estimates.quantile(0.1, dim=1, keepdim=True)
-    error = below * (1 - below / pairs) / (pairs * tail).square() + (estimates - least).square()
+    error = (below + 1) / (pairs * tail).square() + (estimates - least).square()
     return estimates.gather(1, error.argmin(1, keepdim=True)).clamp(0, 1).squeeze(1)
 
 

@@ -59,8 +59,8 @@ def pair_trust(
     of equals the earlier row is nearer. So what is found does not depend on the memory; nor, but for the rounding of the
     projections, on device and ranks. It takes ``4 components N^2`` FLOP.
 
-    A pair's exact or near copies, alike in image and in text by a cosine of 0.98, do not vouch for it; a pair that only its copies
-    resemble gets the score of a wrong one.
+    A pair's exact or near copies, alike in image and in text by a cosine of 0.98, do not vouch for it; a pair that only its
+    copies resemble gets the score of a wrong one.
 
     Args:
         image_features: (N, D) of any scale, a tensor or a numpy array, also one mapped from a file (`numpy.memmap`), which is
@@ -96,9 +96,9 @@ def pair_trust(
         >>> topics = torch.randn(30, 16, generator=torch.Generator().manual_seed(0)).repeat(20, 1)
         >>> noise = torch.randn(2, 600, 16, generator=torch.Generator().manual_seed(1)) / 5
         >>> images, captions = topics + noise[0], topics.flip(1).tanh() + noise[1]
-        >>> captions[:90] = captions[:90].flip(0)  # 15 % of the captions are on the wrong images
+        >>> captions[:90] = captions[torch.randperm(90, generator=torch.Generator().manual_seed(2))]  # 15 % on wrong images
         >>> report = pair_trust(images, captions)
-        >>> report.trust[:90].mean() < 0.1 < 0.9 < report.trust[90:].mean()
+        >>> report.trust[:90].mean() < 0.2 < 0.9 < report.trust[90:].mean()
         tensor(True)
         >>> 0.1 < report.wrong_share < 0.2
         True
