@@ -18,7 +18,7 @@ ALIKE = 0.98
 
 
 def judge(
-    pairs: Pairs, options: Options, images: Tensor, texts: Tensor, by_image: Tensor, by_text: Tensor, told: Told
+    pairs: Pairs, options: Options, images: Tensor, texts: Tensor, told: Told, by_image: Tensor, by_text: Tensor
 ) -> PairTrust:
     """Of projected features (n, c), and the neighbours (n, k) of images and of captions."""
     shard = pairs.shard

@@ -100,7 +100,7 @@ class Projection:
 
 
 def unit(components: int) -> float:
-    """The length of `whole` vectors before they are rounded: by 1/2, the at most four above 2048 by 3/2, which makes no `UNIT`."""
+    """The length of `whole` vectors before they are rounded, by 1/2, or 3/2 where above 2048, to less than `UNIT`."""
     return UNIT - 3 - math.sqrt(components) / 2
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from otter_losses.audit import features, neighbours, pair_trust
+from otter_losses.audit import features, neighbours, pair_trust, search
 from otter_losses.audit.kept import Kept
 from tests.audit.test_pair_trust import same
 from tests.helpers.mismatched import mismatched
@@ -51,7 +51,7 @@ def test_killed_audit_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     finished = {path.name for path in folder.glob("*.npy")}
     assert len(finished) == KILLED_AT + 1
     searched = []
-    original = neighbours.nearest
+    original = search.nearest
 
     def counting(*arguments: Any, **options: Any) -> Any:
         searched.append(arguments)
