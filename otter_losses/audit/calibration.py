@@ -34,7 +34,8 @@ class Calibration:
     def of(cls, score: Tensor, null: Tensor, seed: int) -> "Calibration":
         """Of scores (N,) and of mismatched pairs' (P,), on the CPU."""
         pooled = torch.cat((score, null)).sort().values
-        edges: Tensor = torch.unique_consecutive(pooled[torch.linspace(0, len(pooled) - 1, BINS + 1).long()[1:-1]])
+        edges = pooled[torch.linspace(0, len(pooled) - 1, BINS + 1).long()]
+        edges = torch.unique_consecutive(edges[edges > pooled[0]])
         found, mismatched = (
             torch.bincount(torch.bucketize(each, edges, right=True), minlength=len(edges) + 1).double() for each in (score, null)
         )

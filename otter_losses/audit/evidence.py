@@ -12,7 +12,7 @@ from otter_losses.audit.projection import Moments, whole
 from otter_losses.distributed.shard import BatchShard
 from otter_losses.ops.memory import slices
 
-ENTRIES = 1 << 12
+ENTRIES = 1 << 13
 """Vectors that are gathered at once."""
 
 Side = Literal["image", "text"]
@@ -23,8 +23,10 @@ def products(rows: Tensor, others: Tensor, columns: Tensor, shard: BatchShard) -
     found = torch.zeros(columns.shape, device=rows.device)
     for first, block in shard.stream(others):
         for part in slices(len(rows), max(ENTRIES // columns.shape[1], 1)):
-            row, entry, at = _named(columns[part], first, len(block))
-            found[part][row, entry] = (rows[part][row].float() * block[at].float()).sum(1)
+            at = columns[part].long() - first
+            gathered = block[at.clamp(0, len(block) - 1)] if len(block) else block.new_zeros(*at.shape, block.shape[1])
+            each = torch.bmm(gathered.float(), rows[part].float()[:, :, None]).squeeze(2)
+            found[part] += each.masked_fill_((at < 0) | (at >= len(block)), 0.0)
     return found
 
 
@@ -33,19 +35,13 @@ def direction(others: Tensor, columns: Tensor, shard: BatchShard) -> Tensor:
     sums = torch.zeros(len(columns), others.shape[1], device=others.device)
     for first, block in shard.stream(others):
         for part in slices(len(columns), max(ENTRIES // columns.shape[1], 1)):
-            row, _, at = _named(columns[part], first, len(block))
-            sums[part].index_add_(0, row, block[at].float())
+            at = columns[part].long() - first
+            row, entry = ((at >= 0) & (at < len(block))).nonzero(as_tuple=True)
+            sums[part].index_add_(0, row, block[at[row, entry]].float())
     found = torch.empty_like(sums, dtype=torch.float16)
     for part in slices(len(sums), BLOCK_ROWS):
         found[part] = whole(sums[part].double())
     return found
-
-
-def _named(columns: Tensor, first: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the columns name one of the `size` rows from `first` on, and which of these."""
-    at = columns.long() - first
-    row, entry = ((at >= 0) & (at < size)).nonzero(as_tuple=True)
-    return row, entry, at[row, entry]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from otter_losses.audit.evidence import Evidence, direction, products, scores
 from otter_losses.audit.mismatches import mismatches
 from otter_losses.audit.options import Options
 from otter_losses.audit.pairs import Pairs
-from otter_losses.audit.projection import unit
+from otter_losses.audit.projection import Told, unit
 from otter_losses.audit.report import PairTrust
 from otter_losses.distributed.shard import BatchShard
 
@@ -17,11 +17,14 @@ ALIKE = 0.98
 """Cosine of projected features from which on two images, or two captions, are nearly the same."""
 
 
-def judge(pairs: Pairs, options: Options, images: Tensor, texts: Tensor, by_image: Tensor, by_text: Tensor) -> PairTrust:
+def judge(
+    pairs: Pairs, options: Options, images: Tensor, texts: Tensor, told: Told, by_image: Tensor, by_text: Tensor
+) -> PairTrust:
     """Of projected features (n, c), and the neighbours (n, k) of images and of captions."""
     shard = pairs.shard
     own = shard.rows(len(images), images.device)[:, None]
     copies = [_are_copies(images, texts, columns, shard) for columns in (by_image, by_text)]
+    told(len(images) // 4)
     witnesses = [columns.masked_fill(same, -1) for columns, same in zip((by_image, by_text), copies, strict=True)]
     evidence = [
         Evidence.of(direction(texts, witnesses[0], shard), texts, "image", shard),
@@ -33,6 +36,7 @@ def judge(pairs: Pairs, options: Options, images: Tensor, texts: Tensor, by_imag
     if shares_space:
         joint = common_space.projected(pairs, options.components, lambda _: None)
         evidence += [Evidence.of(*joint, "image", shard), Evidence.of(*joint, "text", shard)]
+    told(len(images) // 2)
     found = shard.all_gather(scores(evidence, "image", own)).flatten()
     drawn = mismatches(by_image, by_text, options.seed, shard)
     null = scores(evidence, "image", drawn).masked_fill(drawn < 0, torch.nan)
@@ -42,13 +46,17 @@ def judge(pairs: Pairs, options: Options, images: Tensor, texts: Tensor, by_imag
     found, null = (((each - mean) / deviation.clamp_min(1e-12)).cpu() for each in (found, null))
     calibration = Calibration.of(found, null, options.seed)
     score = found[shard.local_slice(len(images))]
+    best_text = _best(by_image, witnesses[0], scores(evidence, "image", by_image))
+    told(len(images) * 3 // 4)
+    best_image = _best(by_text, witnesses[1], scores(evidence, "text", by_text))
+    told(len(images))
     return PairTrust(
         trust=calibration.trust_of(score),
         score=score.float(),
         wrong_share=calibration.wrong_share,
         wrong_share_interval=calibration.wrong_share_interval,
-        best_text=_best(by_image, witnesses[0], scores(evidence, "image", by_image)),
-        best_image=_best(by_text, witnesses[1], scores(evidence, "text", by_text)),
+        best_text=best_text,
+        best_image=best_image,
         duplicates=_duplicates(own, (by_image, by_text), copies),
         null_score=null.float(),
         common_space=shares_space,

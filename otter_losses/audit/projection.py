@@ -100,8 +100,8 @@ class Projection:
 
 
 def unit(components: int) -> float:
-    """The length of `whole` vectors before they are rounded."""
-    return UNIT - math.sqrt(components)
+    """The length of `whole` vectors before they are rounded, by 1/2, or 3/2 where above 2048, to less than `UNIT`."""
+    return UNIT - 3 - math.sqrt(components) / 2
 
 
 def whole(vectors: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def pair_trust(
     neighbours = [
         finders[0](f"search {name}", each, told(f"search {name}")) for name, each in (("images", images), ("texts", texts))
     ]
-    return judge(pairs, options, images, texts, *neighbours)
+    return judge(pairs, options, images, texts, told("score"), *neighbours)
 
 
 def _fingerprint(options: Options, shard: BatchShard, images: Tensor, texts: Tensor) -> dict[str, object]:
