@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from otter_losses import OTTERLoss
+from tests.helpers.audits import save_topics
 from tests.helpers.examples import diffs, undo
 from tests.helpers.paths import ROOT
 
@@ -53,8 +54,10 @@ def names() -> dict[str, Any]:
 
 
 @pages
-def test_code_runs(page: Path) -> None:
-    """Without an error; what it computes is the other tests' business."""
+def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an error; what it computes is the other tests' business. Features of pairs lie in the working directory."""
+    save_topics(tmp_path)
+    monkeypatch.chdir(tmp_path)
     known = names()
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         exec(compile(block, str(page), "exec"), known)

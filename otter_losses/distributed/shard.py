@@ -1,6 +1,6 @@
 """One rank's pairs among those of a batch, and every collective of the losses: features once, then O(N) sums a sweep."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,10 @@ class BatchShard:
         """Rows of this rank's pairs, so many, in the whole batch."""
         return slice(self.row_offset, self.row_offset + local)
 
+    def rows(self, local: int, device: torch.device) -> Tensor:
+        """Rows (b,) of this rank's pairs, so many, in the whole batch."""
+        return torch.arange(self.row_offset, self.row_offset + local, device=device)
+
     def _all_reduce_(self, values: Tensor, operation: "dist.ReduceOp.RedOpType") -> None:
         with naming_missing_ranks(self.group):
             dist.all_reduce(values, operation, group=self.group)
@@ -108,6 +112,19 @@ class BatchShard:
     def all_gather_columns(self, local: Tensor) -> Tensor:
         """Columns (..., b) of this rank to columns (..., N) of all ranks."""
         return self.all_gather(local.movedim(-1, 0)).movedim(0, -1).contiguous() if self.is_distributed else local
+
+    def stream(self, local: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The rows of every rank in turn, with the row of the first of them; a rank holds one other rank's at a time."""
+        if not self.is_distributed:
+            yield 0, local
+            return
+        first = 0
+        for rank, size in enumerate(self.sizes):
+            block = local.contiguous() if rank == self.rank else local.new_empty(size, *local.shape[1:])
+            with naming_missing_ranks(self.group):
+                dist.broadcast(block, dist.get_global_rank(self.group, rank), group=self.group)
+            yield first, block
+            first += size
 
     def reduce_scatter(self, partial: Tensor) -> Tensor:
         """Of rows (N, ...), summed over the ranks, those of this rank's pairs (b, ...)."""

@@ -1,0 +1,143 @@
+"""Which pairs of image and caption belong together, from features of frozen encoders."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from otter_losses.audit.approximate import IndexSearch
+from otter_losses.audit.features import Features
+from otter_losses.audit.judgement import judge
+from otter_losses.audit.kept import Kept
+from otter_losses.audit.memory import tile_width
+from otter_losses.audit.neighbours import Search, random_parts
+from otter_losses.audit.options import Options
+from otter_losses.audit.pairs import Pairs
+from otter_losses.audit.projection import Projection, Told
+from otter_losses.audit.report import PairTrust
+from otter_losses.distributed.shard import BatchShard
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup  # not there where torch is built without it
+
+Progress = Callable[[str, int, int], None]
+
+
+def pair_trust(
+    image_features: Features,
+    text_features: Features,
+    k: int = 20,
+    *,
+    components: int = 256,
+    common_space: bool | None = None,
+    shards: int = 1,
+    search: Literal["exact", "faiss"] = "exact",
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    max_memory: int | None = None,
+    group: "ProcessGroup | None" = None,
+    progress: Progress | None = None,
+    resume: str | Path | None = None,
+) -> PairTrust:
+    """How far each pair is to be believed, from features of frozen encoders: no labels, no noise rate, no training.
+
+    A right caption resembles the captions of similar images. Each modality is standardised and reduced to its principal
+    components; the k nearest images of image i bring their captions, and caption i is compared with their mean; the same the
+    other way round. The two modalities are never compared with each other, so any two encoders do. Where they share a space, as
+    CLIP's do, the cosine of image and caption counts as much as the neighbours. Every comparison is standardised among all
+    captions (images) that could stand in its place; the score is their sum. What wrong pairs look like is seen from captions
+    drawn at random. Storey's estimate gives the share of wrong pairs, and ``1 - share * f0 / f`` the trust, f and f0 being the
+    densities of all pairs' and of the drawn pairs' scores.
+
+    A wrong caption from the right topic looks right, and a right pair that resembles no other looks wrong: trust ranks pairs for
+    training and for a look, it is no proof, and `wrong_share` is no exact noise rate.
+
+    The search is exact: projected features are rounded to whole numbers, so that float32 sums their products without error, and
+    of equals the earlier row is nearer. So what is found does not depend on the memory; nor, but for the rounding of the
+    projections, on device and ranks. It takes ``4 components N^2`` FLOP.
+
+    A pair's exact or near copies, alike in image and in text by a cosine of 0.98, do not vouch for it; a pair that only its
+    copies resemble gets the score of a wrong one.
+
+    Args:
+        image_features: (N, D) of any scale, a tensor or a numpy array, also one mapped from a file (`numpy.memmap`), which is
+            read in blocks. Of an encoder that was not trained on these pairs: one that was knows the wrong ones by heart.
+        text_features: (N, E), row i the caption of image i.
+        k: neighbours to listen to; the pairs must be four times as many. Fewer suit small topics, more suit much noise.
+        components: dimensions kept of each modality, at most 1,024.
+        common_space: whether images and captions are encoded in one space. None: where the widths are equal, and cosines of given
+            pairs lie clearly above those of mismatched ones.
+        shards: neighbours are sought within so many random parts of the pairs, in a fraction of the time, and are less near.
+        search: ``"exact"``, or ``"faiss"`` for an index (``pip install 'otter-losses[faiss]'``) where that is too dear.
+        seed: of the drawn captions, of the bootstrap and of shards.
+        device: where to compute, one with float64; by default where the images are, for arrays the CPU.
+        max_memory: bytes beyond the inputs. By default what is fast; at least about ``N (12 components + 24 k + 256)`` and
+            100 MB are needed. It changes the time and nothing else.
+        group: ranks that bring their own rows each, rank after rank; trust is that of all pairs together, and each rank gets that
+            of its own. Rows in `best_text`, `best_image` and `duplicates` are counted through all ranks.
+        progress: called as ``progress(stage, done, total)`` with rows done.
+        resume: a folder for finished blocks of the search, in a group one for each rank. An audit that was killed goes on there
+            when it is called again with the same features and options.
+
+    Returns:
+        A `PairTrust`, on the CPU.
+
+    Raises:
+        TypeError, ValueError: features of other types or shapes, NaN or infinity in them (with the rows), equal rows throughout,
+            too few pairs, too little memory, or a folder that belongs to another audit. In a group on every rank.
+        ImportError: ``search="faiss"`` without faiss.
+
+    Example:
+        >>> import torch
+        >>> from otter_losses.audit import pair_trust
+        >>> topics = torch.randn(30, 16, generator=torch.Generator().manual_seed(0)).repeat(20, 1)
+        >>> noise = torch.randn(2, 600, 16, generator=torch.Generator().manual_seed(1)) / 5
+        >>> images, captions = topics + noise[0], topics.flip(1).tanh() + noise[1]
+        >>> captions[:90] = captions[torch.randperm(90, generator=torch.Generator().manual_seed(2))]  # 15 % on wrong images
+        >>> report = pair_trust(images, captions)
+        >>> report.trust[:90].mean() < 0.2 < 0.9 < report.trust[90:].mean()
+        tensor(True)
+        >>> 0.1 < report.wrong_share < 0.2
+        True
+        >>> report.alpha(low=0.05, high=0.5).shape  # for loss(..., alpha=)
+        torch.Size([600])
+    """
+    options = Options(k, components, common_space, shards, search, seed)
+
+    def told(stage: str) -> Told:
+        return lambda done: progress(stage, done, len(image_features)) if progress is not None else None
+
+    pairs = Pairs.of((image_features, text_features), options, device, group, told("read"))
+    images = Projection.standardised("image_features", pairs.image_moments, components)(pairs.images, told("project images"))
+    texts = Projection.standardised("text_features", pairs.text_moments, components)(pairs.texts, told("project texts"))
+    finders: list[Search | IndexSearch] = []
+
+    def prepare() -> None:
+        kept = Kept(None if resume is None else Path(resume), _fingerprint(options, pairs.shard, images, texts))
+        width = tile_width(pairs, options, max_memory)
+        parts = random_parts(len(images), shards, seed)
+        finders.append(IndexSearch(k, kept) if search == "faiss" else Search(k, width, pairs.shard, parts, kept))
+
+    pairs.check(prepare)
+    neighbours = [
+        finders[0](f"search {name}", each, told(f"search {name}")) for name, each in (("images", images), ("texts", texts))
+    ]
+    return judge(pairs, options, images, texts, told("score"), *neighbours)
+
+
+def _fingerprint(options: Options, shard: BatchShard, images: Tensor, texts: Tensor) -> dict[str, object]:
+    """What decides the neighbours."""
+    digest = hashlib.sha256()
+    for each in (images, texts):
+        digest.update(each.cpu().numpy().data)
+    return {
+        "features": digest.hexdigest(),
+        "k": options.k,
+        "search": options.search,
+        "shards": options.shards,
+        "seed": options.seed,
+        "rank": [shard.rank, *shard.sizes],
+    }
