@@ -63,11 +63,10 @@ def _distillation(x: Tensor, y: Tensor, s: Tensor, v: Tensor, t: Tensor) -> Tens
 
 
 def _robust(x: Tensor, y: Tensor, s: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    z = s * x @ y.T
-    given = [(1 - each.softmax(1).diagonal() ** 0.3).mean() / 0.3 for each in (z, z.T)]
-    return (given[0] + given[1]) / 4 + reference.soft_target_loss(
-        x, y, s, *reference.distillation_targets(v, t, float(s.detach()))
-    ) / 2
+    row, column = (((1 - z.softmax(1).diagonal() ** 0.3) / 0.3).mean() for z in (s * x @ y.T, s * y @ x.T))
+    given = (row + column) / 2
+    distilled = reference.soft_target_loss(x, y, s, *reference.distillation_targets(v, t, float(s.detach())))
+    return given / 2 + (1 - 0.3 * given.detach()) * distilled / 2
 
 
 def _siglip(x: Tensor, y: Tensor, s: Tensor, v: Tensor, t: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from otter_losses import checks
@@ -39,7 +40,7 @@ def robust_loss(
         >>> sorted(robust_loss(x, y, 14.3, alpha=torch.linspace(0.05, 0.5, 8), output_dict=True))
         ['contrastive_loss', 'distill_loss']
     """
-    return distillation_loss(
+    parts = distillation_loss(
         image_features,
         text_features,
         logit_scale,
@@ -48,7 +49,7 @@ def robust_loss(
         dist_text_features,
         dist_logit_scale,
         dist_logit_bias,
-        output_dict,
+        output_dict=True,
         alpha=alpha,
         q=q,
         groups=groups,
@@ -57,17 +58,37 @@ def robust_loss(
         max_memory=max_memory,
         shard=shard,
     )
+    assert isinstance(parts, dict)
+    given = parts["contrastive_loss"]
+    distilled = parts["distill_loss"] * pull_left(given.detach(), alpha, q, shard)
+    return {"contrastive_loss": given, "distill_loss": distilled} if output_dict else given + distilled
+
+
+def pull_left(given: Tensor, alpha: Tensor | float, q: float, shard: BatchShard) -> Tensor:
+    """What generalised cross entropy leaves of the cross entropy's pull, 0-D: the mean of ``p^q`` over the given pairs, by alpha.
+
+    `given` has it: the losses ``alpha (1 - p^q) / q`` of this rank's pairs, (b,), or their mean over those of all ranks, 0-D.
+    """
+    mean = shard.mean(given) if given.dim() else given
+    tiny = torch.finfo(given.dtype).tiny  # of pairs that nobody believes nothing is lost
+    if not isinstance(alpha, Tensor):
+        return torch.add(torch.ones_like(mean), mean, alpha=-q / max(alpha, tiny))
+    weight = shard.mean(alpha.to(given)) if alpha.dim() else alpha.to(given)
+    return 1 - q * mean / weight.clamp_min(tiny)
 
 
 class RobustLoss(PairLoss):
     r"""For pairs of which many are wrong: each is believed as far as it is trusted, and the rest is learned from a teacher.
 
     .. math:: L = \tfrac{1}{2N} \sum_i \sum_{p \in \{p^{v \to t}, p^{t \to v}\}}
-              \alpha_i \frac{1 - p_{ii}^q}{q} - (1 - \alpha_i) \sum_j T_{ij} \log p_{ij}
+              \alpha_i \frac{1 - p_{ii}^q}{q} - c\,(1 - \alpha_i) \sum_j T_{ij} \log p_{ij}, \qquad
+              c = \frac{\sum \alpha_i\, p_{ii}^q}{\sum \alpha_i}
 
     with the student's softmaxes p in both directions and T those of a teacher's image-text similarities at its own logit scale,
     the given pair among them. The first term is the generalised cross entropy (Zhang and Sabuncu, arXiv 1805.07836), the second
-    self-distillation (Cheng et al., arXiv 2104.08945). It is ``DistillationLoss(q=0.3)`` under a name of its own.
+    self-distillation (Cheng et al., arXiv 2104.08945). Its weight c, a constant to the gradient, is the share of the cross
+    entropy's pull that q leaves to the given pairs: a teacher that averages the student never pulls harder than they do, which at
+    a sharp temperature would confirm whatever the student started with.
 
     Meant for ``alpha=report.alpha()[rows]`` of `otter_losses.audit.pair_trust`, from 0.05 for a pair that is surely wrong to 0.5
     for one that is surely right, and for an `EMATeacher` of the model. Without alphas it is alike for all pairs.

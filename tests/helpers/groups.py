@@ -49,7 +49,9 @@ def grouped_losses(name: str, batch: Batch, bias: Tensor, groups: Tensor, q: flo
         plans = reference.distillation_targets(batch.v, batch.t, float(batch.scale.detach()))
     else:
         plans = matches(batch.v, batch.t, same)
-    return (contrastive + (_entropy(z, plans[0]) + _entropy(z.T, plans[1])) / 2) / 2
+    distilled = (_entropy(z, plans[0]) + _entropy(z.T, plans[1])) / 2
+    share = 1 - q * contrastive.detach().mean() if name == "robust" else 1
+    return (contrastive + share * distilled) / 2
 
 
 def _entropy(z: Tensor, targets: Tensor, q: float = 0.0) -> Tensor:

@@ -38,8 +38,14 @@ def expected_of(name: str, batch: Batch) -> Tensor:
     p, q = targets_of(name, batch)
     if name == "robust":
         given = [(1 - each.softmax(1).diagonal() ** 0.3) / 0.3 for each in (logits, logits.T)]
-        return expected_of("distillation", batch) + (given[0] + given[1]) / 4 - expected_of("info_nce", batch) / 2
+        contrastive = (given[0] + given[1]) / 2
+        distilled = 2 * expected_of("distillation", batch) - expected_of("info_nce", batch)
+        return (contrastive + (1 - 0.3 * contrastive.detach().mean()) * distilled) / 2
     return -((p * logits.log_softmax(1)).sum(1) + (q * logits.T.log_softmax(1)).sum(1)) / 2
+
+
+DIFFERENTIATED = [name for name in VARIANTS if name != "robust"]
+"""RobustLoss holds the weight of its teacher for a constant; its gradients are those of the expected losses below."""
 
 
 @memories
@@ -74,7 +80,7 @@ def test_their_mean_is_the_loss_part_by_part(name: str, max_memory: int) -> None
 
 @memories
 @pytest.mark.parametrize(
-    ("name", "second"), [(name, second) for name in VARIANTS for second in (False, True)[: 1 + name.startswith("otter")]]
+    ("name", "second"), [(name, second) for name in DIFFERENTIATED for second in (False, True)[: 1 + name.startswith("otter")]]
 )
 def test_all_their_gradients_are_those_of_finite_differences(name: str, second: bool, max_memory: int) -> None:
     batch = make_batch(4, 3, scale=2.0)

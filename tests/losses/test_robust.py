@@ -1,9 +1,10 @@
 """RobustLoss: generalised cross entropy by trust, and distillation."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+from torch import Tensor
 
 from otter_losses import DistillationLoss, RobustLoss
 from tests.helpers.batches import Batch, make_batch
@@ -11,14 +12,42 @@ from tests.helpers.checks import check_autocast, check_half, relative, worst_err
 from tests.helpers.losses import memories
 
 
-def test_it_is_distillation_with_q() -> None:
+def share_of(batch: Batch, alpha: Tensor, q: float) -> float:
+    """The mean of p^q over the given pairs and both directions, by alpha."""
+    z = batch.scale * batch.x @ batch.y.T
+    left = (z.softmax(1).diagonal() ** q + z.T.softmax(1).diagonal() ** q) / 2
+    return float((alpha * left).sum().detach() / alpha.sum())
+
+
+@pytest.mark.parametrize("per_pair", [True, False])
+def test_it_is_distillation_with_q_whose_teacher_is_held(per_pair: bool) -> None:
     batch = make_batch(23, 6)
-    alpha = torch.linspace(0.05, 0.5, 23, dtype=torch.float64)
-    call = {**batch.teacher(), "dist_logit_scale": 20.0, "alpha": alpha}
-    values = [loss(batch.x, batch.y, batch.scale, **call) for loss in (RobustLoss(), DistillationLoss(q=0.3))]
-    assert torch.equal(values[0], values[1])
-    for one, other in zip(*(batch.gradients(value) for value in values), strict=True):
-        assert torch.equal(one, other)
+    alpha = torch.linspace(0.05, 0.5, 23, dtype=torch.float64) if per_pair else torch.full((23,), 0.3, dtype=torch.float64)
+    call: dict[str, Any] = {**batch.teacher(), "dist_logit_scale": 20.0, "alpha": alpha if per_pair else 0.3}
+    held, plain = (
+        loss(batch.x, batch.y, batch.scale, **call, output_dict=True) for loss in (RobustLoss(), DistillationLoss(q=0.3))
+    )
+    share = share_of(batch, alpha, 0.3)
+    assert 0.1 < share < 0.9
+    assert torch.equal(held["contrastive_loss"], plain["contrastive_loss"])
+    assert relative(held["distill_loss"], share * plain["distill_loss"]) <= 1e-12
+    gradients = [batch.gradients(value) for value in (held["distill_loss"], share * plain["distill_loss"])]
+    assert max(relative(*pair) for pair in zip(*gradients, strict=True)) <= 1e-12
+
+
+def test_without_q_the_teacher_is_not_held() -> None:
+    batch = make_batch(23, 6)
+    values = [loss(batch.x, batch.y, batch.scale, **batch.teacher()) for loss in (RobustLoss(q=0.0), DistillationLoss())]
+    assert relative(values[0], values[1]) <= 1e-14
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_pairs_that_nobody_believes_leave_the_teacher_alone(reduction: Literal["mean", "none"]) -> None:
+    batch = make_batch(23, 6)
+    wanted = DistillationLoss(alpha=0.0, reduction=reduction)(batch.x, batch.y, batch.scale, **batch.teacher())
+    for alpha in (0.0, torch.zeros(23, dtype=torch.float64)):
+        found = RobustLoss(reduction=reduction)(batch.x, batch.y, batch.scale, **batch.teacher(), alpha=alpha)
+        assert relative(found, wanted) <= 1e-14
 
 
 @memories
@@ -30,7 +59,8 @@ def test_value_and_gradients_are_those_of_its_equation(n: int, max_memory: int) 
     z, teacher = batch.scale * batch.x @ batch.y.T, 20.0 * batch.v @ batch.t.T
     for p, targets in ((z.softmax(1), teacher.softmax(1)), (z.T.softmax(1), teacher.T.softmax(1))):
         given = (1 - p.diagonal() ** q) / q
-        expected = expected + (alpha * given - (1 - alpha) * (targets * p.log()).sum(1)).sum() / (2 * n)
+        distilled = share_of(batch, alpha, q) * (targets * p.log()).sum(1)
+        expected = expected + (alpha * given - (1 - alpha) * distilled).sum() / (2 * n)
     loss = RobustLoss(q=q, max_memory=max_memory)
     value = loss(batch.x, batch.y, batch.scale, **batch.teacher(), dist_logit_scale=20.0, alpha=alpha)
     assert isinstance(value, torch.Tensor)
@@ -38,17 +68,17 @@ def test_value_and_gradients_are_those_of_its_equation(n: int, max_memory: int) 
 
 
 def test_a_pair_that_is_not_trusted_hardly_pulls() -> None:
-    """Its image's gradient is nearly that of the teacher's targets alone."""
+    """What a step moves its image by is nearly what the teacher's targets alone would."""
     batch = make_batch(23, 6)
-    gradients = []
-    for trust in (1.0, 0.0):
+    shares = []
+    for weight in (0.05, 0.5):
         alpha = torch.full((23,), 0.5, dtype=torch.float64)
-        alpha[4] = 0.05 + 0.45 * trust
-        losses = RobustLoss(reduction="none")(batch.x, batch.y, batch.scale, **batch.teacher(), alpha=alpha)
-        gradients.append(torch.autograd.grad(losses[4], batch.x)[0][4])
-    taught = RobustLoss(alpha=0.0, reduction="none")(batch.x, batch.y, batch.scale, **batch.teacher())
-    wanted = torch.autograd.grad(taught[4], batch.x)[0][4]
-    assert relative(gradients[1], wanted) < 0.2 * relative(gradients[0], wanted)
+        alpha[4] = weight
+        loss = RobustLoss(reduction="none")
+        parts = loss(batch.x, batch.y, batch.scale, **batch.teacher(), alpha=alpha, output_dict=True)
+        given, distilled = (torch.autograd.grad(part[4], batch.x, retain_graph=True)[0][4].norm() for part in parts.values())
+        shares.append(float(given / distilled))
+    assert shares[0] < 0.1 * shares[1]
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])

@@ -24,7 +24,7 @@ BOUNDS = {
     "label_smoothing": (24, 29, 24, 29),
     "distillation": (21, 26, 21, 26),
     "distillation, off the diagonal": (22, 27, 22, 27),
-    "robust": (21, 26, 21, 26),
+    "robust": (25, 30, 25, 30),
     "otter": OTTER,
     "otter, logarithms": OTTER,
     "otter, official": OTTER,
