@@ -5,7 +5,8 @@
 30 % of the captions are handed round; uneven topics, seen through two unrelated random encoders with noise. Arrays are mapped
 from files, each audit runs once in a process of its own. Seconds are those of the cores that it had, summed, so that others on
 the machine count little; peaks are the growth of the resident set (Linux), without the pages of the mapped files. From the sizes
-measured a law is fitted: a share by the pair, and one by the pair of pairs; larger N are derived from it and say so. Writes ``benchmarks/results/audit.{json,md}``.
+measured a law is fitted: a share by the pair, and one by the pair of pairs; larger N are derived from it and say so.
+Writes ``benchmarks/results/audit.{json,md}``.
 """
 
 import argparse

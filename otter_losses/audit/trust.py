@@ -122,9 +122,7 @@ def pair_trust(
         finders.append(IndexSearch(k, kept) if search == "faiss" else Search(k, width, pairs.shard, parts, kept))
 
     pairs.check(prepare)
-    neighbours = [
-        finders[0](f"search {name}", each, told(f"search {name}")) for name, each in (("images", images), ("texts", texts))
-    ]
+    neighbours = [finders[0](name, each, told(f"search {name}")) for name, each in (("images", images), ("texts", texts))]
     return judge(pairs, options, images, texts, told("score"), *neighbours)
 
 
