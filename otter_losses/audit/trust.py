@@ -76,7 +76,7 @@ def pair_trust(
         seed: of the drawn captions, of the bootstrap and of shards.
         device: where to compute, one with float64; by default where the images are, for arrays the CPU.
         max_memory: bytes beyond the inputs. By default what is fast; at least about ``N (12 components + 24 k + 256)`` and
-            100 MB are needed. It changes the time and nothing else. An index comes on top.
+            200 MB are needed. It changes the time and nothing else. An index comes on top.
         group: ranks that bring their own rows each, rank after rank; trust is that of all pairs together, and each rank gets that
             of its own. Rows in `best_text`, `best_image` and `duplicates` are counted through all ranks.
         progress: called as ``progress(stage, done, total)`` with rows done.
