@@ -20,7 +20,7 @@ Side = Literal["image", "text"]
 
 def products(rows: Tensor, others: Tensor, columns: Tensor, shard: BatchShard) -> Tensor:
     """Products (n, m) of whole rows (n, c) with those of all ranks' `others` that the columns (n, m) name; 0 where one is -1."""
-    found = torch.zeros(columns.shape, device=rows.device)
+    found = torch.zeros(columns.shape, dtype=torch.float32, device=rows.device)
     for first, block in shard.stream(others):
         for part in slices(len(rows), max(ENTRIES // columns.shape[1], 1)):
             at = columns[part].long() - first
@@ -32,7 +32,7 @@ def products(rows: Tensor, others: Tensor, columns: Tensor, shard: BatchShard) -
 
 def direction(others: Tensor, columns: Tensor, shard: BatchShard) -> Tensor:
     """Whole rows (n, c) towards the mean of those of all ranks' `others` that the columns (n, m) name, but for columns of -1."""
-    sums = torch.zeros(len(columns), others.shape[1], device=others.device)
+    sums = torch.zeros(len(columns), others.shape[1], dtype=torch.float32, device=others.device)
     for first, block in shard.stream(others):
         for part in slices(len(columns), max(ENTRIES // columns.shape[1], 1)):
             at = columns[part].long() - first
@@ -69,7 +69,7 @@ class Evidence:
     def of(cls, image: Tensor, text: Tensor, given: Side, shard: BatchShard) -> "Evidence":
         fixed, drawn = (image, text) if given == "image" else (text, image)
         moments = Moments.of(Rows(given, drawn, drawn.device), lambda _: None).of_all(shard)
-        scale, shift = torch.empty(2, len(fixed), device=fixed.device)
+        scale, shift = torch.empty(2, len(fixed), dtype=torch.float32, device=fixed.device)
         for rows, block in Rows(given, fixed, fixed.device).blocks():
             variance = ((block @ moments.covariance) * block).sum(1)
             inverse = torch.where(variance > 0, variance.rsqrt(), 0.0)

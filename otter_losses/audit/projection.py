@@ -107,8 +107,8 @@ def unit(components: int) -> float:
 def whole(vectors: Tensor) -> Tensor:
     """Rows (N, c) to their directions in whole numbers, float16; rows of zeros stay so.
 
-    Float32 then adds the products of any two without rounding, in any order: what comes of them depends neither on blocks nor on
-    the device. A cosine is off by about 1e-4.
+    Float32 then adds the products of any two without rounding, in any order, so that what comes of them does not depend on blocks
+    or threads. A cosine is off by about 1e-4.
     """
     length = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     units = vectors / length.clamp_min(torch.finfo(vectors.dtype).tiny)

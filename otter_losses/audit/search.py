@@ -39,7 +39,7 @@ def _tile(queries: Tensor, keys: Tensor, own: int | None) -> Tensor:
     """Products (b, n), n rounded up to whole lanes; -inf where nothing is to be found."""
     rows, size = len(queries), len(keys)
     missing = -size % LANE
-    tile = torch.empty(rows, size + missing, device=queries.device)
+    tile = torch.empty(rows, size + missing, dtype=torch.float32, device=queries.device)
     product(queries, (torch.nn.functional.pad(keys, (0, 0, 0, missing)) if missing else keys).T, out=tile)
     tile[:, size:] = -torch.inf
     if own is not None and -rows < own < size:

@@ -19,6 +19,7 @@ from otter_losses.audit.pairs import Pairs
 from otter_losses.audit.projection import Projection, Told
 from otter_losses.audit.report import PairTrust
 from otter_losses.distributed.shard import BatchShard
+from otter_losses.ops.memory import without_autocast
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup  # not there where torch is built without it
@@ -57,7 +58,7 @@ def pair_trust(
 
     The search is exact: projected features are rounded to whole numbers, so that float32 sums their products without error, and
     of equals the earlier row is nearer. So what is found does not depend on the memory; nor, but for the rounding of the
-    projections, on device and ranks. It takes ``4 components N^2`` FLOP.
+    projections, on the ranks. It takes ``4 components N^2`` FLOP.
 
     A pair's exact or near copies, alike in image and in text by a cosine of 0.98, do not vouch for it; a pair that only its
     copies resemble gets the score of a wrong one.
@@ -75,7 +76,7 @@ def pair_trust(
         seed: of the drawn captions, of the bootstrap and of shards.
         device: where to compute, one with float64; by default where the images are, for arrays the CPU.
         max_memory: bytes beyond the inputs. By default what is fast; at least about ``N (12 components + 24 k + 256)`` and
-            100 MB are needed. It changes the time and nothing else.
+            200 MB are needed. It changes the time and nothing else. An index comes on top.
         group: ranks that bring their own rows each, rank after rank; trust is that of all pairs together, and each rank gets that
             of its own. Rows in `best_text`, `best_image` and `duplicates` are counted through all ranks.
         progress: called as ``progress(stage, done, total)`` with rows done.
@@ -122,10 +123,9 @@ def pair_trust(
         finders.append(IndexSearch(k, kept) if search == "faiss" else Search(k, width, pairs.shard, parts, kept))
 
     pairs.check(prepare)
-    neighbours = [
-        finders[0](f"search {name}", each, told(f"search {name}")) for name, each in (("images", images), ("texts", texts))
-    ]
-    return judge(pairs, options, images, texts, told("score"), *neighbours)
+    with without_autocast(images):
+        neighbours = [finders[0](name, each, told(f"search {name}")) for name, each in (("images", images), ("texts", texts))]
+        return judge(pairs, options, images, texts, told("score"), *neighbours)
 
 
 def _fingerprint(options: Options, shard: BatchShard, images: Tensor, texts: Tensor) -> dict[str, object]:

@@ -138,6 +138,20 @@ def test_arrays_maps_and_strides_are_their_values(tmp_path: Path) -> None:
     assert same(pair_trust(np.repeat(images.numpy(), 2, axis=0)[::2], texts), expected)
 
 
+def test_same_in_any_region() -> None:
+    images, texts, _ = mismatched(500, 0.3)
+    expected = pair_trust(images, texts)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert same(pair_trust(images, texts), expected)
+    with torch.inference_mode():
+        assert same(pair_trust(images, texts), expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert same(pair_trust(images, texts), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_scale_and_offset_of_a_dimension_change_nothing() -> None:
     images, texts, _ = mismatched(700, 0.3)
     expected = pair_trust(images, texts)
