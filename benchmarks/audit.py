@@ -32,6 +32,13 @@ NOISE = 2.5
 """Deviation of the features' noise: the signal's is about 0.6."""
 
 DERIVED = (300_000, 1_000_000, 3_000_000)
+COMPONENTS = 256
+GPU_FLOPS = 2e14
+"""Of a GPU's half-precision products with a selection after each tile: a fifth of an H100's peak, assumed and not measured."""
+
+ON_PAPER = ((3_000_000, 1, 1), (100_000_000, 64, 1), (100_000_000, 1, 100))
+"""Pairs, GPUs that share them, and shards."""
+
 BANDS = ((0.0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0))
 
 
@@ -157,6 +164,16 @@ def law(rows: list[Found]) -> tuple[float, float]:
     return linear, square
 
 
+def search_work(pairs: int) -> float:
+    """FLOP of the products of both searches."""
+    return 2 * 2 * COMPONENTS * float(pairs) ** 2
+
+
+def duration(pairs: int, gpus: int, shards: int) -> str:
+    minutes = search_work(pairs) / shards / gpus / GPU_FLOPS / 60
+    return f"{minutes:.1f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
 def report(sizes: list[Found], cheaper: list[Found]) -> str:
     linear, square = law(sizes)
     measured = [
@@ -179,7 +196,16 @@ def report(sizes: list[Found], cheaper: list[Found]) -> str:
     heads = ["pairs", "core seconds", "by the clock", "search", "scores", "peak, MB", "AUC", f"wrong share (true {WRONG})", ""]
     parts = [
         markdown.table(heads, measured + derived),
-        f"Law: {linear:.2g} N + {square:.2g} N^2 core seconds; the square is {4 * 256 / square / 1e9:,.0f} GFLOP/s of products.",
+        f"Law: {linear:.2g} N + {square:.2g} N^2 core seconds; the square is {search_work(1) / square / 1e9:,.0f} GFLOP/s of "
+        "products.",
+        f"On paper, none of it run: the products of an exact search at an assumed {GPU_FLOPS / 1e12:.0f} TFLOP/s a GPU.",
+        markdown.table(
+            ["pairs", "GPUs", "shards", "products, FLOP", "time"],
+            [
+                [f"{pairs:,}", str(gpus), str(shards), f"{search_work(pairs) / shards:.1e}", duration(pairs, gpus, shards)]
+                for pairs, gpus, shards in ON_PAPER
+            ],
+        ),
         "Less search, for less:",
         markdown.table(
             ["pairs", "search", "core seconds", "AUC", "wrong share"],

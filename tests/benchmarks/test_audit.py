@@ -28,6 +28,14 @@ def test_law_of_exact_times(tmp_path: Path) -> None:
     assert audit.law(rows) == pytest.approx((2e-4, 3e-9), rel=1e-6)
 
 
+def test_work_and_time_on_paper() -> None:
+    assert audit.search_work(1000) == 2 * (2 * 1000 * 1000 * 256)  # a product of N x C and C x N for each modality
+    assert audit.duration(3_000_000, 1, 1) == "0.8 min"
+    assert audit.duration(100_000_000, 1, 1) == "14.2 h"
+    assert audit.duration(100_000_000, 64, 1) == "13.3 min"
+    assert audit.duration(100_000_000, 1, 100) == "8.5 min"
+
+
 def test_area_counts_pairs_in_order() -> None:
     score, wrong = torch.tensor([3.0, 1.0, 2.0, 0.0]), torch.tensor([False, True, True, False])
     assert audit.area_under_curve(score, wrong) == 0.5
