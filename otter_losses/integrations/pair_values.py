@@ -68,8 +68,8 @@ class PairValues:
         """By key, so that one is found without a look at all."""
         if keys.dtype.kind != "U" or keys.shape != tuple(self.values.shape):
             raise ValueError(
-                f"{self.file} holds {len(self.values)} values of {self.name}, and keys of shape {keys.shape} and type {keys.dtype}; "
-                "need one string a value: numpy.array(list_of_str)."
+                f"{self.file} holds keys of shape {keys.shape} and {keys.dtype}; need {len(self.values)} strings, one for each "
+                f"{self.name}: numpy.array(list_of_str)."
             )
         order = keys.argsort()
         self.keys, self.values = keys[order], self.values[torch.from_numpy(order)]
@@ -85,8 +85,8 @@ class PairValues:
         place = int(np.searchsorted(self.keys, key))
         if place == len(self.keys) or self.keys[place] != key:
             raise ValueError(
-                f"{self.file} has no {self.name} for the pair {key!r}, but for pairs like {str(self.keys[0])!r}; need one for every "
-                "__key__ of the shards. Audit the shards that you train on, and write their keys as they are there."
+                f"{self.file} has no {self.name} for the pair {key!r}, but for pairs like {str(self.keys[0])!r}; need one for "
+                "every __key__ of the shards. Audit the shards that you train on, and write their keys as they are there."
             )
         return place
 
@@ -118,26 +118,28 @@ def add_pair_values(model: nn.Module, data: Any, values: Sequence[PairValues], d
     device = next(model.parameters()).device
     tensors = {each.name: each.values.to(device) for each in values}
     count = len(tensors)
-    places: list[Tensor] = []  # of the batch that is in the model
+    texts: list[Tensor] = []  # of the batch that is in the model
 
     def take_off(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
-        if not module.training:
-            return inputs
-        images, texts = inputs
-        places[:] = texts[:, -count:].unbind(1)
-        return images, texts[:, :-count].contiguous()
+        if module.training:
+            texts[:] = inputs[1:]
+        return strip(module, inputs)
+
+    def strip(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
+        return (inputs[0], inputs[1][:, :-count].contiguous()) if texts and inputs[1] is texts[0] else inputs
 
     def hand_over(module: nn.Module, inputs: Any, output: Any) -> Any:
         if not module.training:
             return output
         if not isinstance(output, dict):
             raise TypeError(f"the model's output is a {type(output).__name__}; need a dict. Build it with output_dict=True.")
+        places = texts[0][:, -count:].unbind(1)
         return {**output, **{name: tensor[place] for (name, tensor), place in zip(tensors.items(), places, strict=True)}}
 
     model.register_forward_pre_hook(take_off)
     model.register_forward_hook(hand_over)
     if dist_model is not None:
-        dist_model.register_forward_pre_hook(lambda _, inputs: (inputs[0], inputs[1][:, :-count].contiguous()))
+        dist_model.register_forward_pre_hook(strip)
 
 
 def _load(loader: Any, values: Sequence[PairValues]) -> None:

@@ -86,15 +86,18 @@ class PairRankingLoss(nn.Module):
     def given(self, columns: Sequence[Column], labels: Tensor | None) -> dict[str, Tensor]:
         """What the loss is called with beside the embeddings, by name."""
         taught = [F.normalize(column, dim=-1) for column in self.teach(columns)]
-        given = dict(zip(("dist_image_features", "dist_text_features"), taught, strict=False))
+        return {**dict(zip(("dist_image_features", "dist_text_features"), taught, strict=False)), **self.named(labels)}
+
+    def named(self, labels: Tensor | None) -> dict[str, Tensor]:
+        """The data set's column of labels under the loss's name for it."""
         if self.labels is None:
-            return given
+            return {}
         if labels is None:
             raise ValueError(
                 f"labels is {self.labels!r}, and the data set has none; need a column named label, one value a pair. Rename it, "
                 "or leave labels out."
             )
-        return {**given, self.labels: labels}
+        return {self.labels: labels}
 
     def teach(self, columns: Sequence[Column]) -> list[Tensor]:
         """The teacher's embeddings of each column, (N, E); none without a teacher."""
@@ -103,12 +106,15 @@ class PairRankingLoss(nn.Module):
         with self._teaching(self.teacher, self.model):
             return [self.teacher(dict(column))["sentence_embedding"] for column in columns]
 
-    def compute_loss_from_embeddings(self, embeddings: Sequence[Tensor], labels: dict[str, Tensor] | None = None) -> Tensor:
-        """The loss of two columns' embeddings, each (N, D), and of what is `given` beside them."""
+    def compute_loss_from_embeddings(
+        self, embeddings: Sequence[Tensor], labels: Tensor | dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """The loss of two columns' embeddings, each (N, D), with the labels, (N,), or all that is `given` beside them."""
         if len(embeddings) != 2:
             raise ValueError(f"the data set has {len(embeddings)} columns of texts; need two: anchor and positive.")
         anchor, positive = (F.normalize(column, dim=-1) for column in embeddings)
-        value: Tensor = self.loss(anchor, positive, self.scale, **labels or {})
+        given = labels if isinstance(labels, dict) else self.named(labels)
+        value: Tensor = self.loss(anchor, positive, self.scale, **given)
         return value
 
     def get_config_dict(self) -> dict[str, Any]:
