@@ -16,7 +16,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from open_clip_train.train import train_one_epoch
+from open_clip_train.train import evaluate, train_one_epoch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -100,43 +100,39 @@ def record(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Re
     return recorder
 
 
-SOURCES = {
-    "csv": ("npy", ()),
-    "webdataset": ("npz", ("--dataset-type", "webdataset", "--train-num-samples", str(PAIRS))),
-}
+def from_source(folder: Path, source: str) -> list[str]:
+    if source == "csv":
+        return ["--train-data", f"{folder}/pairs.csv"]
+    shards = f"{folder}/{{0..{SHARDS - 1}}}.tar"
+    return ["--train-data", shards, "--dataset-type", "webdataset", "--train-num-samples", str(PAIRS)]
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(("source", "suffix"), [("csv", "npy"), ("webdataset", "npz")])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_values_come_with_their_pairs(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, source: str, workers: int, accumulated: int
+    folder: Path, monkeypatch: pytest.MonkeyPatch, source: str, suffix: str, workers: int, accumulated: int
 ) -> None:
-    suffix, more = SOURCES[source]
-    train = f"{folder}/{{0..{SHARDS - 1}}}.tar" if source == "webdataset" else f"{folder}/pairs.csv"
-    recorder = record(
-        folder,
-        monkeypatch,
-        *more,
-        *("--train-data", train, "--workers", str(workers), "--accum-freq", str(accumulated), "--ema-decay", "0.5"),
-        *("--otter", f"alpha={folder}/alpha.{suffix}", "epsilon=0.2", f"groups={folder}/groups.{suffix}"),
-    )
+    command = ("--workers", str(workers), "--accum-freq", str(accumulated), "--ema-decay", "0.5")
+    files = (f"{name}={folder}/{name}.{suffix}" for name in ("alpha", "groups"))
+    recorder = record(folder, monkeypatch, *from_source(folder, source), *command, "--otter", "epsilon=0.2", *files)
     assert len(recorder.calls) == 4
     assert all(len(call["rows"]) == accumulated * PAIRS // 2 for call in recorder.calls)
     recorder.check(alpha=ALPHA, groups=GROUPS)
 
 
+def test_the_batches_are_those_of_a_run_without_values(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a CSV file; webdataset's are others every time."""
+    without, given = (record(folder, monkeypatch, "--otter", f"alpha={each}") for each in (0.5, f"{folder}/alpha.npy"))
+    assert [call["rows"].tolist() for call in without.calls] == [call["rows"].tolist() for call in given.calls]
+    assert all(call.keys() == {"rows"} for call in without.calls)
+
+
 def test_validation_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     validation = ("--val-data", f"{folder}/pairs.csv", "--val-frequency", "1")
-    with patch("open_clip_train.main.evaluate", side_effect=open_clip_evaluate()) as evaluated:
+    with patch("open_clip_train.main.evaluate", side_effect=evaluate) as evaluated:
         record(folder, monkeypatch, *validation, "--otter", f"alpha={folder}/alpha.npy").check(alpha=ALPHA)
     assert evaluated.call_count == 2
-
-
-def open_clip_evaluate() -> Any:
-    from open_clip_train.train import evaluate
-
-    return evaluate
 
 
 def batches(values: str | None, model: nn.Module, *, rank: int = 0, world: int = 1, count: int = 1, teacher: Any = None) -> Any:
@@ -199,11 +195,10 @@ def test_two_processes_take_the_step_of_one(folder: Path, tmp_path: Path) -> Non
 def test_a_pair_without_a_value_stops_the_training(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "alpha.npz"
     np.savez(file, keys=np.array([f"pair {key}" for key in KEYS]), alpha=ALPHA.numpy())
-    _, more = SOURCES["webdataset"]
     with pytest.raises(
         ValueError, match=r"alpha\.npz has no alpha for the pair '000\d', but for pairs like 'pair 0000'; need one"
     ):
-        record(folder, monkeypatch, *more, "--train-data", f"{folder}/{{0..3}}.tar", "--otter", f"alpha={file}")
+        record(folder, monkeypatch, *from_source(folder, "webdataset"), "--otter", f"alpha={file}")
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -248,9 +243,8 @@ def test_files_that_do_not_fit_the_data_set_are_refused(folder: Path, tmp_path: 
         record(folder, monkeypatch, "--otter", f"alpha={tmp_path}/alpha.npy")
     with pytest.raises(ValueError, match=r"alpha\.npz has keys, and the pairs come from a data set with an order; need a \.npy"):
         record(folder, monkeypatch, "--otter", f"alpha={folder}/alpha.npz")
-    _, more = SOURCES["webdataset"]
     with pytest.raises(ValueError, match=r"alpha\.npy has no keys, and the pairs come from webdataset; need a \.npz"):
-        record(folder, monkeypatch, *more, "--train-data", f"{folder}/{{0..3}}.tar", "--otter", f"alpha={folder}/alpha.npy")
+        record(folder, monkeypatch, *from_source(folder, "webdataset"), "--otter", f"alpha={folder}/alpha.npy")
 
 
 def test_what_cannot_carry_values_is_refused(folder: Path) -> None:
