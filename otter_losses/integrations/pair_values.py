@@ -64,7 +64,7 @@ class PairValues:
         if self.keys is not None:
             self._sort(self.keys)
 
-    def _sort(self, keys: "np.ndarray[Any, Any]") -> None:
+    def _sort(self, keys: np.ndarray[Any, Any]) -> None:
         """By key, so that one is found without a look at all."""
         if keys.dtype.kind != "U" or keys.shape != tuple(self.values.shape):
             raise ValueError(
