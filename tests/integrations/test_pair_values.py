@@ -90,6 +90,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def record(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Recorder:
     """Their training program's calls of the loss, with weights that stay as they are."""
     monkeypatch.setattr("open_clip_train.main.setup_logging", lambda *_: None)  # it would stay set up
+    monkeypatch.chdir(folder)  # params.txt is written, logs or none
     torch.manual_seed(0)
     model, _, preprocess = open_clip.create_model_and_transforms("tiny_otter")
     pictures = torch.stack([preprocess(Image.open(folder / f"{row}.png")) for row in range(PAIRS)])
@@ -259,5 +260,6 @@ def test_what_cannot_carry_values_is_refused(folder: Path) -> None:
 
 def test_another_loss_than_otter_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("open_clip_train.main.setup_logging", lambda *_: None)
+    monkeypatch.chdir(folder)
     with pytest.raises(ValueError, match=r"alpha of 8 pairs from .*alpha\.npy given, but the loss is SigLIPLoss; need OTTERLoss"):
         main([*command_in(folder, "siglip", PAIRS), "--logs", "none", "--siglip", "--otter", f"alpha={folder}/alpha.npy"])
