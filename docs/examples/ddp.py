@@ -46,10 +46,10 @@ def main() -> list[float]:
     for epoch in range(4):
         sampler.set_epoch(epoch)
         for batch in loader:
-            images, texts = (each.to(device) for each in batch)
+            images, texts, alpha = (each.to(device) for each in batch)
             x, y, scale = model(images, texts)
             v, t, _ = teacher(images, texts)
-            value = loss(x, y, scale, dist_image_features=v, dist_text_features=t)
+            value = loss(x, y, scale, dist_image_features=v, dist_text_features=t, alpha=alpha)
             optimizer.zero_grad()
             value.backward()
             optimizer.step()

@@ -29,8 +29,9 @@ class CLIP(lightning.LightningModule):
         self.losses: list[float] = []
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        v, t, _ = self.teacher(*batch)
-        value: Tensor = self.loss(*self.towers(*batch), dist_image_features=v, dist_text_features=t)
+        *pairs, alpha = batch
+        v, t, _ = self.teacher(*pairs)
+        value: Tensor = self.loss(*self.towers(*pairs), dist_image_features=v, dist_text_features=t, alpha=alpha)
         self.losses.append(value.item())  # of the whole batch, on every rank
         print(f"step {len(self.losses)}: {value:.4f}")
         return value

@@ -4,9 +4,11 @@ pip install -e '.[open-clip]'
 python -m docs.examples.open_clip
 """
 
+from tempfile import mkdtemp
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from open_clip_train.distributed import init_distributed_device
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from docs.examples.pairs import load_pairs
 from otter_losses.integrations.open_clip import create_loss
+from otter_losses.integrations.pair_values import PairValues, add_pair_values
 
 ARGUMENTS = (
     "--model tiny --device cpu --precision fp32 --batch-size 32 --lr 1e-3 --epochs 12 --skip-scheduler --log-every-n-steps 1"
@@ -51,6 +54,9 @@ def main() -> list[float]:
     model = open_clip.CLIP(64, VISION, TEXT, output_dict=True)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, (args.beta1, args.beta2), args.eps, args.wd)
     loss = create_loss(args)
+    file = f"{mkdtemp()}/alpha.npy"
+    np.save(file, np.full(len(pairs), 0.5))  # how far each pair is believed; an audit's report.alpha() goes here
+    add_pair_values(model, data["train"], [PairValues("alpha", file)])
     writer = Writer()
     for epoch in range(args.epochs):
         train_one_epoch(model, data, loss, epoch, optimizer, None, None, None, args, writer)

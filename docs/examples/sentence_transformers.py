@@ -41,6 +41,7 @@ def main() -> list[float]:
     set_seed(0)
     names = load_names(512)
     tokenizer = train_tokenizer([*names["anchor"], *names["positive"]])
+    alpha = [0.5] * 512  # how far each pair is believed; an audit's report.alpha() goes here
     model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=64)], device="cpu")
     arguments = SentenceTransformerTrainingArguments(
         mkdtemp(),
@@ -56,8 +57,8 @@ def main() -> list[float]:
     trainer = SentenceTransformerTrainer(
         model=model,
         args=arguments,
-        train_dataset=Dataset.from_dict(names),
-        loss=PairRankingLoss(model, OTTERLoss()),
+        train_dataset=Dataset.from_dict({**names, "label": alpha}),
+        loss=PairRankingLoss(model, OTTERLoss(), labels="alpha"),
     )
     trainer.train()
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]

@@ -27,7 +27,8 @@ class Towers(nn.Module):
 
 
 def load_tensors(count: int) -> TensorDataset:
-    """Pictures (count, 3, 32, 32) and the numbers of their captions' words (count, L), filled up with 0."""
+    """Pictures (count, 3, 32, 32), the numbers of their captions' words (count, L), filled up with 0, and an alpha (count,)."""
     images, captions = load_pairs(count)
     words = [torch.tensor([zlib.crc32(word.encode()) % (WORDS - 1) + 1 for word in caption.split()]) for caption in captions]
-    return TensorDataset((images - images.mean(0)) / images.std(), nn.utils.rnn.pad_sequence(words, batch_first=True))
+    alpha = torch.full((count,), 0.5)  # how far each pair is believed; an audit's report.alpha() goes here
+    return TensorDataset((images - images.mean(0)) / images.std(), nn.utils.rnn.pad_sequence(words, batch_first=True), alpha)

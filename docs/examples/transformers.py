@@ -38,7 +38,7 @@ def make_model(words: int) -> CLIPModel:
     return CLIPModel(CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=32))
 
 
-def collate(pairs: list[dict[str, Tensor]]) -> dict[str, Any]:
+def collate(pairs: list[dict[str, Any]]) -> dict[str, Any]:
     return {**default_data_collator(pairs), "return_loss": True}
 
 
@@ -48,7 +48,9 @@ def main() -> list[float]:
     pictures, captions = load_pairs(128)
     pictures = (pictures - pictures.mean()) / pictures.std()
     tokens, words = tokenize(captions)
-    pairs = [{"pixel_values": picture, "input_ids": row} for picture, row in zip(pictures, tokens, strict=True)]
+    alpha = [0.5] * len(captions)  # how far each pair is believed; an audit's report.alpha() goes here
+    columns = zip(pictures, tokens, alpha, strict=True)
+    pairs = [{"pixel_values": picture, "input_ids": row, "alpha": believed} for picture, row, believed in columns]
     model = make_model(words)
     arguments = TrainingArguments(
         mkdtemp(),

@@ -4,6 +4,9 @@ from typing import Any
 
 from otter_losses.losses.base import PairLoss
 
+PER_PAIR = ("alpha", "groups")
+"""What a batch may hold for the loss: one value a pair."""
+
 
 def check_loss(loss: Any) -> None:
     """That it is one of ours, and gives the one number that a training loop takes the gradient of."""

@@ -3,6 +3,7 @@
 ``python -m otter_losses.integrations.open_clip`` is ``python -m open_clip_train.main`` with OTTERLoss: same arguments, also under
 torchrun, and ``--otter alpha=0.5 epsilon=0.15`` (any of OTTERLoss's options) and ``--ema-decay 0.999`` (an EMATeacher). Both are
 among the parameters that it writes down, and in its checkpoints beside the teacher, with which ``--resume`` goes on.
+``--otter alpha=alpha.npy`` is a file of one value a pair, as is ``groups``: see `otter_losses.integrations.pair_values`.
 """
 
 import argparse
@@ -18,7 +19,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from otter_losses import EMATeacher, OTTERLoss, SigLIPLoss
-from otter_losses.integrations.losses import check_loss
+from otter_losses.integrations.losses import PER_PAIR, check_loss
+from otter_losses.integrations.pair_values import PairValues, add_pair_values
 from otter_losses.integrations.teachers import Teaching, check_separate
 
 RECORD = "otter_losses"
@@ -139,6 +141,8 @@ class _Program:
         self.parse_args, self.pt_load, self.train_one_epoch = training.parse_args, training.pt_load, training.train_one_epoch
         self.write = torch.save
         self.args = argparse.Namespace()
+        self.options: dict[str, Any] = {}
+        self.values: list[PairValues] = []
         self.resumed: dict[str, Any] = {}
         self.teacher: EMATeacher | None = None
 
@@ -148,14 +152,23 @@ class _Program:
             usage="the options below, and those of open_clip_train.main", add_help=False, allow_abbrev=False
         )
         parser.add_argument(
-            "--otter", nargs="+", default=[], action="extend", type=_option, metavar="OPTION=VALUE", help="OTTERLoss's options."
+            "--otter",
+            nargs="+",
+            default=[],
+            action="extend",
+            type=_option,
+            metavar="OPTION=VALUE",
+            help="OTTERLoss's options; alpha and groups may be files.",
         )
         parser.add_argument("--ema-decay", type=float, help="Distil from an EMATeacher with this decay; the paper's is 0.999.")
         ours, theirs = parser.parse_known_args(arguments)
         if {"-h", "--help"} & set(theirs):
             parser.print_help()
         ours.otter = dict(ours.otter)
-        _otter_loss(ours.otter)  # a mistake shows before the model is built
+        files = {name: value for name, value in ours.otter.items() if name in PER_PAIR and isinstance(value, str)}
+        self.options = {name: value for name, value in ours.otter.items() if name not in files}
+        _otter_loss(self.options)  # a mistake shows before the model is built
+        self.values = [PairValues(name, file) for name, file in files.items()]
         self.args = self.parse_args(theirs)
         vars(self.args).update(vars(ours))
         return self.args
@@ -166,7 +179,11 @@ class _Program:
         return checkpoint
 
     def build(self, args: argparse.Namespace) -> nn.Module:
-        loss = create_loss(args, **args.otter)
+        loss = create_loss(args, **self.options)
+        if self.values and not isinstance(loss, OTTERLoss):
+            raise ValueError(
+                f"{self.values[0]} given, but the loss is {type(loss).__name__}; need OTTERLoss. Drop one of the two."
+            )
         if args.ema_decay is not None and (args.distill or not isinstance(loss, OTTERLoss)):
             reason = "--distill-model gives a teacher" if args.distill else f"{type(loss).__name__} takes no teacher"
             raise ValueError(f"--ema-decay given, but {reason}; drop one of the two.")
@@ -188,7 +205,17 @@ class _Program:
             logging.warning(f"{self.args.resume} has no teacher, which --ema-decay asks for: it starts as a copy of the model.")
 
     def train(
-        self, model: nn.Module, data: Any, loss: nn.Module, epoch: int, optimizer: Optimizer, *rest: Any, **named: Any
+        self,
+        model: nn.Module,
+        data: Any,
+        loss: nn.Module,
+        epoch: int,
+        optimizer: Optimizer,
+        scaler: Any,
+        scheduler: Any,
+        dist_model: nn.Module | None,
+        *rest: Any,
+        **named: Any,
     ) -> None:
         if self.args.ema_decay is not None and self.teacher is None:
             self.teacher = EMATeacher(model, decay=self.args.ema_decay)
@@ -198,7 +225,12 @@ class _Program:
             add_teacher(model, self.teacher)
         if self.teacher is not None and self.args.rank == 0:
             logging.info(f"Teacher: EMATeacher, decay {self.args.ema_decay}, {self.teacher.updates} updates")
-        self.train_one_epoch(model, data, loss, epoch, optimizer, *rest, **named)
+        if self.values:
+            if self.args.rank == 0:
+                logging.info(f"Pairs: {', '.join(map(repr, self.values))}")
+            add_pair_values(model, data["train"], self.values, dist_model)
+            self.values = []
+        self.train_one_epoch(model, data, loss, epoch, optimizer, scaler, scheduler, dist_model, *rest, **named)
 
     def save(self, checkpoint: Any, *arguments: Any, **named: Any) -> None:
         if isinstance(checkpoint, dict) and "optimizer" in checkpoint:
@@ -227,7 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Raises:
         RuntimeError: an open_clip whose ``main`` does not build its loss by ``create_loss``.
-        ValueError, TypeError: options that OTTERLoss does not take; ``--ema-decay`` where there is no place for a teacher.
+        ValueError, TypeError: options that OTTERLoss does not take, or files of other values than the pairs'; ``--ema-decay``
+            where there is no place for a teacher.
     """
     import open_clip_train.main as training
 

@@ -35,13 +35,15 @@ class PairRankingLoss(nn.Module):
         teacher: what the targets are made with, by default the model's own embeddings: a SentenceTransformer, which is frozen, or
             an `EMATeacher`, which a `TeacherCallback` of ``otter_losses.integrations.transformers`` lets follow the model.
             It is called in eval mode and without gradient.
+        labels: what the data set's column of labels (``label``, ``labels``, ``score`` or ``scores``) is to the loss: ``"alpha"``,
+            numbers in [0, 1], as an audit's ``report.alpha()``; ``"groups"``, integers; or None, which ignores it.
 
-    Called with the features of the columns, N texts each, and with labels, which are ignored; returns a scalar.
+    Called with the features of the columns, N texts each, and with the labels, (N,); returns a scalar.
 
     Raises:
         TypeError: the loss is not one of ours, or the teacher is no module.
-        ValueError: the loss has ``reduction="none"``; the scale is not a positive number; the model trains a weight of the
-            teacher; the columns are not two.
+        ValueError: the loss has ``reduction="none"``; the scale is not a positive number; the loss does not take what the labels
+            are, or the data set has none; the model trains a weight of the teacher; the columns are not two.
 
     Example:
         >>> from otter_losses import OTTERLoss
@@ -49,10 +51,23 @@ class PairRankingLoss(nn.Module):
         ...     SentenceTransformerTrainer(model, train_dataset=pairs, loss=PairRankingLoss(model, OTTERLoss())).train()
     """
 
-    def __init__(self, model: nn.Module, loss: PairLoss, scale: float = 20.0, teacher: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: PairLoss,
+        scale: float = 20.0,
+        teacher: nn.Module | None = None,
+        *,
+        labels: str | None = None,
+    ) -> None:
         super().__init__()
         check_loss(loss)
         checks.check_number("scale", scale, low=0.0, above=True)
+        if labels is not None and labels not in loss.per_pair:
+            raise ValueError(
+                f"labels is {labels!r}; need one of {', '.join(map(repr, loss.per_pair))}, what {type(loss).__name__} takes for "
+                "each pair, or None."
+            )
         if teacher is not None:
             check_separate(teacher, model)
             teacher.requires_grad_(False)  # the trainer's optimizer takes what the loss holds
@@ -60,12 +75,29 @@ class PairRankingLoss(nn.Module):
         self.loss = loss
         self.scale = scale
         self.teacher = teacher
+        self.labels = labels
         self._teaching = Teaching()
 
-    def forward(self, sentence_features: Iterable[Column], labels: Any = None) -> Tensor:
+    def forward(self, sentence_features: Iterable[Column], labels: Tensor | None = None) -> Tensor:
         columns = list(sentence_features)
-        taught = self.teach(columns)
-        return self.compute_loss_from_embeddings([self.model(column)["sentence_embedding"] for column in columns], taught)
+        given = self.given(columns, labels)
+        return self.compute_loss_from_embeddings([self.model(column)["sentence_embedding"] for column in columns], given)
+
+    def given(self, columns: Sequence[Column], labels: Tensor | None) -> dict[str, Tensor]:
+        """What the loss is called with beside the embeddings, by name."""
+        taught = [F.normalize(column, dim=-1) for column in self.teach(columns)]
+        return {**dict(zip(("dist_image_features", "dist_text_features"), taught, strict=False)), **self.named(labels)}
+
+    def named(self, labels: Tensor | None) -> dict[str, Tensor]:
+        """The data set's column of labels under the loss's name for it."""
+        if self.labels is None:
+            return {}
+        if labels is None:
+            raise ValueError(
+                f"labels is {self.labels!r}, and the data set has none; need a column named label, one value a pair. Rename it, "
+                "or leave labels out."
+            )
+        return {self.labels: labels}
 
     def teach(self, columns: Sequence[Column]) -> list[Tensor]:
         """The teacher's embeddings of each column, (N, E); none without a teacher."""
@@ -74,18 +106,21 @@ class PairRankingLoss(nn.Module):
         with self._teaching(self.teacher, self.model):
             return [self.teacher(dict(column))["sentence_embedding"] for column in columns]
 
-    def compute_loss_from_embeddings(self, embeddings: Sequence[Tensor], labels: Any = None) -> Tensor:
-        """The loss of two columns' embeddings, each (N, D); `labels` may be the teacher's, a list of two (N, E)."""
+    def compute_loss_from_embeddings(
+        self, embeddings: Sequence[Tensor], labels: Tensor | dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """The loss of two columns' embeddings, each (N, D), with the labels, (N,), or all that is `given` beside them."""
         if len(embeddings) != 2:
             raise ValueError(f"the data set has {len(embeddings)} columns of texts; need two: anchor and positive.")
-        taught = labels if isinstance(labels, list) else []
-        student, teacher = ([F.normalize(column, dim=-1) for column in columns] for columns in (embeddings, taught))
-        value: Tensor = self.loss(*student, self.scale, None, *teacher)
+        anchor, positive = (F.normalize(column, dim=-1) for column in embeddings)
+        given = labels if isinstance(labels, dict) else self.named(labels)
+        value: Tensor = self.loss(anchor, positive, self.scale, **given)
         return value
 
     def get_config_dict(self) -> dict[str, Any]:
         """What the model card tells."""
-        return {"loss": repr(self.loss), "scale": self.scale, "teacher": type(self.teacher).__name__ if self.teacher else None}
+        teacher = type(self.teacher).__name__ if self.teacher else None
+        return {"loss": repr(self.loss), "scale": self.scale, "teacher": teacher, "labels": self.labels}
 
     @property
     def citation(self) -> str:
@@ -111,7 +146,7 @@ class CachedPairRankingLoss(CachedLossMixin, PairRankingLoss):
     gradient are those of the whole batch.
 
     Args:
-        model, loss, scale, teacher: see `PairRankingLoss`.
+        model, loss, scale, teacher, labels: see `PairRankingLoss`.
         mini_batch_size: texts embedded at a time, at least 1.
 
     Raises:
@@ -124,17 +159,24 @@ class CachedPairRankingLoss(CachedLossMixin, PairRankingLoss):
     """
 
     def __init__(
-        self, model: nn.Module, loss: PairLoss, scale: float = 20.0, teacher: nn.Module | None = None, mini_batch_size: int = 32
+        self,
+        model: nn.Module,
+        loss: PairLoss,
+        scale: float = 20.0,
+        teacher: nn.Module | None = None,
+        mini_batch_size: int = 32,
+        *,
+        labels: str | None = None,
     ) -> None:
-        super().__init__(model, loss, scale, teacher)
+        super().__init__(model, loss, scale, teacher, labels=labels)
         checks.check_count("mini_batch_size", mini_batch_size, 1)
         if has_static_embedding_input(model):
             raise ValueError("model embeds with a StaticEmbedding, whose batches cannot be divided; use PairRankingLoss.")
         self.mini_batch_size = mini_batch_size
 
-    def forward(self, sentence_features: Iterable[Column], labels: Any = None) -> Tensor:
+    def forward(self, sentence_features: Iterable[Column], labels: Tensor | None = None) -> Tensor:
         columns = list(sentence_features)
-        value: Tensor = self.forward_cached(columns, self.teach(columns))  # type: ignore[operator]
+        value: Tensor = self.forward_cached(columns, self.given(columns, labels))  # type: ignore[operator]
         return value
 
     def teach(self, columns: Sequence[Column]) -> list[Tensor]:
@@ -145,7 +187,9 @@ class CachedPairRankingLoss(CachedLossMixin, PairRankingLoss):
         with self._teaching(self.teacher, self.model):
             return [torch.cat([embeddings for embeddings, _ in batch]) for batch in batches]
 
-    def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:
+    def calculate_loss(
+        self, reps: list[list[Tensor]], labels: dict[str, Tensor] | None = None, *, with_backward: bool = False
+    ) -> Tensor:
         value = self.compute_loss_from_embeddings([torch.cat(column) for column in reps], labels)
         if with_backward:
             value.backward()  # type: ignore[no-untyped-call]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from otter_losses.integrations.losses import check_loss
+from otter_losses.integrations.losses import PER_PAIR, check_loss
 from otter_losses.integrations.missing import absent
 from otter_losses.integrations.teachers import Teaching, check_separate
 from otter_losses.losses.base import PairLoss
@@ -122,8 +122,12 @@ class PairLossTrainer(Trainer):
     The model's output has ``image_embeds`` and ``text_embeds``, (N, D) and L2-normalised; the model has a ``logit_scale``, the
     logarithm of the scale, and may have a ``logit_bias``. So does the teacher, of which width and scale may differ.
 
+    Columns of the data set named ``alpha`` (numbers in [0, 1], as an audit's ``report.alpha()``) and ``groups`` (integers) go to
+    the loss with their pairs, in training and evaluation, and not to the model.
+
     Raises:
-        TypeError: the loss is not one of ours, the model is not of that kind, or the teacher is no module.
+        TypeError: the loss is not one of ours, or does not take such a column; the model is not of that kind, or the teacher is
+            no module.
         ValueError: the loss has ``reduction="none"``; ``compute_loss_func`` is given too, or a `TeacherCallback` beside the
             teacher; the model trains a weight of the teacher.
 
@@ -166,16 +170,22 @@ class PairLossTrainer(Trainer):
                 stacklevel=2,
             )
 
+    def _set_signature_columns_if_needed(self) -> None:
+        """The columns that are not removed."""
+        super()._set_signature_columns_if_needed()
+        self._signature_columns: list[str] = list(dict.fromkeys([*self._signature_columns, *PER_PAIR]))
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        inputs = {name: value for name, value in inputs.items() if name != "return_loss"}
+        per_pair = {name: inputs[name] for name in PER_PAIR if name in inputs}
+        inputs = {name: value for name, value in inputs.items() if name not in (*PER_PAIR, "return_loss")}
         outputs = model(**inputs)
         given: tuple[Any, ...] = ()
         if self.teacher is not None:
             with self._teaching(self.teacher, self.model), self.accelerator.autocast():
                 given = _pairs(self.teacher(**inputs), self.teacher)
-        loss = self.loss(*_pairs(outputs, self.model), *given)
+        loss = self.loss(*_pairs(outputs, self.model), *given, **per_pair)
         return (loss, outputs) if return_outputs else loss
 
 

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +13,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from otter_losses import InfoNCELoss, OTTERLoss
+from tests.helpers.carried import Call, Recorder, check_carried
 from tests.helpers.checks import relative
 from tests.helpers.examples import check_falls, load, theirs
 from tests.helpers.loops import Batch, train
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import run
-from tests.helpers.towers import TwoTowers, part_of
+from tests.helpers.towers import TwoTowers, part_of, whole_batch
 
 WORLD = 2
 STEPS = 3
@@ -140,6 +143,27 @@ def test_a_loss_of_each_ranks_own_pairs_trains_another_model(ranks: list[dict[st
     """So the bound above tells right from wrong."""
     expected = train(TwoTowers(), OTTERLoss(), batches([EVEN]))
     assert difference(ranks[0]["alone"], expected) > 1e-2
+
+
+def carry(rank: int, world: int, pairs: int) -> list[Call]:
+    """What reaches the loss in two shuffled epochs, with the value in the batch."""
+    whole = whole_batch(pairs)
+    data = TensorDataset(*(whole[name] for name in ("images", "texts", "alpha", "groups")))
+    sampler: DistributedSampler[Any] = DistributedSampler(data, world, rank)
+    model = DistributedDataParallel(TwoTowers())
+    loss = Recorder(TwoTowers()(whole["images"], whole["texts"])[0])
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        for images, texts, alpha, groups in DataLoader(data, 5, sampler=sampler):
+            loss(*model(images, texts), alpha=alpha, groups=groups).backward()
+    return loss.calls
+
+
+def test_values_in_the_batch_reach_the_loss_with_their_pairs(tmp_path: Path) -> None:
+    whole = whole_batch(20)
+    first, second = run(carry, WORLD, tmp_path, 20)
+    check_carried([*first, *second], alpha=whole["alpha"], groups=whole["groups"])
+    assert not set(first[0]["rows"].tolist()) & set(second[0]["rows"].tolist())
 
 
 # ---- the example ----

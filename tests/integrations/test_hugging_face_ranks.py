@@ -1,6 +1,7 @@
 """Two gloo processes under accelerate train as one process with the whole batch, in both of Hugging Face's trainers."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,6 +25,7 @@ WORLD, STEPS, PAIRS = 2, 2, 32
 CASES: dict[str, dict[str, Any]] = {
     "clip, otter": {},
     "clip, otter, accumulated": {"gradient_accumulation_steps": 2},
+    "clip, otter, alpha": {"gradient_accumulation_steps": 2},
     "clip, otter, taught": {},
     "clip, otter, taught, resumed": {"save_strategy": "steps", "save_steps": 1},
     "siglip, otter, some unused": {"ddp_find_unused_parameters": True},
@@ -31,8 +33,9 @@ CASES: dict[str, dict[str, Any]] = {
     "siglip, siglip": {},
     "sentences": {},
     "sentences, accumulated": {"gradient_accumulation_steps": 2},
+    "sentences, alpha": {},
     "sentences, cached": {},
-    "sentences, cached, accumulated": {"gradient_accumulation_steps": 2},
+    "sentences, cached, alpha, accumulated": {"gradient_accumulation_steps": 2},
 }
 """A model, and what its trainer is told beyond the common."""
 
@@ -53,12 +56,17 @@ def train(case: str, bert: Path, folder: str, batch: int) -> dict[str, Any]:
         **({"ddp_backend": "gloo"} if dist.is_initialized() else {}),
         **CASES[case],
     }
+    alpha = torch.linspace(0.05, 0.5, PAIRS).tolist()
     if "sentences" in case:
-        wrapped = CachedPairRankingLoss(model, loss, mini_batch_size=3) if "cached" in case else PairRankingLoss(model, loss)
-        trainer = sentences.make_trainer(model, load_names(PAIRS), folder, wrapped, **options)
+        labels = {"label": alpha} if "alpha" in case else {}
+        kind: Any = partial(CachedPairRankingLoss, mini_batch_size=3) if "cached" in case else PairRankingLoss
+        wrapped = kind(model, loss, labels="alpha" if labels else None)
+        trainer = sentences.make_trainer(model, {**load_names(PAIRS), **labels}, folder, wrapped, **options)
     else:
         teacher = EMATeacher(model, decay=0.5) if "taught" in case else None
-        pairs = clips.make_pairs(PAIRS)
+        pairs: list[dict[str, Any]] = clips.make_pairs(PAIRS)
+        if "alpha" in case:
+            pairs = [{**pair, "alpha": believed} for pair, believed in zip(pairs, alpha, strict=True)]
         trainer = clips.make_trainer(model, folder, loss=loss, teacher=teacher, pairs=pairs, **options)
     with patch("torch.save", wraps=torch.save) as save:
         trainer.train()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from otter_losses import EMATeacher, OTTERLoss
+from tests.helpers.carried import Call, Recorder, check_carried
 from tests.helpers.checks import relative
 from tests.helpers.examples import check_falls, load, theirs
 from tests.helpers.loops import Batch, numbers, train
@@ -70,6 +71,34 @@ class Watch(Callback):  # type: ignore[misc]
         self.logged.append(float(sum(trainer.callback_metrics[name] for name in ("contrastive_loss", "distill_loss"))))
 
 
+class Believing(lightning.LightningModule):  # type: ignore[misc]
+    """Its weights stay as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.towers = TwoTowers()
+        whole = whole_batch(PAIRS)
+        self.loss = Recorder(self.towers(whole["images"], whole["texts"])[0])
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        *pairs, alpha = batch
+        value: Tensor = self.loss(*self.towers(*pairs), alpha=alpha)
+        return value
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def believe(world: int) -> list[Call]:
+    """What reaches the loss in batches that Lightning shuffles and deals out, accumulated."""
+    whole, model = whole_batch(PAIRS), Believing()
+    loader = DataLoader(TensorDataset(whole["images"], whole["texts"], whole["alpha"]), BATCH // world, shuffle=True)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    options = {"strategy": "ddp" if world > 1 else "auto", "max_epochs": EPOCHS, "accumulate_grad_batches": 2}
+    lightning.Trainer(accelerator="cpu", devices=world, **options, **quiet).fit(model, loader)
+    return model.loss.calls
+
+
 def data(dtype: torch.dtype = torch.float64) -> TensorDataset:
     whole = whole_batch(PAIRS)
     return TensorDataset(whole["images"].to(dtype), whole["texts"].to(dtype))
@@ -117,7 +146,7 @@ def measure(rank: int, world: int, folder: str) -> dict[str, Any]:
         results["find_unused_parameters"] = fit(CLIP(), world, strategy="ddp_find_unused_parameters_true")
     for result in results.values():
         del result["trainer"]
-    return {**results, "example": load("lightning").main(devices=world)}
+    return {**results, "believed": believe(world), "example": load("lightning").main(devices=world)}
 
 
 def work(rank: int, world: int, folder: str) -> dict[str, Any]:
@@ -184,6 +213,11 @@ def test_mixed_precision_trains_as_double_precision_does(processes: list[dict[st
     for results in processes:
         assert results["bf16-mixed"]["numbers"]["teacher average.module.image.weight"].dtype == torch.float32
         check(results["bf16-mixed"], expected(), 0.05)
+
+
+def test_values_in_the_batch_reach_the_loss_with_their_pairs(processes: list[dict[str, Any]]) -> None:
+    for ranks in (processes[:1], processes[1:]):
+        check_carried([call for results in ranks for call in results["believed"]], alpha=whole_batch(PAIRS)["alpha"])
 
 
 def test_the_example_trains_with_our_loss_and_with_theirs(processes: list[dict[str, Any]]) -> None:

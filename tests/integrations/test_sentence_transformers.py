@@ -18,6 +18,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from docs.examples.sentence_transformers import load_names, train_tokenizer
 from otter_losses import EMATeacher, InfoNCELoss, OTTERLoss
 from otter_losses.integrations.sentence_transformers import CachedPairRankingLoss, PairRankingLoss
+from tests.helpers.carried import Recorder
 from tests.helpers.checks import relative
 from tests.helpers.examples import check_falls, load, theirs
 
@@ -62,7 +63,7 @@ def in_order(dataset: Any, batch_size: int, drop_last: bool, **_: Any) -> BatchS
     return BatchSampler(SequentialSampler(dataset), batch_size, drop_last)
 
 
-def make_trainer(model: Any, names: dict[str, list[str]], folder: Path | str, loss: nn.Module, **options: Any) -> Any:
+def make_trainer(model: Any, names: dict[str, list[Any]], folder: Path | str, loss: nn.Module, **options: Any) -> Any:
     own = {name: options.pop(name) for name in ("evaluator",) if name in options}
     arguments = {
         "per_device_train_batch_size": BATCH,
@@ -181,6 +182,59 @@ def test_accumulated_gradient_is_the_mean_of_the_batches(
     model.zero_grad()
     make_trainer(model, names, tmp_path, kind(model, OTTERLoss()), gradient_accumulation_steps=2).train()
     check_same(gradient_taken(before, parameters_of(model)), wanted)
+
+
+@pytest.mark.parametrize("kind", [PairRankingLoss, CachedPairRankingLoss])
+@pytest.mark.parametrize(("column", "labels"), [("label", "alpha"), ("score", "alpha"), ("labels", "groups")])
+def test_a_column_of_labels_reaches_the_loss_with_its_pairs(
+    saved: Path, names: dict[str, list[str]], kind: Any, column: str, labels: str, tmp_path: Path
+) -> None:
+    """In shuffled batches, accumulated, and in the evaluation."""
+    model = make_model(saved)
+    with torch.no_grad():
+        known = nn.functional.normalize(model(features_of(model, names)[0])["sentence_embedding"], dim=-1)
+    values = torch.arange(PAIRS) // 2 if labels == "groups" else torch.linspace(0.05, 0.5, PAIRS)
+    recorder = Recorder(known)
+    options = {"batch_sampler": "batch_sampler", "learning_rate": 0.0, "max_steps": 2, "gradient_accumulation_steps": 2}
+    trainer = make_trainer(model, {**names, column: values.tolist()}, tmp_path, kind(model, recorder, labels=labels), **options)
+    trainer.train()
+    recorder.check(**{labels: values})
+    recorder.calls.clear()
+    trainer.evaluate()
+    recorder.check(**{labels: values})
+
+
+@pytest.mark.parametrize("kind", [PairRankingLoss, CachedPairRankingLoss])
+def test_labels_beside_a_teacher(saved: Path, names: dict[str, list[str]], kind: Any) -> None:
+    model, teacher = make_model(saved), make_model(saved)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    alpha = torch.linspace(0, 1, PAIRS, dtype=torch.float64)
+    columns, taught = ([each(column)["sentence_embedding"] for column in features_of(each, names)] for each in (model, teacher))
+    x, y, v, t = (nn.functional.normalize(column, dim=-1) for column in (*columns, *taught))
+    wanted = OTTERLoss()(x, y, 20.0, None, v.detach(), t.detach(), alpha=alpha)
+    value = kind(model, OTTERLoss(), teacher=teacher, labels="alpha")(features_of(model, names), alpha)
+    assert float(value.detach()) == pytest.approx(float(wanted.detach()), rel=1e-10)
+    check_same(gradient_of(value, model), gradient_of(wanted, model))
+    alone = kind(model, OTTERLoss(), labels="alpha").compute_loss_from_embeddings(columns, alpha)  # as SpladeLoss calls it
+    assert float(alone.detach()) == pytest.approx(float(OTTERLoss()(x, y, 20.0, alpha=alpha).detach()), rel=1e-10)
+
+
+def test_labels_that_the_loss_cannot_use(saved: Path, names: dict[str, list[str]], tmp_path: Path) -> None:
+    model = make_model(saved)
+    with pytest.raises(
+        ValueError, match="labels is 'alpha'; need one of 'groups', what InfoNCELoss takes for each pair, or None"
+    ):
+        CachedPairRankingLoss(model, InfoNCELoss(), labels="alpha")
+    loss = PairRankingLoss(model, OTTERLoss(), labels="alpha")
+    with pytest.raises(ValueError, match="labels is 'alpha', and the data set has none; need a column named label"):
+        make_trainer(model, names, tmp_path, loss).train()
+    with pytest.raises(ValueError, match=r"alpha has values from nan to nan; need numbers in \[0, 1\]"):
+        make_trainer(model, {**names, "label": [float("nan")] * PAIRS}, tmp_path, loss).train()
+    # Without a word of what they are, labels mean nothing.
+    value = PairRankingLoss(model, InfoNCELoss())(features_of(model, names), torch.full((PAIRS,), 7))
+    assert bool(torch.isfinite(value))
 
 
 def test_evaluates_saves_and_writes_its_card(saved: Path, names: dict[str, list[str]], tmp_path: Path) -> None:

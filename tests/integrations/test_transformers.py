@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel, TrainingArguments
 
 from otter_losses import DistillationLoss, EMATeacher, InfoNCELoss, OTTERLoss, SigLIPLoss
 from otter_losses.integrations.transformers import PairLossTrainer, TeacherCallback
 from otter_losses.losses.base import PairLoss
+from tests.helpers.carried import Recorder
 from tests.helpers.checks import relative
 from tests.helpers.examples import check_falls, load, theirs
 from tests.helpers.paths import ROOT
@@ -138,6 +140,64 @@ def test_accumulated_gradient_is_the_mean_of_the_batches(pairs: int, labels: boo
         model, tmp_path, loss=OTTERLoss(), gradient_accumulation_steps=2, pairs=data, remove_unused_columns=False
     ).train()
     check_same(gradient_taken(before, parameters_of(model)), wanted, 1e-8)
+
+
+@pytest.mark.parametrize("kind", ["list", "datasets"])
+@pytest.mark.parametrize("unused", [True, False])
+def test_columns_of_alpha_and_groups_reach_the_loss_with_their_pairs(kind: str, unused: bool, tmp_path: Path) -> None:
+    """And not the model and its teacher; in shuffled batches, accumulated, and in the evaluation."""
+    model, data = make_model(), make_pairs()
+    alpha, groups = torch.linspace(0.05, 0.5, PAIRS), torch.arange(PAIRS) // 2
+    rows: Any = [{**pair, "alpha": alpha[row], "groups": groups[row]} for row, pair in enumerate(data)]
+    if kind == "datasets":
+        columns = {name: torch.stack([row[name] for row in rows]).numpy() for name in rows[0]}
+        rows = Dataset.from_dict({**columns, "caption": ["no column of the model's"] * PAIRS}).with_format("torch")
+        rows = rows if unused else rows.remove_columns("caption")
+    recorder = Recorder(model(**collated(data)).image_embeds)
+    trainer = make_trainer(
+        model,
+        tmp_path,
+        loss=recorder,
+        teacher=EMATeacher(model),
+        pairs=rows,
+        train_sampling_strategy="random",
+        learning_rate=0.0,
+        max_steps=2,
+        gradient_accumulation_steps=2,
+        remove_unused_columns=unused,
+    )
+    trainer.train()
+    recorder.check(alpha=alpha, groups=groups)
+    recorder.calls.clear()
+    trainer.evaluate()
+    assert [call["rows"].tolist() for call in recorder.calls] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    torch.testing.assert_close(torch.cat([call["alpha"] for call in recorder.calls]).float(), alpha)
+
+
+def test_alpha_is_believed_pair_by_pair(tmp_path: Path) -> None:
+    model, data = make_model(), make_pairs()[:BATCH]
+    alpha = torch.tensor([0.05, 0.5, 0.3, 0.1])
+    before = parameters_of(model)
+    out = model(**collated(data))
+    wanted = gradient_of(OTTERLoss()(out.image_embeds, out.text_embeds, model.logit_scale.exp(), alpha=alpha.double()), model)
+    make_trainer(
+        model, tmp_path, loss=OTTERLoss(), pairs=[{**pair, "alpha": a} for pair, a in zip(data, alpha, strict=True)]
+    ).train()
+    check_same(gradient_taken(before, parameters_of(model)), wanted, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "alpha", "error"),
+    [
+        (InfoNCELoss(), 0.5, "alpha is no argument of a call of InfoNCELoss; need one of"),
+        (OTTERLoss(), 1.5, r"alpha has values from 1\.5 to 1\.5; need numbers in \[0, 1\]"),
+        (OTTERLoss(), 1, r"alpha has dtype torch\.int64; need float64"),
+    ],
+)
+def test_a_column_that_the_loss_cannot_use_is_refused(loss: PairLoss, alpha: float, error: str, tmp_path: Path) -> None:
+    data = [{**pair, "alpha": alpha} for pair in make_pairs()]
+    with pytest.raises((TypeError, ValueError), match=error):
+        make_trainer(make_model(), tmp_path, loss=loss, pairs=data).train()
 
 
 def test_evaluation_gives_the_mean_over_its_batches_an_uneven_last_one_too(tmp_path: Path) -> None:
