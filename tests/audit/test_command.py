@@ -19,6 +19,7 @@ from otter_losses.audit import pair_trust
 from otter_losses.audit.__main__ import main
 from otter_losses.audit.command.arguments import parser
 from otter_losses.audit.command.progress import Progress
+from otter_losses.integrations.pair_values import PairValues
 from tests.helpers.audits import save_topics
 from tests.helpers.paths import ROOT
 
@@ -57,11 +58,29 @@ def test_what_is_written_is_what_pair_trust_finds(folder: Path, capsys: pytest.C
     assert (summary["pairs"], summary["kept"]) == (240, len(kept))
     assert summary["options"]["k"] == 5
     assert {*contents(folder / "report")} == {
-        *("trust.npy", "suspicious.csv", "duplicates.csv", "keep_rows.npy", "summary.json", "report.html")
+        *("trust.npy", "alpha.npy", "suspicious.csv", "duplicates.csv", "keep_rows.npy", "summary.json", "report.html")
     }
     said = capsys.readouterr()
     assert said.out.startswith("240 pairs, about ")
     assert said.out.count("\n") == 1
+
+
+def test_alphas_are_what_the_losses_and_open_clips_loaders_take(folder: Path) -> None:
+    save_topics(folder)
+    Path("keys.txt").write_text("".join(f"{7 * row % 240:05}\n" for row in range(240)))
+    assert main(command("--keys", "keys.txt")) == 0
+    in_order, by_key = (PairValues("alpha", f"report/alpha.{kind}") for kind in ("npy", "npz"))
+    assert torch.equal(in_order.values, 0.05 + 0.45 * torch.from_numpy(np.load("report/trust.npy")))
+    for row in range(0, 240, 17):
+        assert by_key.values[by_key.place(f"{7 * row % 240:05}")] == in_order.values[row]
+
+
+def test_keys_that_name_several_pairs_have_no_alphas_by_key(folder: Path) -> None:
+    save_topics(folder)
+    Path("keys.txt").write_text("again\n" * 240)
+    assert main(command("--keys", "keys.txt")) == 0
+    assert not Path("report/alpha.npz").exists()
+    assert len(np.load("report/alpha.npy")) == 240
 
 
 def test_the_same_command_again_finds_its_audit_finished(

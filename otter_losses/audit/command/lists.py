@@ -1,4 +1,4 @@
-"""What the command writes for other programs: trust.npy, the lists of what to keep, and suspicious.csv."""
+"""What the command writes for other programs: trust and alphas, the lists of what to keep, and suspicious.csv."""
 
 import csv
 import io
@@ -16,7 +16,16 @@ from torch import Tensor
 from otter_losses.audit.command.folder import whole_file
 from otter_losses.audit.report import PairTrust
 
-LISTS = ("trust.npy", "suspicious.csv", "duplicates.csv", "keep_rows.npy", "keep_keys.txt", "keep_uids.npy")
+LISTS = (
+    "trust.npy",
+    "alpha.npy",
+    "alpha.npz",
+    "suspicious.csv",
+    "duplicates.csv",
+    "keep_rows.npy",
+    "keep_keys.txt",
+    "keep_uids.npy",
+)
 Cell: TypeAlias = int | float | str
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -61,9 +70,14 @@ class Selection:
 def write_lists(folder: Path, result: PairTrust, selection: Selection, names: Names) -> None:
     for name in LISTS:
         (folder / name).unlink(missing_ok=True)
+    alpha = result.alpha().numpy()
     _save(folder / "trust.npy", result.trust.numpy())
+    _save(folder / "alpha.npy", alpha)
     _save(folder / "keep_rows.npy", selection.kept.numpy())
     if names.keys:
+        if len(set(names.keys)) == len(names.keys):
+            with whole_file(folder / "alpha.npz") as file:
+                np.savez(file, keys=np.array(names.keys), alpha=alpha)
         kept = [names.keys[row] for row in selection.kept.tolist()]
         with whole_file(folder / "keep_keys.txt") as file:
             file.write("".join(f"{key}\n" for key in kept).encode(errors="replace"))

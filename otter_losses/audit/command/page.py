@@ -32,6 +32,8 @@ LIMITS = (
 
 FILES = {
     "trust.npy": "trust of every pair, float32, in the order of the rows",
+    "alpha.npy": "0.05 + 0.45 trust, what the losses take as alpha",
+    "alpha.npz": "the same by key, for loaders that know their samples by key",
     "suspicious.csv": "the pairs that are not kept, and at least those above, the most suspicious first",
     "keep_rows.npy": "rows of the pairs that are kept, int64, ascending",
     "keep_keys.txt": "their keys, one a line",
@@ -184,7 +186,6 @@ def _files(written: Iterable[str]) -> Iterable[str]:
     yield from (f"<tr><td><code>{name}</code></td><td>{FILES[name]}</td></tr>" for name in written)
     yield "</table></div><p>The trust as a prior of the losses, so that pairs in doubt lean on the teacher:</p>"
     yield (
-        "<pre>trust = torch.from_numpy(numpy.load(&quot;trust.npy&quot;))\n"
-        "alpha = 0.05 + 0.45 * trust\n"
+        "<pre>alpha = torch.from_numpy(numpy.load(&quot;alpha.npy&quot;))\n"
         "loss(x, y, logit_scale, alpha=alpha[rows])  # rows: the rows of this batch's pairs</pre>"
     )
