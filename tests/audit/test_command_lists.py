@@ -102,7 +102,7 @@ def test_lists_of_an_earlier_run_do_not_stay(tmp_path: Path) -> None:
     written(tmp_path, Names(keys=[f"{row:032x}" for row in range(6)]))
     assert {path.name for path in tmp_path.iterdir()} == set(LISTS)
     written(tmp_path, Names())
-    assert {path.name for path in tmp_path.iterdir()} == set(LISTS) - {"keep_keys.txt", "keep_uids.npy"}
+    assert {path.name for path in tmp_path.iterdir()} == set(LISTS) - {"alpha.npz", "keep_keys.txt", "keep_uids.npy"}
 
 
 def test_a_file_is_there_when_all_of_it_is(tmp_path: Path) -> None:
