@@ -23,6 +23,7 @@ class Groups:
     @classmethod
     def of(cls, names: Tensor, dtype: torch.dtype) -> "Groups":
         """Of any integers, (N,)."""
+        names = names.contiguous()
         ordered = names.sort().values
         first = torch.searchsorted(ordered, names)
         sizes = torch.searchsorted(ordered, names, right=True) - first
