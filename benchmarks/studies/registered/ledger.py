@@ -40,14 +40,20 @@ def append(path: Path, outcome: Outcome, seconds: float, commit: str) -> None:
 
 
 def read(path: Path) -> list[Line]:
-    """Whole lines; a last one that was cut off is taken out of the file, so that its run is done again."""
+    """One whole line of each run, the first; a last one that was cut off is taken out of the file, so that its run is done again.
+
+    A run has two lines where a worker outlived the process that was killed.
+    """
     if not path.exists():
         return []
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
         os.truncate(path, len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+    found: dict[Run, Line] = {}
+    for line in map(json.loads, whole.splitlines()):
+        found.setdefault(run_of(line), line)
+    return list(found.values())
 
 
 def run_of(line: Line) -> Run:

@@ -148,6 +148,15 @@ def test_a_line_that_was_cut_off_is_run_again(tmp_path: Path) -> None:
     assert reckoning(lines).startswith(f"2 of {len(all_runs())} runs")
 
 
+def test_a_run_that_two_workers_finished_counts_once(tmp_path: Path) -> None:
+    first, second = all_runs()[:2]
+    for run, hit in ((first, 0.3), (second, 0.3), (first, 0.5)):
+        ledger.append(tmp_path / "runs", outcome(run, hit), 4.0, "abc")
+    lines = ledger.read(tmp_path / "runs")
+    assert [ledger.run_of(line) for line in lines] == [first, second]
+    assert ledger.validation_mean(lines[0]) == pytest.approx(30)
+
+
 def write_ledger(path: Path, runs: list[Run]) -> None:
     for run in runs:
         collapsed = run.setting == "all, scale 49.4" and run.method == OURS and run.seed == 4
