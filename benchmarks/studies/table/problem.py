@@ -1,6 +1,6 @@
 """What the runs share: training pairs for each setting, and pictures whose names are to be found."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,8 +24,10 @@ class HeldOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """`captions` and `keywords` are the features of each pair's text. `training` has the pairs of each setting."""
+    """`sources` says where each pair is from, `captions` and `keywords` are the features of its text. `training` has the pairs of
+    each setting."""
 
+    sources: list[str]
     images: NDArray[Any]
     captions: NDArray[np.float32]
     keywords: NDArray[np.float32]
@@ -38,13 +40,13 @@ class Problem:
         return self.keywords if setting.keywords else self.captions
 
 
-def build_problem(collection: Collection) -> Problem:
+def build_problem(collection: Collection, settings: Iterable[Setting] = tuple(SETTINGS.values())) -> Problem:
     """Splits by concept and clears the training pairs of what the held-out ones give away, as `split_by_concept` does."""
     pairs = collection.pairs
     split = split_by_concept([pair.concept for pair in pairs], [pair.name for pair in pairs], torch.from_numpy(collection.images))
     held_out = {plain(pairs[index].name) for index in (*split.validation, *split.test)}
     training = {}
-    for setting in SETTINGS.values():
+    for setting in settings:
         sources = {source for kind in setting.sources for source in SOURCES[kind]}
         chosen = [index for index in split.training if pairs[index].source in sources]
         training[setting.name] = [index for index in chosen if plain(_text(pairs[index], setting)) not in held_out]
@@ -55,6 +57,7 @@ def build_problem(collection: Collection) -> Problem:
         "training_pairs": {name: len(chosen) for name, chosen in training.items()},
     }
     return Problem(
+        [pair.source for pair in pairs],
         collection.images,
         collection.of_texts([pair.caption for pair in pairs]),
         collection.of_texts([pair.tag for pair in pairs]),

@@ -4,7 +4,7 @@ Runs of the same seed share the heads they start from, the batches and the shuff
 can be compared seed by seed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -28,10 +28,12 @@ def fit(
     given: Tensor,
     epochs: int,
     seed: int,
+    per_pair: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Trains on ``images[pairs]`` with the captions ``texts[given]``, by a cosine schedule, the teacher following every step.
 
-    `loss` is called with what the model returns and, where there is a teacher, its features as open_clip names them.
+    `loss` is called with what the model returns, where there is a teacher with its features as open_clip names them, and with the
+    batch's rows of what `per_pair` has of every pair.
     """
     batch = min(BATCH, len(pairs))
     steps = epochs * (len(pairs) // batch)
@@ -42,10 +44,10 @@ def fit(
         for start in range(0, len(pairs) - batch + 1, batch):  # the rest of an epoch is too few for a batch
             rows = shuffled[start : start + batch]
             inputs = images[pairs[rows]], texts[given[rows]]
-            targets = {}
+            targets = {name: values[rows] for name, values in (per_pair or {}).items()}
             if teacher is not None:
                 v, t, teacher_scale, *_ = teacher(*inputs)
-                targets = {"dist_image_features": v, "dist_text_features": t, "dist_logit_scale": teacher_scale}
+                targets |= {"dist_image_features": v, "dist_text_features": t, "dist_logit_scale": teacher_scale}
             optimizer.zero_grad()
             value = loss(*model(*inputs), **targets)
             value.backward()  # type: ignore[no-untyped-call]

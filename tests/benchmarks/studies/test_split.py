@@ -59,6 +59,15 @@ def test_exactly_the_stated_share_of_captions_goes_to_another_pair(share: float)
     assert sum(pair != own for own, pair in enumerate(given)) == round(share * 1001)
 
 
+def test_wrong_captions_stay_within_a_source_where_it_is_given() -> None:
+    sources = ["a", "b", "b"] * 300 + ["c"]
+    given = shuffle_captions(901, 0.4, seed=5, sources=sources)
+    assert sorted(given) == list(range(901))
+    assert all(sources[pair] == sources[own] for own, pair in enumerate(given))
+    assert given[900] == 900
+    assert sum(pair != own for own, pair in enumerate(given)) in (359, 360)
+
+
 def test_shuffling_depends_on_the_seed_alone() -> None:
     assert shuffle_captions(100, 0.4, seed=1) == shuffle_captions(100, 0.4, seed=1)
     assert shuffle_captions(100, 0.4, seed=1) != shuffle_captions(100, 0.4, seed=2)

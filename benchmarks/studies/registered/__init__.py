@@ -1,0 +1,1 @@
+"""RobustLoss with the trust of `pair_trust` against the paper's losses, and against controls; the protocol is README.md."""

@@ -1,0 +1,69 @@
+"""One training run of an arm under a condition, and the trust of a condition's pairs."""
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import otter_losses
+from benchmarks.studies.data.cache import Arrays, fingerprint, load_or_make
+from benchmarks.studies.data.noise import shuffle_captions
+from benchmarks.studies.registered.arms import ARMS, trust_given
+from benchmarks.studies.registered.conditions import CONDITIONS, Condition
+from benchmarks.studies.table.problem import Problem
+from benchmarks.studies.table.run import LEARNING_RATES, Outcome, Run, make_model, score
+from benchmarks.studies.training.fit import fit
+from benchmarks.studies.training.losses import teacher_of
+from otter_losses.audit import pair_trust
+
+
+def given_pairs(problem: Problem, condition: Condition, seed: int) -> Tensor:
+    """For each of the condition's pairs, by position, the one whose caption it has."""
+    pairs = problem.training[condition.name]
+    sources = [problem.sources[index] for index in pairs] if condition.within_source else None
+    return torch.tensor(shuffle_captions(len(pairs), condition.shuffled, seed, sources))
+
+
+def estimate_trust(problem: Problem, condition: Condition, seed: int, cache: Path) -> tuple[Tensor, float]:
+    """`pair_trust` of the frozen features with the captions as given, at its defaults, and the seconds that it took.
+
+    Computed once for all conditions and arms that share the pairs.
+    """
+
+    def estimate() -> Arrays:
+        pairs = np.array(problem.training[condition.name])
+        given = pairs[given_pairs(problem, condition, seed).numpy()]
+        started = time.process_time()
+        trust = pair_trust(problem.images[pairs], problem.texts(condition)[given]).trust
+        return {"trust": trust.numpy(), "seconds": np.array(time.process_time() - started)}
+
+    origin = fingerprint(problem.facts["versions"], otter_losses.__version__, condition.data, seed)
+    arrays, _ = load_or_make(cache / "trust" / f"{origin[:16]}.npz", origin, estimate)
+    return torch.from_numpy(arrays["trust"]), float(arrays["seconds"])
+
+
+def train(problem: Problem, run: Run, cache: Path) -> Outcome:
+    """Trains for all epochs and scores the last state: no checkpoint is chosen."""
+    condition, arm = CONDITIONS[run.setting], ARMS[run.method]
+    pairs = torch.tensor(problem.training[condition.name])
+    given = given_pairs(problem, condition, run.seed)
+    per_pair = {}
+    if arm.trust is not None:
+        estimated, _ = estimate_trust(problem, condition, run.seed, cache)
+        per_pair["trust"] = trust_given(arm.trust, estimated, given, run.seed)
+    model = make_model(problem, condition, run)
+    with torch.no_grad():
+        model.log_scale.fill_(math.log(arm.start_scale or condition.start_scale))
+    teacher = teacher_of(model) if arm.teacher else None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATES[condition.layers], weight_decay=arm.weight_decay)
+    images, texts = torch.from_numpy(problem.images), torch.from_numpy(problem.texts(condition))
+    fit(model, arm.make(), teacher, optimizer, images, texts, pairs, pairs[given], run.epochs, run.seed, per_pair)
+    with torch.inference_mode():
+        validation, test = (
+            {name: score(model, problem, held_out) for name, held_out in tests.items()}
+            for tests in (problem.validation, problem.test)
+        )
+    return Outcome(run, validation, test, model.log_scale.exp().item())
