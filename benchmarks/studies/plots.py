@@ -18,5 +18,6 @@ COLOURS = {
     "KD": "#e08a1e",
     "OTTER": "#1768ac",
     "OTTER without Sinkhorn": "#62b6cb",
+    "RobustLoss": "#2a8c4a",
 }
 INK, FAINT, GRID = "#222222", "#777777", "#e6e6e6"

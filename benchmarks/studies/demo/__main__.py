@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.demo",
-        description="Trains InfoNCE, label smoothing, KD, OTTER and OTTER without Sinkhorn on drawn pictures and their names, "
-        "clean and with shuffled captions, and compares them on unseen concepts.",
+        description="Trains InfoNCE, label smoothing, KD, OTTER with and without Sinkhorn, and RobustLoss on drawn pictures and "
+        "their names, clean and with shuffled captions, compares them on unseen concepts, and audits the training pairs.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--seeds", type=positive, default=3, help="runs of each loss and noise level")
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         "--noise",
         type=_share,
         nargs="+",
-        default=[0.0, 0.2, 0.4],
+        default=[0.0, 0.4, 0.6],
         metavar="SHARE",
         help="shares of the training captions to shuffle",
     )

@@ -15,13 +15,22 @@ from benchmarks.studies.data.installed.pairs import CREDITS, Pair, list_pairs
 from benchmarks.studies.demo.matches import draw_probe, find_matches, plot_matches
 from benchmarks.studies.demo.plots import plot_noise
 from benchmarks.studies.demo.problem import Problem, load_problem
-from benchmarks.studies.demo.report import by_cell, difference_table, sampling_error, score_table, write_json
-from benchmarks.studies.demo.run import Run, train
+from benchmarks.studies.demo.report import (
+    audit_table,
+    by_cell,
+    difference_table,
+    sampling_error,
+    score_table,
+    verdict,
+    write_json,
+)
+from benchmarks.studies.demo.run import ARMS, Run, train
 from benchmarks.studies.parallel import run_tasks
-from benchmarks.studies.training.losses import METHODS, OURS
+from benchmarks.studies.training.losses import OURS
 
 QUICK_STEP = 12
 SHOWN_NOISE = 0.4
+AUDITED = "The audit of the training pairs, by `otter_losses.audit.pair_trust`, which is told neither labels nor the noise rate:"
 
 
 @dataclass(frozen=True)
@@ -50,14 +59,16 @@ def run_demo(options: Options) -> None:
         Run(method, noise, seed, options.epochs, probe if (method, noise, seed) == (OURS, shown, 0) else ())
         for seed in range(options.seeds)
         for noise in options.noises
-        for method in METHODS
+        for method in ARMS
     ]
     outcomes = run_tasks(train, problem, runs, jobs=options.jobs, label="training", unit="run")
     trained = time.perf_counter()
 
     scores = by_cell(outcomes)
     error = sampling_error(scores, len(problem.split.test))
-    tables = f"{score_table(scores)}\n\n{difference_table(scores)}\n\n{_notes(options.seeds, error, options.quick)}\n"
+    notes = _notes(options.seeds, error, options.quick)
+    parts = [score_table(scores), difference_table(scores), notes, AUDITED, audit_table(scores), verdict(scores)]
+    tables = "\n\n".join(parts) + "\n"
     print(f"\n{tables}")
     (options.output / "table.md").write_text(tables, encoding="utf-8")
     plot_noise(options.output / "noise.png", scores)

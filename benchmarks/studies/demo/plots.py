@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from benchmarks.studies.demo.report import Scores
+from benchmarks.studies.demo.run import ARMS
 from benchmarks.studies.plots import COLOURS, FAINT, GRID, STYLE
-from benchmarks.studies.training.losses import METHODS
 
 
 def plot_noise(path: Path, scores: Scores, k: int = 10) -> None:
@@ -18,10 +18,10 @@ def plot_noise(path: Path, scores: Scores, k: int = 10) -> None:
         figure = Figure(figsize=(7, 4.4), layout="constrained")
         axes = figure.add_subplot()
         noises = sorted({noise for _, noise in scores})
-        for offset, method in enumerate(METHODS):
+        for offset, method in enumerate(ARMS):
             values = [[outcome.test[k] for outcome in scores[method, noise]] for noise in noises]
             axes.errorbar(
-                [noise + 0.004 * (offset - (len(METHODS) - 1) / 2) for noise in noises],
+                [noise + 0.004 * (offset - (len(ARMS) - 1) / 2) for noise in noises],
                 [mean(seeds) for seeds in values],
                 [stdev(seeds) if len(seeds) > 1 else 0.0 for seeds in values],
                 label=method,

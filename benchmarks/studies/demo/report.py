@@ -9,9 +9,9 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.hit_at_k import KS
-from benchmarks.studies.demo.run import Outcome
+from benchmarks.studies.demo.run import ARMS, TRUSTING, Outcome
 from benchmarks.studies.report import spread, table
-from benchmarks.studies.training.losses import BASELINE, METHODS
+from benchmarks.studies.training.losses import BASELINE
 
 Scores = Mapping[tuple[str, float], Sequence[Outcome]]
 """The outcomes of each loss and noise level, one a seed, in the same order of seeds throughout."""
@@ -50,6 +50,29 @@ def difference_table(scores: Scores) -> str:
     return table(["shuffled", f"less {BASELINE}", *(f"hit@{k}" for k in KS)], rows)
 
 
+def audit_table(scores: Scores) -> str:
+    """What the audit says of each noise level's pairs, means over the seeds."""
+    rows = []
+    for noise in _noises(scores):
+        audits = [outcome.audit for outcome in scores[TRUSTING, noise] if outcome.audit is not None]
+        found = [audit.found for audit in audits if audit.found is not None]
+        area = [audit.auc for audit in audits if audit.auc is not None]
+        share = f"{mean(audit.wrong_share for audit in audits):.0%}"
+        rows.append([f"{noise:.0%}", share, f"{mean(found):.0%}" if found else "", f"{mean(area):.2f}" if area else ""])
+    return table(["shuffled", "taken for wrong", "shuffled ones among as many least trusted", "AUC"], rows)
+
+
+def verdict(scores: Scores) -> str:
+    """One sentence: what trust was worth."""
+    k = KS[-1]
+    differences = [
+        mean(ours.test[k] - theirs.test[k] for ours, theirs in zip(scores[TRUSTING, noise], scores[BASELINE, noise], strict=True))
+        for noise in _noises(scores)
+    ]
+    gains = ", ".join(f"{gain:+.1f} at {noise:.0%}" for gain, noise in zip(differences, _noises(scores), strict=True))
+    return f"{TRUSTING} with the audit's trust, hit@{k} less {BASELINE}'s, by the share of shuffled captions: {gains}."
+
+
 def sampling_error(scores: Scores, pictures: int) -> float:
     """The standard error in points that a test of so few pictures leaves on the best hit@10, whatever the seeds say."""
     best = max(mean(outcome.test[KS[-1]] for outcome in outcomes) for outcomes in scores.values()) / 100
@@ -63,12 +86,17 @@ def write_json(path: Path, outcomes: Sequence[Outcome], facts: Mapping[str, Any]
             "validation": {f"hit@{k}": value for k, value in outcome.validation.items()},
             "test": {f"hit@{k}": value for k, value in outcome.test.items()},
             "logit_scale": outcome.logit_scale,
+            **({"audit": outcome.audit._asdict()} if outcome.audit else {}),
         }
         for outcome in outcomes
     ]
     path.write_text(json.dumps({**facts, "runs": runs}, indent=2) + "\n", encoding="utf-8")
 
 
+def _noises(scores: Scores) -> list[float]:
+    return sorted({noise for _, noise in scores})
+
+
 def _cells(scores: Scores) -> list[tuple[str, float]]:
-    order = list(METHODS)
+    order = list(ARMS)
     return sorted(scores, key=lambda cell: (cell[1], order.index(cell[0])))

@@ -11,8 +11,7 @@ from benchmarks.studies.data.installed.features import Features
 from benchmarks.studies.demo import __main__ as command
 from benchmarks.studies.demo import report
 from benchmarks.studies.demo.problem import Problem, build_problem
-from benchmarks.studies.demo.run import Outcome, Run, train
-from benchmarks.studies.training.losses import METHODS
+from benchmarks.studies.demo.run import ARMS, TRUSTING, Audit, Outcome, Run, train
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +36,21 @@ def test_problem_labels_each_picture_with_the_features_of_its_name(toy: Problem)
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ARMS)
 def test_training_learns_unseen_names_and_repeats_itself(toy: Problem, method: str) -> None:
     run = Run(method, 0.2, 0, epochs=25, probe=(0, 5, 9))
     first, second = train(toy, run), train(toy, run)
     assert first.test == second.test
     assert first.test[10] > 40  # chance: 10
-    if METHODS[method].teacher:
+    if ARMS[method].teacher:
         assert first.probe_features is not None
         assert [features.shape for features in first.probe_features] == [(3, 384), (3, 384)]
     else:
         assert first.probe_features is None
+    assert (first.audit is not None) == (method == TRUSTING)
+    if first.audit is not None:
+        assert first.audit.found is not None
+        assert first.audit.found > 0.5  # by chance: 0.2
 
 
 def test_tables_by_hand() -> None:
@@ -59,6 +62,23 @@ def test_tables_by_hand() -> None:
     assert "| 40%      | InfoNCE | 12.0 ± 2.8 | 12.0 ± 2.8 | 12.0 ± 2.8 |" in report.score_table(scores)
     assert "| 40%      | OTTER        | +2.0 ± 1.0 (2/2) |" in report.difference_table(scores)
     assert report.sampling_error(scores, 100) == pytest.approx(100 * (0.14 * 0.86 / 100) ** 0.5)
+
+
+def test_audit_and_verdict_by_hand() -> None:
+    audits = {0.0: Audit(0.06, None, None), 0.4: Audit(0.5, 0.86, 0.81)}
+    scores = report.by_cell(
+        [
+            Outcome(
+                Run(method, noise, 0), {}, dict.fromkeys((1, 5, 10), score), 14.3, audit=audit if method == TRUSTING else None
+            )
+            for noise, audit in audits.items()
+            for method, score in (("InfoNCE", 10.0), (TRUSTING, 9.5 + 10 * noise))
+        ]
+    )
+    clean, noisy = report.audit_table(scores).splitlines()[2:]
+    assert [cell.strip() for cell in clean.split("|")[1:-1]] == ["0%", "6%", "", ""]
+    assert [cell.strip() for cell in noisy.split("|")[1:-1]] == ["40%", "50%", "81%", "0.86"]
+    assert report.verdict(scores).endswith(": -0.5 at 0%, +3.5 at 40%.")
 
 
 def test_json_holds_every_run(tmp_path: Path) -> None:

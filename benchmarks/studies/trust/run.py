@@ -1,0 +1,58 @@
+"""One audit of a condition's pairs, and how well it tells the shuffled ones."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from benchmarks.studies.found import auc
+from benchmarks.studies.registered.conditions import CONDITIONS
+from benchmarks.studies.registered.run import given_pairs
+from benchmarks.studies.table.problem import Problem
+from otter_losses.audit import pair_trust
+
+FIRST_SEED = 102
+"""The registered run's seeds are others."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    condition: str
+    seed: int
+    shards: int = 1
+    """Random parts of the pairs within which neighbours are sought."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """`auc`: the chance that a right pair scores above a shuffled one. Where none is shuffled it is None, as is their trust."""
+
+    audit: Audit
+    pairs: int
+    auc: float | None
+    trust_right: float
+    trust_wrong: float | None
+    wrong_share: float
+    interval: tuple[float, float]
+    seconds: float
+
+
+def judge(problem: Problem, audit: Audit) -> Judged:
+    condition = CONDITIONS[audit.condition]
+    pairs = np.array(problem.training[condition.name])
+    given = given_pairs(problem, condition, audit.seed)
+    started = time.process_time()
+    report = pair_trust(problem.images[pairs], problem.texts(condition)[pairs[given.numpy()]], shards=audit.shards)
+    seconds = time.process_time() - started
+    right = given == torch.arange(len(given))
+    return Judged(
+        audit,
+        len(pairs),
+        auc(report.score, right),
+        report.trust[right].mean().item(),
+        None if right.all() else report.trust[~right].mean().item(),
+        report.wrong_share,
+        report.wrong_share_interval,
+        seconds,
+    )
