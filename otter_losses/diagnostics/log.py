@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from otter_losses import checks
 from otter_losses.diagnostics.targets import target_summary
+from otter_losses.losses import world
 from otter_losses.losses.base import PairLoss
 
 
@@ -30,8 +32,8 @@ def log_targets(
 ) -> RemovableHandle:
     """Write down what a loss's targets look like, every so many steps, in whatever loop it is called.
 
-    A hook of the module: nothing in the loop changes. It counts the calls that a gradient is taken through, on rank 0 alone, and
-    leaves out those inside `torch.compile`.
+    A hook of the module: nothing in the loop changes. It counts calls outside of `torch.no_grad`, each batch of an accumulation
+    too, on rank 0 of all processes alone, and leaves out those inside `torch.compile`.
 
     Args:
         loss: a loss of this package, which a training loop calls.
@@ -66,22 +68,32 @@ def log_targets(
         raise ValueError("path and board are None; need a file, a SummaryWriter, or both, to write to.")
     checks.check_count("every", every, 1)
     checks.check_count("first_step", first_step, 0)
-    step = first_step
+    return loss.register_forward_hook(_Log(path, board, every, first_step), with_kwargs=True)
 
-    def note(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        nonlocal step
-        assert isinstance(module, PairLoss)
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or module.rank > 0:
+
+class _Log:
+    """The hook: it runs when the loss has found nothing wrong, on any rank."""
+
+    def __init__(self, path: str | os.PathLike[str] | None, board: Board | None, every: int, first_step: int) -> None:
+        self.path, self.board, self.every = path, board, every
+        self.step = self.first_step = first_step
+
+    def __call__(self, loss: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], value: Any) -> None:
+        assert isinstance(loss, PairLoss)
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or world.rank_in(None) > 0:
             return
-        if (step - first_step) % every == 0:
-            found = target_summary(module, *args, **keywords)
-            if path is not None:
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-                with open(path, "a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": step, **found}) + "\n")
-            if board is not None:
-                for name, value in found.items():
-                    board.add_scalar(f"targets/{name}", value, step)
-        step += 1
+        if (self.step - self.first_step) % self.every == 0:
+            self._write(target_summary(loss, *args, **keywords))
+        self.step += 1
 
-    return loss.register_forward_pre_hook(note, with_kwargs=True)
+    def _write(self, found: dict[str, float]) -> None:
+        if self.path is not None:
+            try:
+                Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": self.step, **found}) + "\n")
+            except OSError as error:  # no reason to stop a training
+                warnings.warn(f"the targets of step {self.step} were not written to {self.path}: {error}", stacklevel=2)
+        if self.board is not None:
+            for name, value in found.items():
+                self.board.add_scalar(f"targets/{name}", value, self.step)

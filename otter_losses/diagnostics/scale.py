@@ -28,7 +28,8 @@ class ScaleCheck:
 
     Attributes:
         logit_scale: the trained one.
-        best_scale: the one of the lowest InfoNCE loss on the held-out pairs; at most 10,000.
+        best_scale: the one of the lowest InfoNCE loss on the held-out pairs, from 0.01 to 10,000: the one where no scale tells
+            the pairs apart, the other where all are told apart for sure.
         loss, best_loss: InfoNCE of the held-out pairs in batches, at the one and at the other.
     """
 
@@ -69,7 +70,7 @@ def scale_check(
             hundred are enough.
         logit_scale: the trained scale, already exponentiated.
         batch_size: pairs that compete in a batch: that of the training over all devices, or as many as there are. The best scale
-            depends on it.
+            depends on it. Pairs that are left over when whole batches are made are not looked at.
         seed: of the batches.
 
     Returns:
@@ -124,7 +125,7 @@ def _best_scale(batches: list[tuple[Tensor, Tensor]]) -> float:
 def _slope(batches: list[tuple[Tensor, Tensor]], scale: float) -> float:
     """Of the loss, by the scale."""
     total = 0.0
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         for x, y in batches:
             s = torch.tensor(scale, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32), requires_grad=True)
             value = info_nce_loss(x, y, s)
@@ -140,6 +141,11 @@ def _loss(batches: list[tuple[Tensor, Tensor]], scale: float) -> float:
 
 
 def _words(found: ScaleCheck) -> str:
+    if found.best_scale < 2 * LOWEST:
+        return (
+            "no logit scale tells the held-out pairs apart better than a guess: row i of image_features and of text_features must "
+            "be one pair, by a trained model."
+        )
     return (
         f"the trained logit scale is {found.logit_scale:.1f}, {found.ratio:.2f} times the {found.best_scale:.1f} that is best on "
         f"the held-out pairs: too sharp for these data (above {TOO_SHARP}). Start from a lower logit scale, or hold it there; on "

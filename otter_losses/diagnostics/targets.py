@@ -1,5 +1,6 @@
 """What a loss's targets look like on a batch, in four numbers."""
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -59,15 +60,24 @@ def target_summary(
     """
     if not isinstance(loss, PairLoss):
         raise TypeError(f"loss is {loss!r}; need a loss of otter_losses, such as OTTERLoss().")
-    checks.check_features("image_features", image_features, "text_features", text_features)
-    checks.check_teacher(dist_image_features, dist_text_features, len(image_features), image_features.device)
+    known = tuple(signature(type(loss).function).parameters)
+    checks.refuse_names([name for name in overrides if name not in known], known, "target_summary")
     v, t = image_features, text_features
     if dist_image_features is not None and dist_text_features is not None:
         v, t = dist_image_features, dist_text_features
-    groups = overrides.get("groups")
-    if groups is not None:
-        checks.check_groups(groups, len(image_features), image_features.device)
-    options = {**loss.options(), **overrides}
+    options, groups = {**loss.options(), **overrides}, overrides.get("groups")
+    # What the loss would refuse is refused in its words.
+    type(loss).function(
+        image_features,
+        text_features,
+        logit_scale,
+        logit_bias,
+        dist_image_features,
+        dist_text_features,
+        dist_logit_scale,
+        dist_logit_bias,
+        **options,
+    )
     dtype = computing_dtype(v)
     with without_autocast(v):
         scale = logit_scale if dist_logit_scale is None else dist_logit_scale

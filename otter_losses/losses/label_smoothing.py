@@ -88,8 +88,7 @@ class LabelSmoothingLoss(PairLoss):
         smoothing: e in [0, 1].
         convention: "paper" or "torch".
         q: of the generalised cross entropy ``(1 - p^q) / q`` of the given pairs (Zhang and Sabuncu, arXiv 1805.07836), in [0, 1];
-            0 is the cross entropy. Pairs that the model does not believe pull less; 0.3 helped on noisy pairs, see
-            docs/choosing.md.
+            0 is the cross entropy. Pairs that the model does not believe pull less; see docs/robust.md.
         backend: "auto" takes the fused kernels on a GPU and plain torch elsewhere; "torch", "triton" and "cuda" insist, see
             docs/kernels.md.
         max_memory: bytes the N x N matrix may take before it is recomputed in row blocks; by default 2 GiB, on a GPU an

@@ -177,8 +177,7 @@ class OTTERLoss(PairLoss):
             gathering the teacher's features and all collectives of the sweeps, but finds no match on another rank. The softmaxes
             are over the pairs of all ranks in both.
         q: of the generalised cross entropy ``(1 - p^q) / q`` of the given pairs (Zhang and Sabuncu, arXiv 1805.07836), in [0, 1];
-            0 is the cross entropy. Pairs that the model does not believe pull less; 0.3 helped on noisy pairs, see
-            docs/choosing.md.
+            0 is the cross entropy. Pairs that the model does not believe pull less; see docs/robust.md.
         backend: "auto" takes the fused kernels on a GPU and plain torch elsewhere; "torch", "triton" and "cuda" insist, see
             docs/kernels.md.
         max_memory: bytes the N x N matrices may take (there are two; three with `distill_logit_scale`) before they are

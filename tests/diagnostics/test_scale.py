@@ -78,6 +78,19 @@ def test_under_no_grad_and_with_a_parameter() -> None:
     assert found == scale_check(x, y, 5.0)
 
 
+def test_in_inference_mode() -> None:
+    x, y = held_out()
+    with torch.inference_mode():
+        found = scale_check(x.clone(), y.clone(), 5.0)
+    assert found == scale_check(x, y, 5.0)
+
+
+def test_pairs_that_are_not_told_apart_are_named() -> None:
+    x, _ = held_out()
+    with pytest.warns(UserWarning, match="no logit scale tells the held-out pairs apart"):
+        scale_check(x, -x, 5.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [

@@ -1,6 +1,7 @@
 """What targets look like, in numbers and written down while a loss trains."""
 
 import json
+import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -189,5 +190,38 @@ def test_bad_arguments_are_refused(tmp_path: Path) -> None:
         target_summary(other, torch.eye(4), torch.eye(4), 1.0)
     with pytest.raises(ValueError, match="dist_text_features is None but its counterpart is not"):
         target_summary(OTTERLoss(), torch.eye(4), torch.eye(4), 1.0, dist_image_features=torch.eye(4))
-    with pytest.raises(ValueError, match=r"groups has shape \(3,\); need \(4,\)"):
-        target_summary(OTTERLoss(), torch.eye(4), torch.eye(4), 1.0, groups=torch.arange(3))
+    refused: list[tuple[PairLoss, dict[str, Any], str]] = [
+        (OTTERLoss(), {"groups": torch.arange(3)}, r"groups has shape \(3,\); need \(4,\)"),
+        (OTTERLoss(), {"alpha": 1.7}, "alpha is 1.7; need"),
+        (OTTERLoss(), {"alpha": torch.ones(3)}, r"alpha has shape \(3,\)"),
+        (LabelSmoothingLoss(), {"smoothing": 2.0}, "smoothing is 2.0; need"),
+        (LabelSmoothingLoss(), {"convention": "mine"}, "convention is 'mine'; need"),
+        (RobustLoss(), {"dist_logit_scale": torch.ones(9)}, r"dist_logit_scale has shape \(9,\)"),
+    ]
+    for loss, call, message in refused:
+        with pytest.raises(ValueError, match=message):
+            target_summary(loss, torch.eye(4), torch.eye(4), 1.0, **call)
+    with pytest.raises(TypeError, match=r"alfa is no argument of target_summary; .* Did you mean alpha"):
+        target_summary(OTTERLoss(), torch.eye(4), torch.eye(4), 1.0, alfa=0.5)
+
+
+def test_a_call_that_the_loss_refuses_is_refused_by_the_loss_and_no_step(tmp_path: Path) -> None:
+    loss, path = OTTERLoss(), tmp_path / "targets.jsonl"
+    log_targets(loss, path, every=1)
+    with pytest.raises(ValueError, match=r"alpha has shape \(3,\)"):
+        step(loss, alpha=torch.ones(3, dtype=torch.float64))
+    assert not path.exists()
+
+
+def test_a_logged_loss_is_pickled(tmp_path: Path) -> None:
+    loss, path = OTTERLoss(), tmp_path / "targets.jsonl"
+    log_targets(loss, path, every=1)
+    step(pickle.loads(pickle.dumps(loss)))
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_a_file_that_cannot_be_written_stops_no_training(tmp_path: Path) -> None:
+    loss = OTTERLoss()
+    log_targets(loss, tmp_path, every=1)
+    with pytest.warns(UserWarning, match="the targets of step 0 were not written to"):
+        step(loss)
