@@ -25,6 +25,7 @@ import torch
 
 from benchmarks import markdown
 from benchmarks.measure import RESULTS, machine
+from benchmarks.studies.found import auc
 from otter_losses.audit import pair_trust
 
 WIDTH, LATENT, TOPICS, WRONG = 640, 24, 2000, 0.3
@@ -121,6 +122,8 @@ def audit(folder: str, pairs: int, shards: int, search: Any, threads: int) -> Fo
     seconds, wall = time.process_time() - start, time.perf_counter() - wall
     done.set()
     watching.join()
+    area = auc(report.score, ~wrong)
+    assert area is not None
     inside = [(report.trust >= low) & ((report.trust < high) | (high == 1)) for low, high in BANDS]
     return Found(
         pairs,
@@ -131,7 +134,7 @@ def audit(folder: str, pairs: int, shards: int, search: Any, threads: int) -> Fo
         begun["search texts"] - begun["project texts"],
         start + seconds - begun["search texts"],
         most - before,
-        area_under_curve(report.score, wrong),
+        area,
         report.wrong_share,
         *report.wrong_share_interval,
         [
@@ -139,14 +142,6 @@ def audit(folder: str, pairs: int, shards: int, search: Any, threads: int) -> Fo
             for band in inside
         ],
     )
-
-
-def area_under_curve(score: torch.Tensor, wrong: torch.Tensor) -> float:
-    """How often a right pair's score is above a wrong one's."""
-    ranks = score.argsort().argsort().double()
-    right = ~wrong
-    count = int(right.sum())
-    return float((ranks[right].sum() - count * (count - 1) / 2) / (count * int(wrong.sum())))
 
 
 def alone(*arguments: Any) -> Found:

@@ -39,11 +39,12 @@ def losses(
         images, texts = shard.all_gather(x), student.all_text_features.detach().to(dtype)
         rows = shard.local_slice(len(x))
         labels = torch.arange(rows.start, rows.stop, device=x.device)
-        penalty = diagonal_penalty(gamma_image, gamma_text)
-        within = gamma_image * (v @ v.T) + gamma_text * (t @ t.T)
+        plans = both_targets(
+            v, t, shard.sizes, epsilon=epsilon, iterations=iterations, gamma_image=gamma_image, gamma_text=gamma_text
+        )
         given, matched = x.new_zeros(2, len(x))
-        for features, others, cross in ((x, texts, v @ t.T), (y, images, t @ v.T)):
-            transported = targets(within + cross, penalty, shard.sizes, epsilon, iterations)[rows]
+        for features, others, plan in zip((x, y), (texts, images), plans, strict=True):
+            transported = plan[rows]
             logits = features @ others.T
             given = given + F.cross_entropy(student.logit_scale * logits, labels, reduction="none")
             log_softmax = F.log_softmax(distill_logit_scale * logits, 1)
@@ -54,6 +55,16 @@ def losses(
 def _of_value(value: Tensor, differentiated: Tensor) -> Tensor:
     """The value, with the gradient of the other: between a number and its rounded self float32 adds and subtracts exactly."""
     return differentiated + (value - differentiated).detach()
+
+
+def both_targets(
+    v: Tensor, t: Tensor, sizes: tuple[int, ...], *, epsilon: float, iterations: int, gamma_image: float, gamma_text: float
+) -> tuple[Tensor, Tensor]:
+    """`targets` of images and of texts, (N, N) each, of a teacher's features (N, E)."""
+    within = gamma_image * (v @ v.T) + gamma_text * (t @ t.T)
+    penalty = diagonal_penalty(gamma_image, gamma_text)
+    image, text = (targets(within + cross, penalty, sizes, epsilon, iterations) for cross in (v @ t.T, t @ v.T))
+    return image, text
 
 
 def targets(scores: Tensor, penalty: float, sizes: tuple[int, ...], epsilon: float, iterations: int) -> Tensor:

@@ -11,7 +11,6 @@ from benchmarks.reproduction.place import Place
 from otter_losses import OTTERLoss, official
 from otter_losses.diagnostics import plan_summary, target_summary
 from otter_losses.losses.base import PairLoss
-from otter_losses.ops.reference import similarity
 
 OFFICIAL = "OTTERLoss.official"
 NAMES = ("InfoNCELoss", "LabelSmoothingLoss", "DistillationLoss", "OTTERLoss", OFFICIAL)
@@ -69,9 +68,6 @@ def diagnose(config: LossConfig, v: Tensor, t: Tensor, scale: float, ranks: int)
     v, t, options = v.float(), t.float(), dict(config.options)
     if config.name != OFFICIAL:
         return target_summary(getattr(otter_losses, config.name)(**options, world_size=1), v, t, scale, dist_logit_scale=scale)
-    alpha, gammas = options.pop("alpha", 0.5), [options.pop(f"gamma_{name}", 1.0) for name in ("image", "text")]
-    counts, penalty = tuple(len(rows) for rows in v.tensor_split(ranks)), official.diagonal_penalty(*gammas)
-    transport = {"epsilon": 0.15, "iterations": 5, **options}
-    both = similarity(v, t, *gammas), similarity(t, v, gammas[1], gammas[0])
-    image, text = (official.targets(scores, penalty, counts, **transport) for scores in both)
-    return plan_summary((image, text), alpha)
+    alpha, counts = options.pop("alpha", 0.5), tuple(len(rows) for rows in v.tensor_split(ranks))
+    transport = {"epsilon": 0.15, "iterations": 5, "gamma_image": 1.0, "gamma_text": 1.0, **options}
+    return plan_summary(official.both_targets(v, t, counts, **transport), alpha)

@@ -14,10 +14,11 @@ from otter_losses.audit.command.arguments import parser
 from otter_losses.audit.command.columns import CAPTIONS, KEYS, KINDS, PICTURES, read_column
 from otter_losses.audit.command.feature_files import read_features
 from otter_losses.audit.command.files import InputError, find
-from otter_losses.audit.command.folder import AuditFolder, fingerprint, whole_file
+from otter_losses.audit.command.folder import AuditFolder, fingerprint
 from otter_losses.audit.command.lists import LISTS, Names, Selection, write_lists
 from otter_losses.audit.command.page import Kept, write_page
 from otter_losses.audit.command.progress import Progress
+from otter_losses.audit.kept import whole_file
 from otter_losses.audit.report import PairTrust
 from otter_losses.audit.trust import pair_trust
 

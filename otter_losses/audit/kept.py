@@ -2,15 +2,27 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 MANIFEST = "audit.json"
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which is there when all of it is."""
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
 
 
 class Kept:
@@ -31,7 +43,8 @@ class Kept:
                     f"resume is {str(folder)!r}, which holds arrays and no {MANIFEST}; need a folder of a killed audit, or an "
                     "empty one. Name another."
                 )
-            _write(manifest, lambda file: file.write(json.dumps(audit, indent=1).encode()))
+            with whole_file(manifest) as file:
+                file.write(json.dumps(audit, indent=1).encode())
         found = json.loads(manifest.read_text(encoding="utf-8"))
         if found != audit:
             other = ", ".join(key for key in audit if found.get(key) != audit[key]) or "version"
@@ -47,15 +60,6 @@ class Kept:
         if path.exists():
             return torch.from_numpy(np.load(path))
         block = compute()
-        _write(path, lambda file: np.save(file, block.cpu().numpy()))
+        with whole_file(path) as file:
+            np.save(file, block.cpu().numpy())
         return block
-
-
-def _write(path: Path, fill: Callable[[Any], object]) -> None:
-    """A file that is there with all its contents, or not at all."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("wb") as file:
-        fill(file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from otter_losses import checks
 from otter_losses.diagnostics.targets import target_summary
 from otter_losses.losses import world
-from otter_losses.losses.base import PairLoss
+from otter_losses.losses.base import PairLoss, check_is_loss
 
 
 class Board(Protocol):
@@ -62,8 +62,7 @@ def log_targets(
         2
         >>> handle.remove()
     """
-    if not isinstance(loss, PairLoss):
-        raise TypeError(f"loss is {loss!r}; need a loss of otter_losses, such as OTTERLoss().")
+    check_is_loss(loss)
     if path is None and board is None:
         raise ValueError("path and board are None; need a file, a SummaryWriter, or both, to write to.")
     checks.check_count("every", every, 1)

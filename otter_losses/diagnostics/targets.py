@@ -8,7 +8,7 @@ from torch import Tensor
 
 from otter_losses import checks, official
 from otter_losses.functional import otter_targets
-from otter_losses.losses.base import PairLoss
+from otter_losses.losses.base import PairLoss, check_is_loss
 from otter_losses.losses.distillation import DistillationLoss
 from otter_losses.losses.label_smoothing import LabelSmoothingLoss
 from otter_losses.losses.otter import OTTERLoss
@@ -58,8 +58,7 @@ def target_summary(
         >>> {name: round(value, 2) for name, value in found.items()}
         {'alpha': 0.5, 'mass_off_pair': 0.5, 'effective_matches': 3.0, 'top_mass': 0.33}
     """
-    if not isinstance(loss, PairLoss):
-        raise TypeError(f"loss is {loss!r}; need a loss of otter_losses, such as OTTERLoss().")
+    check_is_loss(loss)
     known = tuple(signature(type(loss).function).parameters)
     checks.refuse_names([name for name in overrides if name not in known], known, "target_summary")
     v, t = image_features, text_features
@@ -142,11 +141,7 @@ def _plans(
         transport = {name: options[name] for name in ("epsilon", "iterations", "gamma_image", "gamma_text")}
         if not options["official"]:
             return otter_targets(v, t, **transport, groups=groups)
-        gammas = transport.pop("gamma_image"), transport.pop("gamma_text")
-        penalty, sizes = official.diagonal_penalty(*gammas), (len(v),)
-        both = similarity(v, t, *gammas), similarity(t, v, gammas[1], gammas[0])
-        image, text = (official.targets(scores, penalty, sizes, **transport) for scores in both)
-        return image, text
+        return official.both_targets(v, t, (len(v),), **transport)
     if isinstance(loss, (DistillationLoss, RobustLoss)):
         epsilon, gammas = options.get("epsilon"), (options.get("gamma_image", 0.0), options.get("gamma_text", 0.0))
         scores = similarity(v, t, *gammas) * (torch.as_tensor(scale).to(v).reshape(()) if epsilon is None else 1 / epsilon)

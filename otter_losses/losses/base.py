@@ -26,7 +26,7 @@ else:
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup  # not there where torch is built without it
 
-__all__ = ["Contract", "PairLoss", "PerPairCheck", "Unpack"]
+__all__ = ["Contract", "PairLoss", "PerPairCheck", "Unpack", "check_is_loss"]
 
 COMMON = ("reduction", "backend", "max_memory", "shard")
 """Keyword arguments of every loss function that are no options of its loss alone."""
@@ -287,6 +287,11 @@ class PairLoss(nn.Module):
         if looks:
             self._pairs_differed = True
         return BatchShard.of(self.group, found.sizes)
+
+
+def check_is_loss(loss: Any) -> None:
+    if not isinstance(loss, PairLoss):
+        raise TypeError(f"loss is {loss!r}; need a loss of otter_losses, such as OTTERLoss().")
 
 
 spell_out(PairLoss.__init__)

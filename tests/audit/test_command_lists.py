@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from otter_losses.audit import PairTrust
-from otter_losses.audit.command.folder import whole_file
 from otter_losses.audit.command.lists import LISTS, Names, Selection, uid_pairs, write_lists
+from otter_losses.audit.kept import whole_file
 from tests.helpers.audits import judged
 
 SCORES = [3.0, -2.0, 0.5, 1.0, -1.0, 2.0]

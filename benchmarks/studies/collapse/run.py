@@ -1,6 +1,5 @@
 """One training run of a changed loss, scored on the validation concepts."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +10,10 @@ from benchmarks.hit_at_k import KS, hit_at_k
 from benchmarks.studies.collapse.arms import ARMS, SEEN
 from benchmarks.studies.registered.conditions import CONDITIONS as REGISTERED
 from benchmarks.studies.registered.conditions import Condition
-from benchmarks.studies.registered.run import estimate_trust, given_pairs
+from benchmarks.studies.registered.run import estimate_trust, fitted, given_pairs
 from benchmarks.studies.table.problem import Problem
-from benchmarks.studies.table.run import LEARNING_RATES, Run, make_model, score
-from benchmarks.studies.training.fit import fit
+from benchmarks.studies.table.run import Run, score
 from benchmarks.studies.training.heads import MAX_SCALE
-from benchmarks.studies.training.losses import teacher_of
 
 SHARPEST = Condition("40 % shuffled, scale 100", shuffled=0.4, start_scale=MAX_SCALE)
 CONDITIONS = {**REGISTERED, SHARPEST.name: SHARPEST}
@@ -34,16 +31,10 @@ class Watched:
 
 def train(problem: Problem, run: Run, cache: Path) -> Watched:
     condition, loss = CONDITIONS[run.setting], ARMS[run.method]()
-    pairs = torch.tensor(problem.training[condition.name])
     given = given_pairs(problem, condition, run.seed)
     trust, _ = estimate_trust(problem, condition, run.seed, cache)
     per_pair = {"trust": trust, "right": given == torch.arange(len(given))}
-    model = make_model(problem, condition, run)
-    with torch.no_grad():
-        model.log_scale.fill_(math.log(condition.start_scale))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATES[condition.layers])
-    images, texts = torch.from_numpy(problem.images), torch.from_numpy(problem.texts(condition))
-    fit(model, loss, teacher_of(model), optimizer, images, texts, pairs, pairs[given], run.epochs, run.seed, per_pair)
+    model = fitted(problem, condition, run, loss, given, per_pair, True, condition.start_scale)
     with torch.inference_mode():
         hits = [hit_at_k(score(model, problem, held_out), KS) for held_out in problem.validation.values()]
     seen = torch.stack(loss.seen).reshape(run.epochs, -1, len(SEEN)).mean(1)

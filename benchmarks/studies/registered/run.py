@@ -2,20 +2,22 @@
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import otter_losses
 from benchmarks.studies.data.cache import Arrays, fingerprint, load_or_make
 from benchmarks.studies.data.noise import shuffle_captions
-from benchmarks.studies.registered.arms import ARMS, trust_given
+from benchmarks.studies.registered.arms import ARMS, WEIGHT_DECAY, trust_given
 from benchmarks.studies.registered.conditions import CONDITIONS, Condition
 from benchmarks.studies.table.problem import Problem
 from benchmarks.studies.table.run import LEARNING_RATES, Outcome, Run, make_model, score
 from benchmarks.studies.training.fit import fit
+from benchmarks.studies.training.heads import TwoHeads
 from benchmarks.studies.training.losses import teacher_of
 from otter_losses.audit import pair_trust
 
@@ -45,22 +47,39 @@ def estimate_trust(problem: Problem, condition: Condition, seed: int, cache: Pat
     return torch.from_numpy(arrays["trust"]), float(arrays["seconds"])
 
 
+def fitted(
+    problem: Problem,
+    condition: Condition,
+    run: Run,
+    loss: nn.Module,
+    given: Tensor,
+    per_pair: Mapping[str, Tensor],
+    has_teacher: bool,
+    start_scale: float,
+    weight_decay: float = WEIGHT_DECAY,
+) -> TwoHeads:
+    """The heads of a run after all epochs."""
+    pairs = torch.tensor(problem.training[condition.name])
+    model = make_model(problem, condition, run)
+    with torch.no_grad():
+        model.log_scale.fill_(math.log(start_scale))
+    teacher = teacher_of(model) if has_teacher else None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATES[condition.layers], weight_decay=weight_decay)
+    images, texts = torch.from_numpy(problem.images), torch.from_numpy(problem.texts(condition))
+    fit(model, loss, teacher, optimizer, images, texts, pairs, pairs[given], run.epochs, run.seed, per_pair)
+    return model
+
+
 def train(problem: Problem, run: Run, cache: Path) -> Outcome:
     """Trains for all epochs and scores the last state: no checkpoint is chosen."""
     condition, arm = CONDITIONS[run.setting], ARMS[run.method]
-    pairs = torch.tensor(problem.training[condition.name])
     given = given_pairs(problem, condition, run.seed)
     per_pair = {}
     if arm.trust is not None:
         estimated, _ = estimate_trust(problem, condition, run.seed, cache)
         per_pair["trust"] = trust_given(arm.trust, estimated, given, run.seed)
-    model = make_model(problem, condition, run)
-    with torch.no_grad():
-        model.log_scale.fill_(math.log(arm.start_scale or condition.start_scale))
-    teacher = teacher_of(model) if arm.teacher else None
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATES[condition.layers], weight_decay=arm.weight_decay)
-    images, texts = torch.from_numpy(problem.images), torch.from_numpy(problem.texts(condition))
-    fit(model, arm.make(), teacher, optimizer, images, texts, pairs, pairs[given], run.epochs, run.seed, per_pair)
+    start_scale = arm.start_scale or condition.start_scale
+    model = fitted(problem, condition, run, arm.make(), given, per_pair, arm.teacher, start_scale, weight_decay=arm.weight_decay)
     with torch.inference_mode():
         validation, test = (
             {name: score(model, problem, held_out) for name, held_out in tests.items()}

@@ -1,13 +1,11 @@
-"""The command's output folder: whose audit it holds, files that are whole or not there, and what a second run goes on from."""
+"""The command's output folder: whose audit it holds, and what a second run goes on from."""
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,22 +13,12 @@ import torch
 from otter_losses.audit.command.files import InputError
 from otter_losses.audit.command.progress import Progress
 from otter_losses.audit.features import Features
+from otter_losses.audit.kept import whole_file
 from otter_losses.audit.report import PairTrust
 from otter_losses.ops.memory import slices
 
 STATE = "state"
 HASHED_BYTES = 1 << 26
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which is there when all of it is."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def fingerprint(name: str, features: Features, progress: Progress) -> str:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from otter_losses.audit.command.folder import whole_file
+from otter_losses.audit.kept import whole_file
 from otter_losses.audit.report import PairTrust
 
 LISTS = (
