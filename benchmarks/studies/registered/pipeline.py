@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from benchmarks.measure import machine
 from benchmarks.studies.data.fetched.features import load_collection
+from benchmarks.studies.onednn import use_onednn
 from benchmarks.studies.parallel import run_tasks
 from benchmarks.studies.registered import ledger
 from benchmarks.studies.registered.arms import runs_of
@@ -49,6 +50,7 @@ def _trust(shared: Shared, task: tuple[str, int]) -> None:
 
 
 def _train(shared: Shared, run: Run) -> None:
+    use_onednn()
     started = time.process_time()
     outcome = train(shared.problem, run, shared.cache)
     ledger.append(shared.ledger, outcome, time.process_time() - started, shared.commit)
