@@ -1,7 +1,7 @@
 """float32 matrix products on the CPU by oneDNN, for a process that trains.
 
-PyTorch gives them to MKL, which leaves AVX-512 idle on AMD: on a Zen 5 core the heads' products run at 110 GFLOP/s by MKL and at 250
-by oneDNN, to the same accuracy.
+PyTorch gives them to MKL, which leaves AVX-512 idle on AMD: on a Zen 5 core the heads' products ran at 110 GFLOP/s by MKL and at
+250 by oneDNN, to the same accuracy.
 """
 
 import warnings
