@@ -14,9 +14,9 @@ from torch import Tensor
 @cache
 def use_onednn() -> torch.library.Library | None:
     """Sends `mm` and `addmm` there for the rest of the process. Nothing, where PyTorch was built without."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
-    products = torch.library.Library("aten", "IMPL")  # keeps what it registers as long as it lives
+    products = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     for name, function in {
         "mm": _mm,
         "mm.out": lambda a, b, *, out: out.copy_(_mm(a, b)),
@@ -26,7 +26,7 @@ def use_onednn() -> torch.library.Library | None:
     }.items():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Warning only once for all operators")  # that they are overridden is the purpose
-            products.impl(name, function, "CPU", allow_override=True)
+            products.impl(name, function, "CPU", allow_override=True)  # type: ignore[no-untyped-call]
     return products
 
 
