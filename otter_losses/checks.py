@@ -149,8 +149,9 @@ def check_finite(name: str, tensor: Tensor) -> None:
         if bool(finite.all()):
             raise ValueError(f"{name} has values from {low:g} to {high:g}; need magnitudes of at most {LARGEST:g}. Normalise.")
         place = tuple(int(index) for index in (~finite).nonzero()[0])
+        found = f"holds {float(values[place])} at {list(place)}" if place else f"is {float(values)}"
         raise ValueError(
-            f"{name} holds {float(values[place])} at {list(place)}; need finite numbers. Look for a division by zero, "
+            f"{name} {found}; need finite numbers. Look for a division by zero, "
             "an overflow in half precision or a learning rate that is too high upstream."
         )
 

@@ -71,10 +71,11 @@ def _are_copies(images: Tensor, texts: Tensor, columns: Tensor, shard: BatchShar
 
 
 def _best(columns: Tensor, witnesses: Tensor, scores: Tensor) -> Tensor:
-    """Of the rows that the columns (n, k) name the one with the highest score, but for copies; of equal ones the first row."""
+    """The highest scoring of the rows that the columns (n, k) name, but for copies; of equal ones the first, of none -1."""
     scores = scores.masked_fill(witnesses < 0, -torch.inf)
     is_best = (scores == scores.amax(1, keepdim=True)) & (columns >= 0)
-    return columns.masked_fill(~is_best, torch.iinfo(columns.dtype).max).amin(1).long().cpu()
+    first = columns.masked_fill(~is_best, torch.iinfo(columns.dtype).max).amin(1).long()
+    return first.masked_fill(~is_best.any(1), -1).cpu()
 
 
 def _duplicates(own: Tensor, columns: tuple[Tensor, Tensor], copies: list[Tensor]) -> Tensor:

@@ -22,6 +22,7 @@ class PairTrust:
             that nothing resembles look wrong, and raise it.
         best_text: (N,) int64, the row of the caption that suits image i best, other than its own, among those of its neighbours.
         best_image: (N,) int64, the row of the image that suits caption i best, other than its own, among those of its neighbours.
+            -1 in either where an index (``search="faiss"``) found no neighbour.
         duplicates: (M, 2) int64, rows i < j that are nearly the same in image and in text: one pair twice. Of more than
             k copies of a pair some are listed.
         null_score: (P,) float32, scores of images with captions of other rows, at random: what wrong pairs look like.

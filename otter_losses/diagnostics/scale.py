@@ -18,6 +18,9 @@ TOO_SHARP = 1.8
 LOWEST, HIGHEST = 1e-2, 1e4
 """Scales among which the best is looked for."""
 
+TELLING = 1e-5
+"""What a best scale gains over the lowest, in nats; less is rounding, of features that are all the same."""
+
 STEPS = 40
 """Halvings of that range, on a scale of logarithms: to 1e-11 of its width."""
 
@@ -119,7 +122,8 @@ def _best_scale(batches: list[tuple[Tensor, Tensor]]) -> float:
             high = middle
         else:
             low = middle
-    return math.exp(high)
+    best = math.exp(high)
+    return best if _loss(batches, LOWEST) - _loss(batches, best) > TELLING else LOWEST
 
 
 def _slope(batches: list[tuple[Tensor, Tensor]], scale: float) -> float:

@@ -119,6 +119,8 @@ class PairLoss(nn.Module):
         if not hasattr(self, "function"):
             raise NotImplementedError(f"{type(self).__name__} must name the function it computes.")
         for name in unknown:
+            if name in self.per_pair:
+                raise TypeError(f"{name} is no argument of {type(self).__name__}; need it in the call: loss(..., {name}={name}).")
             if isinstance(inspect.getattr_static(type(self), name, None), classmethod):
                 raise TypeError(
                     f"{name} is no argument of {type(self).__name__}; need {type(self).__name__}.{name}(), which builds it."

@@ -11,6 +11,7 @@ from torch import Tensor
 from otter_losses import OTTERLoss
 from otter_losses.audit import PairTrust, features, pair_trust
 from otter_losses.audit.memory import CPU_TILE, LEAST_TILE, TILE_BYTES, held_bytes
+from otter_losses.audit.neighbours import Search
 from tests.helpers.mismatched import area_under_curve, mismatched
 from tests.helpers.peak import Peak
 
@@ -239,6 +240,23 @@ def test_shards_cost_little_where_topics_are_large() -> None:
 
 
 # ---- progress and bad input ----
+
+
+def test_rows_of_which_the_search_finds_no_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    search = Search.__call__
+
+    def sometimes(self: Search, *arguments: Any) -> Tensor:
+        found = search(self, *arguments)
+        found[7] = -1
+        return found
+
+    monkeypatch.setattr(Search, "__call__", sometimes)
+    images, texts, _ = mismatched(300, 0.3)
+    found = pair_trust(images, texts)
+    for best in (found.best_text, found.best_image):
+        assert (best == -1).nonzero().flatten().tolist() == [7]
+        assert best.max() < 300
+    assert found.trust.isfinite().all()
 
 
 def test_progress_is_told_to_the_end() -> None:

@@ -87,8 +87,9 @@ def test_in_inference_mode() -> None:
 
 def test_pairs_that_are_not_told_apart_are_named() -> None:
     x, _ = held_out()
-    with pytest.warns(UserWarning, match="no logit scale tells the held-out pairs apart"):
-        scale_check(x, -x, 5.0)
+    for images, texts in ((x, -x), (x[:1].expand_as(x), x[1:2].expand_as(x))):
+        with pytest.warns(UserWarning, match="no logit scale tells the held-out pairs apart"):
+            scale_check(images, texts, 5.0)
 
 
 @pytest.mark.parametrize(
