@@ -1,10 +1,12 @@
 """The average of a tensor: in which precision, of which part, and where infinities are."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from otter_losses.checks import may_read
 from otter_losses.distributed.dtensor import is_sharded
 
 
@@ -52,5 +54,7 @@ def mix(average: Tensor, current: Tensor, weight: Tensor) -> Tensor:
         ours, theirs = (torch.view_as_real(each.resolve_conj()) for each in (average, current))
         return torch.view_as_complex(mix(ours, theirs, weight))
     mixed = torch.lerp(average, current, weight)
+    if may_read(mixed) and mixed.numel() and all(math.isfinite(bound) for bound in torch.aminmax(mixed)):
+        return mixed
     distant = (1 - weight) * average + weight * current  # numbers whose difference overflows
     return torch.where(mixed.isfinite(), mixed, torch.where(average.isfinite(), distant, current))
