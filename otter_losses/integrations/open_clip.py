@@ -23,6 +23,8 @@ from otter_losses.integrations.losses import PER_PAIR, check_loss
 from otter_losses.integrations.pair_values import PairValues, add_pair_values
 from otter_losses.integrations.teachers import Teaching, check_separate
 
+__all__ = ["add_teacher", "create_loss", "main"]
+
 RECORD = "otter_losses"
 """The entry of open_clip's checkpoints with our options and the teacher."""
 

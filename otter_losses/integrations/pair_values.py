@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from otter_losses.losses.otter import OTTERLoss
 
+__all__ = ["PairValues", "add_pair_values"]
+
 Sample = dict[str, Any]
 
 

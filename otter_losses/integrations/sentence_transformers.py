@@ -19,6 +19,8 @@ try:
 except ImportError as error:
     CachedLossMixin = absent("sentence-transformers", error)
 
+__all__ = ["CachedPairRankingLoss", "PairRankingLoss"]
+
 Column = dict[str, Any]
 
 

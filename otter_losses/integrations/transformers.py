@@ -20,6 +20,8 @@ try:
 except ImportError as error:
     Trainer = TrainerCallback = absent("transformers and accelerate", error)
 
+__all__ = ["PairLossTrainer", "TeacherCallback"]
+
 SAVED = "teacher.pt"
 """The teacher's file in a checkpoint."""
 
