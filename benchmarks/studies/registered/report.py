@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
+from benchmarks.measure import machine
 from benchmarks.studies.data.fetched.features import load_collection
 from benchmarks.studies.registered import ledger
 from benchmarks.studies.registered.arms import ARMS, CONTROLS, MAIN, OURS
@@ -49,11 +50,29 @@ def write_report(*, output: Path, cache: Path, jobs: int) -> str:
         )
     )
     (output / "table.md").write_text(text + "\n", encoding="utf-8")
-    content = [
-        {**at._asdict(), **{method: round(float(values.mean()), 3) for method, values in of.items()}} for at, of in hits.items()
-    ]
-    (output / "scores.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    content = {
+        "machine": machine("cpu"),
+        "scores": [
+            {**at._asdict(), **{method: round(float(values.mean()), 3) for method, values in of.items()}}
+            for at, of in hits.items()
+        ],
+        f"minus {BASELINE}": {
+            name: differences(only(hits, settings), concepts)
+            for name, settings in {"the 42 scores": SEVEN, **{name: [name] for name in CONDITIONS}}.items()
+        },
+    }
+    (output / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return text
+
+
+def differences(hits: Hits, concepts: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
+    """Each loss and control less InfoNCE, the mean over the scores, and its interval."""
+    found = {}
+    for name in ARMS:
+        if name != BASELINE and all(name in of for of in hits.values()):
+            mean, bounds = compare(hits, BASELINE, concepts, name)[1]
+            found[name] = [round(value, 3) for value in (mean, *bounds)]
+    return found
 
 
 def only(hits: Hits, settings: Sequence[str]) -> Hits:

@@ -183,5 +183,10 @@ def test_report_says_what_came_out(collection: Collection, tmp_path: Path, monke
     collapsed = text.split("## Collapsed runs")[1].split("##")[0]
     assert collapsed.count("\n|") == 2 + 1
     assert f"| all, scale 49.4 | {OURS} " in collapsed
-    scores = json.loads((tmp_path / "scores.json").read_text())
-    assert len(scores) == len(CONDITIONS) * 6
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(results["scores"]) == len(CONDITIONS) * 6
+    less = results["minus InfoNCE"]
+    assert less.keys() == {"the 42 scores", *CONDITIONS}
+    assert less["the 42 scores"].keys() == set(ARMS) - {BASELINE}
+    assert less["40 % shuffled"][OURS] == [30.0, pytest.approx(15, abs=5), pytest.approx(45, abs=5)]
+    assert less["40 % shuffled"]["KD"] == [0, 0, 0]
