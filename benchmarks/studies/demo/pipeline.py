@@ -13,7 +13,7 @@ from benchmarks.studies.data.cache import versions
 from benchmarks.studies.data.installed.features import DATA_PACKAGES
 from benchmarks.studies.data.installed.pairs import CREDITS, Pair, list_pairs
 from benchmarks.studies.demo.matches import draw_probe, find_matches, plot_matches
-from benchmarks.studies.demo.plots import plot_noise
+from benchmarks.studies.demo.plots import plot_differences
 from benchmarks.studies.demo.problem import Problem, load_problem
 from benchmarks.studies.demo.report import (
     audit_table,
@@ -71,7 +71,7 @@ def run_demo(options: Options) -> None:
     tables = "\n\n".join(parts) + "\n"
     print(f"\n{tables}")
     (options.output / "table.md").write_text(tables, encoding="utf-8")
-    plot_noise(options.output / "noise.png", scores)
+    plot_differences(options.output / "differences.png", scores)
     probed = next(outcome for outcome in outcomes if outcome.probe_features is not None)
     plot_matches(options.output / "matches.png", find_matches(pairs, problem, probed), shown, len(probe))
     finished = time.perf_counter()
@@ -89,7 +89,7 @@ def run_demo(options: Options) -> None:
         "sampling_error": error,
     }
     write_json(options.output / "results.json", outcomes, facts)
-    print(f"Written to {options.output}/: table.md, noise.png, matches.png, results.json. {finished - started:.0f} s.")
+    print(f"Written to {options.output}/: table.md, differences.png, matches.png, results.json. {finished - started:.0f} s.")
 
 
 def _counts(pairs: Sequence[Pair], problem: Problem) -> dict[str, Any]:

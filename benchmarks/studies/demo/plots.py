@@ -1,5 +1,6 @@
-"""The demo's curves."""
+"""The demo's picture: what each loss is worth beside InfoNCE."""
 
+import math
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -8,39 +9,41 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from benchmarks.studies.demo.report import Scores
-from benchmarks.studies.demo.run import ARMS
 from benchmarks.studies.plots import COLOURS, FAINT, GRID, STYLE
+from benchmarks.studies.training.losses import BASELINE
+
+SHOWN = ("RobustLoss", "OTTER")
 
 
-def plot_noise(path: Path, scores: Scores, k: int = 10) -> None:
-    """hit@k against the share of shuffled captions, one line a loss, with the standard deviation over the seeds."""
+def plot_differences(path: Path, scores: Scores, k: int = 10) -> None:
+    """hit@k minus InfoNCE's against the share of shuffled captions: means of the seeds' differences and their standard errors."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(7, 4.4), layout="constrained")
+        figure = Figure(figsize=(7, 3.8), layout="constrained")
         axes = figure.add_subplot()
         noises = sorted({noise for _, noise in scores})
-        for offset, method in enumerate(ARMS):
-            values = [[outcome.test[k] for outcome in scores[method, noise]] for noise in noises]
+        for side, method in zip((-1, 1), SHOWN, strict=True):
+            pairs = [zip(scores[method, noise], scores[BASELINE, noise], strict=True) for noise in noises]
+            differences = [[ours.test[k] - theirs.test[k] for ours, theirs in seeds] for seeds in pairs]
             axes.errorbar(
-                [noise + 0.004 * (offset - (len(ARMS) - 1) / 2) for noise in noises],
-                [mean(seeds) for seeds in values],
-                [stdev(seeds) if len(seeds) > 1 else 0.0 for seeds in values],
-                label=method,
+                [noise + 0.005 * side for noise in noises],
+                [mean(seeds) for seeds in differences],
+                [stdev(seeds) / math.sqrt(len(seeds)) if len(seeds) > 1 else 0.0 for seeds in differences],
+                label=f"{method} minus {BASELINE}",
                 color=COLOURS[method],
                 marker="o",
-                markersize=5,
-                linewidth=2.2 if method == "OTTER" else 1.5,
-                elinewidth=1,
-                capsize=2,
-                zorder=3 if method == "OTTER" else 2,
+                markersize=6,
+                linewidth=1.8,
+                capsize=3,
             )
+        axes.axhline(0, color="#888888", linewidth=1)
         axes.set_xticks(noises)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_xlabel("training captions shuffled")
-        axes.set_ylabel(f"hit@{k} on unseen concepts (%)")
-        axes.set_ylim(bottom=0)
+        axes.set_xlabel("training captions that belong to another picture")
+        axes.set_ylabel(f"points of hit@{k}")
         axes.grid(axis="y", color=GRID)
         axes.set_axisbelow(True)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper left")
         seeds = len(next(iter(scores.values())))
-        axes.set_title(f"Drawn pictures, {seeds} seed{'s' * (seeds > 1)}, bars: standard deviation", color=FAINT, fontsize=9)
+        bars = ", bars: standard error" if seeds > 1 else ""
+        axes.set_title(f"Drawn pictures, unseen concepts, {seeds} seed{'s' * (seeds > 1)}{bars}", color=FAINT, fontsize=9)
         figure.savefig(path)

@@ -65,7 +65,7 @@ def run_settings(
         }
         text = write_report(output, found, compared, outcomes, facts)
         encoders = "fine-tuned encoder" if finetune else "frozen encoders"
-        title = f"Drawn pictures, {encoders}, {seed + 1} seeds; filled: the interval is without 0; dotted: the mean of all"
+        title = f"Drawn pictures, {encoders}, {seed + 1} seeds"
         plot_differences(output / "differences.png", compared, title)
     print(f"\n{text}\n\nWritten to {output}/: table.md, differences.png, results.json.")
 

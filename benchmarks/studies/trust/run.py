@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.studies.found import auc
 from benchmarks.studies.registered.conditions import CONDITIONS
@@ -26,7 +27,9 @@ class Audit:
 
 @dataclass(frozen=True)
 class Judged:
-    """`auc`: the chance that a right pair scores above a shuffled one. Where none is shuffled it is None, as is their trust."""
+    """`auc`: the chance that a right pair scores above a shuffled one. Where none is shuffled it is None, as is their trust.
+    `histogram`: counts of right and of shuffled pairs between the edges of bins of scores.
+    """
 
     audit: Audit
     pairs: int
@@ -35,7 +38,20 @@ class Judged:
     trust_wrong: float | None
     wrong_share: float
     interval: tuple[float, float]
+    histogram: dict[str, list[float]]
     seconds: float
+
+
+EDGES = torch.linspace(-4, 6, 51)
+"""Of the bins of scores; what lies outside counts in the outermost."""
+
+
+def histogram(score: Tensor, right: Tensor) -> dict[str, list[float]]:
+    """How many right and wrong pairs have which score."""
+    of = {"right": score[right], "wrong": score[~right]}
+    inside = {name: values.clamp(float(EDGES[0]), float(EDGES[-1])) for name, values in of.items()}
+    counts = {name: torch.histogram(values, EDGES).hist.tolist() for name, values in inside.items()}
+    return {"edges": [round(edge, 3) for edge in EDGES.tolist()], **counts}
 
 
 def judge(problem: Problem, audit: Audit) -> Judged:
@@ -54,5 +70,6 @@ def judge(problem: Problem, audit: Audit) -> Judged:
         None if right.all() else report.trust[~right].mean().item(),
         report.wrong_share,
         report.wrong_share_interval,
+        histogram(report.score, right),
         seconds,
     )

@@ -1,0 +1,185 @@
+"""The documentation's pictures, drawn from the committed results: ``python -m benchmarks.pictures``."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from benchmarks.measure import RESULTS
+from benchmarks.studies.demo import plots as demo
+from benchmarks.studies.plots import COLOURS, FAINT, GRID, STYLE
+from benchmarks.studies.table import plots as table
+from benchmarks.studies.table.statistics import Comparison, Evaluation
+from benchmarks.studies.training.losses import BASELINE
+
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
+RIGHT, WRONG = "#2a8c4a", "#c0392b"
+
+
+def main() -> None:
+    PICTURES.mkdir(exist_ok=True)
+    for draw in (draw_audit, draw_demo, draw_table, draw_registered, draw_speed, draw_gpu):
+        print(draw())
+
+
+def read(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def save(name: str, draw: Callable[[Figure], None], width: float, height: float) -> Path:
+    with rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure)
+        path = PICTURES / f"{name}.svg"
+        figure.savefig(path, metadata={"Date": None})
+    return path
+
+
+def draw_audit() -> Path:
+    """What the audit sees of right and of wrong pairs, and what it makes of the share of wrong ones."""
+    audits = [one for one in read("trust/trust.json")["audits"] if one["audit"]["shards"] == 1]
+
+    def draw(figure: Figure) -> None:
+        seen, share = figure.subplots(1, 2, width_ratios=(3, 2))
+        one = next(one for one in audits if one["audit"]["condition"] == "40 % shuffled")
+        edges = one["histogram"]["edges"]
+        middles = [(low + high) / 2 for low, high in pairwise(edges)]
+        below = [0] * len(middles)
+        for name, colour in (("right", RIGHT), ("wrong", WRONG)):
+            seen.bar(middles, one["histogram"][name], edges[1] - edges[0], below, color=colour, label=f"{name} pairs")
+            below = one["histogram"][name]
+        seen.set(xlabel="score of the audit", ylabel="pairs", title="40 % of 14,114 captions belong to another picture")
+        seen.legend(frameon=False, loc="upper left")
+        for name, true in (("all", 0.0), ("20 % shuffled", 0.2), ("40 % shuffled", 0.4), ("60 % shuffled", 0.6)):
+            found = [each["wrong_share"] for each in audits if each["audit"]["condition"] == name]
+            share.plot(true, sum(found) / len(found), "o", color=RIGHT)
+        found = [each["wrong_share"] for each in audits if each["audit"]["condition"] == "40 % within source"]
+        share.plot(0.4, sum(found) / len(found), "o", color=WRONG)
+        share.annotate("wrong, but on topic", (0.4, sum(found) / len(found)), (0.0, -14), textcoords="offset points", fontsize=9)
+        share.axline((0, 0), slope=1, color="#888888", linewidth=1)
+        share.set(xlabel="captions that belong to another picture", ylabel="estimate", xlim=(-0.03, 0.7), ylim=(-0.03, 0.7))
+        for axis in (share.xaxis, share.yaxis):
+            axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+    return save("audit", draw, 9, 3.2)
+
+
+def draw_demo() -> Path:
+    """The demo's own picture again."""
+    scores: dict[tuple[str, float], list[Any]] = {}
+    for run in sorted(read("demo/results.json")["runs"], key=lambda run: run["seed"]):
+        test = {int(name.removeprefix("hit@")): value for name, value in run["test"].items()}
+        scores.setdefault((run["method"], run["noise"]), []).append(SimpleNamespace(test=test))
+    path = RESULTS / "demo" / "differences.png"
+    demo.plot_differences(path, scores)
+    return path
+
+
+def draw_table() -> Path:
+    """The 42 scores' own picture again."""
+    results = read("realpairs/results.json")
+    compared = {
+        rival: (
+            {
+                Evaluation(one["setting"], one["test"], one["k"]): Comparison(
+                    one["difference"], one["deviation"], one["p"], one["holm"], tuple(one["interval"])
+                )
+                for one in of["evaluations"]
+            },
+            (of["mean"][0], tuple(of["mean"][1])),
+        )
+        for rival, of in results["otter_less"].items()
+    }
+    path = RESULTS / "realpairs" / "differences.png"
+    table.plot_differences(path, compared, f"Drawn pictures, frozen encoders, {results['seeds']} seeds")
+    return path
+
+
+def draw_registered() -> Path:
+    """What RobustLoss and OTTER are worth beside InfoNCE, under each condition of the registered run."""
+    minus: Mapping[str, Mapping[str, Sequence[float]]] = read("registered/results.json")[f"minus {BASELINE}"]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for row, of in enumerate(minus.values()):
+            for offset, loss in ((-0.16, "RobustLoss"), (0.16, "OTTER")):
+                value, low, high = of[loss]
+                axes.plot([low, high], [row + offset] * 2, color=COLOURS[loss], linewidth=1.6)
+                axes.plot(
+                    value, row + offset, "o", color=COLOURS[loss], markersize=5, label=None if row else f"{loss} minus {BASELINE}"
+                )
+        axes.axvline(0, color="#888888", linewidth=1)
+        axes.axhline(0.5, color=GRID, linewidth=1)
+        axes.set_yticks(range(len(minus)), list(minus))
+        axes.set_ylim(len(minus) - 0.4, -0.6)
+        axes.grid(axis="x", color=GRID)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("points, mean of six scores, with 95 % intervals")
+        axes.legend(frameon=False)
+
+    return save("registered", draw, 8, 7)
+
+
+def _bars(axes: Axes, sizes: Sequence[int], series: Mapping[str, Sequence[float | None]], colours: Mapping[str, str]) -> None:
+    """Times over eager InfoNCE's, groups by batch size."""
+    width = 0.8 / len(series)
+    for place, (name, values) in enumerate(series.items()):
+        at = [row + (place - (len(series) - 1) / 2) * width for row in range(len(sizes))]
+        axes.bar(at, [value or 0 for value in values], width * 0.92, color=colours[name], label=name)
+    axes.axhline(1, color="#444444", linewidth=1)
+    axes.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
+    axes.set_xlabel("pairs in a batch")
+    axes.set_ylabel("time / eager InfoNCE")
+    axes.legend(frameon=False, fontsize=9)
+
+
+def draw_speed() -> Path:
+    """Forward and backward on a CPU."""
+    rows = [row for row in read("speed-cpu.json")["rows"] if row["group"] == "loss"]
+    times = {(row["pairs"], row["name"]): row["median_ms"] for row in rows}
+    sizes = sorted({row["pairs"] for row in rows})
+    colours = {"InfoNCELoss": COLOURS["InfoNCE"], "OTTERLoss": COLOURS["OTTER"], "released OTTER": COLOURS["KD"]}
+    series = {name: [times[size, name] / times[size, "eager InfoNCE"] for size in sizes] for name in colours}
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        _bars(axes, sizes, series, colours)
+        axes.set_title("Two cores of a CPU, float32, D = 512", color=FAINT, fontsize=9)
+
+    return save("speed-cpu", draw, 6.5, 3.4)
+
+
+def draw_gpu() -> Path:
+    """A step by the clock on a GPU."""
+    results = read("gpu-h100.json")
+    times = {
+        (row["pairs"], row["name"]): row["step"]["median_ms"]
+        for row in results["rows"]
+        if row["group"] == "losses" and row["width"] == 512 and row["dtype"] == "bfloat16" and row["status"] == "ok"
+    }
+    names = {"InfoNCELoss [triton]": "InfoNCELoss", "OTTERLoss [triton]": "OTTERLoss", "released OTTER": "released OTTER"}
+    sizes = sorted({size for size, name in times if name == "eager ClipLoss"})
+    series = {
+        shown: [times[size, name] / times[size, "eager ClipLoss"] if (size, name) in times else None for size in sizes]
+        for name, shown in names.items()
+    }
+    colours = {"InfoNCELoss": COLOURS["InfoNCE"], "OTTERLoss": COLOURS["OTTER"], "released OTTER": COLOURS["KD"]}
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        _bars(axes, sizes, series, colours)
+        device, commit = (results["about"]["machine"][key] for key in ("device", "commit"))
+        axes.set_title(f"{device}, bfloat16, D = 512, kernels of commit {commit}", color=FAINT, fontsize=9)
+
+    return save("gpu", draw, 6.5, 3.4)
+
+
+if __name__ == "__main__":
+    main()
