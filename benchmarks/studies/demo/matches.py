@@ -68,7 +68,8 @@ def plot_matches(path: Path, matches: Sequence[Match], noise: float, batch: int)
         columns = 2
         rows = -(-len(matches) // columns)
         figure = Figure(figsize=(6.2 * columns, 2.15 * rows + 1.1))
-        top = 1 - 0.85 / figure.get_figheight()
+        largest = max(mass for match in matches for _, mass in match.transported)
+        top = 1 - 0.95 / figure.get_figheight()
         grid = figure.add_gridspec(
             rows,
             2 * columns,
@@ -83,14 +84,15 @@ def plot_matches(path: Path, matches: Sequence[Match], noise: float, batch: int)
         for index, match in enumerate(matches):
             row, column = divmod(index, columns)
             _draw_picture(figure.add_subplot(grid[row, 2 * column]), match.picture)
-            _draw_captions(figure.add_subplot(grid[row, 2 * column + 1]), match)
+            _draw_captions(figure.add_subplot(grid[row, 2 * column + 1]), match, largest)
         inch = 1 / figure.get_figheight()
         explanation = (
-            f"Random training pairs, {noise:.0%} of the captions shuffled. Bars: the mass that optimal transport of the EMA "
-            f"teacher's similarities gives to the other {batch - 1} captions of the batch."
+            f"Random training pairs, {noise:.0%} of the captions shuffled. Bars: the share of the picture's mass that transport gives "
+            f"to each of the other {batch - 1} captions,\nthe four largest, all on one scale. Red: the given caption is another "
+            "picture's. Green: the picture's own caption was found."
         )
         figure.text(0.015, 1 - 0.36 * inch, "What OTTER matches beside the given caption", fontsize=15, color=INK)
-        figure.text(0.015, 1 - 0.62 * inch, explanation, fontsize=9, color=FAINT)
+        figure.text(0.015, 1 - 0.78 * inch, explanation, fontsize=9, color=FAINT)
         figure.text(0.015, 0.012, CREDITS, fontsize=7.5, color=FAINT)
         figure.savefig(path)
 
@@ -102,7 +104,7 @@ def _draw_picture(axes: Axes, picture: Image.Image) -> None:
         spine.set(visible=True, color="#dddddd")
 
 
-def _draw_captions(axes: Axes, match: Match) -> None:
+def _draw_captions(axes: Axes, match: Match, largest: float) -> None:
     axes.axis("off")
     lines = len(match.transported)
     axes.set(xlim=(0, 1), ylim=(lines - 0.4, -2.1))
@@ -111,7 +113,6 @@ def _draw_captions(axes: Axes, match: Match) -> None:
     axes.text(0.13, -1.6, _short(match.given, 34), color=WRONG if shuffled else INK, va="center", weight="bold")
     if shuffled:
         axes.text(0, -0.85, f"shuffled; its own is “{_short(match.own, 34)}”", color=FAINT, va="center", fontsize=9)
-    largest = max(mass for _, mass in match.transported)
     for line, (caption, mass) in enumerate(match.transported):
         axes.barh(line, 0.84 * mass / largest, height=0.8, color=BAR)
         axes.text(0.012, line, _short(caption, 36), color=RIGHT if caption == match.own else INK, va="center", fontsize=9)
