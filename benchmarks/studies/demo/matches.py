@@ -87,8 +87,8 @@ def plot_matches(path: Path, matches: Sequence[Match], noise: float, batch: int)
             _draw_captions(figure.add_subplot(grid[row, 2 * column + 1]), match, largest)
         inch = 1 / figure.get_figheight()
         explanation = (
-            f"Random training pairs, {noise:.0%} of the captions shuffled. Bars: the share of the picture's mass that transport gives "
-            f"to each of the other {batch - 1} captions,\nthe four largest, all on one scale. Red: the given caption is another "
+            f"Random training pairs, {noise:.0%} of the captions shuffled. Bars: how much of the picture's mass transport gives "
+            f"to others of the batch's {batch} captions,\nthe four largest, all on one scale. Red: the given caption is another "
             "picture's. Green: the picture's own caption was found."
         )
         figure.text(0.015, 1 - 0.36 * inch, "What OTTER matches beside the given caption", fontsize=15, color=INK)
