@@ -10,6 +10,7 @@ import torch
 from benchmarks.studies.data.installed.features import Features
 from benchmarks.studies.demo import __main__ as command
 from benchmarks.studies.demo import report
+from benchmarks.studies.demo.mass import likeness
 from benchmarks.studies.demo.problem import Problem, build_problem
 from benchmarks.studies.demo.run import ARMS, TRUSTING, Audit, Outcome, Run, train
 
@@ -51,6 +52,13 @@ def test_training_learns_unseen_names_and_repeats_itself(toy: Problem, method: s
     if first.audit is not None:
         assert first.audit.found is not None
         assert first.audit.found > 0.5  # by chance: 0.2
+
+
+def test_similarity_of_texts_sends_mass_to_captions_like_the_given_one(toy: Problem) -> None:
+    outcome = train(toy, Run("OTTER", 0.4, 0, epochs=2, probe=tuple(range(len(toy.split.training)))))
+    with_texts, without = (likeness(toy, outcome, gamma_text) for gamma_text in (20.0, 0.0))
+    assert with_texts[0] > without[0] + 0.05
+    assert with_texts[0] > with_texts[1]
 
 
 def test_tables_by_hand() -> None:
