@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +26,7 @@ RIGHT, WRONG = "#2a8c4a", "#c0392b"
 
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
-    for draw in (draw_audit, draw_demo, draw_table, draw_registered, draw_speed, draw_gpu):
+    for draw in (draw_hero, draw_audit, draw_demo, draw_table, draw_registered, draw_speed, draw_gpu):
         print(draw())
 
 
@@ -42,44 +43,73 @@ def save(name: str, draw: Callable[[Figure], None], width: float, height: float)
     return path
 
 
+def draw_hero() -> Path:
+    """Which pairs are wrong, and what it brings to know."""
+
+    def draw(figure: Figure) -> None:
+        seen, worth = figure.subplots(1, 2)
+        _scores(seen)
+        demo.draw_differences(worth, _of_demo())
+        seen.set_title("Which pairs are wrong?")
+        worth.set_title("What does it bring to know?")
+
+    return save("hero", draw, 9.6, 3.5)
+
+
 def draw_audit() -> Path:
     """What the audit sees of right and of wrong pairs, and what it makes of the share of wrong ones."""
-    audits = [one for one in read("trust/trust.json")["audits"] if one["audit"]["shards"] == 1]
 
     def draw(figure: Figure) -> None:
         seen, share = figure.subplots(1, 2, width_ratios=(3, 2))
-        one = next(one for one in audits if one["audit"]["condition"] == "40 % shuffled")
-        edges = one["histogram"]["edges"]
-        middles = [(low + high) / 2 for low, high in pairwise(edges)]
-        below = [0] * len(middles)
-        for name, colour in (("right", RIGHT), ("wrong", WRONG)):
-            seen.bar(middles, one["histogram"][name], edges[1] - edges[0], below, color=colour, label=f"{name} pairs")
-            below = one["histogram"][name]
-        seen.set(xlabel="score of the audit", ylabel="pairs", title="40 % of 14,114 captions belong to another picture")
-        seen.legend(frameon=False, loc="upper left")
+        _scores(seen)
+        seen.set_title("40 % of 14,114 captions belong to another picture")
         for name, true in (("all", 0.0), ("20 % shuffled", 0.2), ("40 % shuffled", 0.4), ("60 % shuffled", 0.6)):
-            found = [each["wrong_share"] for each in audits if each["audit"]["condition"] == name]
-            share.plot(true, sum(found) / len(found), "o", color=RIGHT)
-        found = [each["wrong_share"] for each in audits if each["audit"]["condition"] == "40 % within source"]
-        share.plot(0.4, sum(found) / len(found), "o", color=WRONG)
-        share.annotate("wrong, but on topic", (0.4, sum(found) / len(found)), (0.0, -14), textcoords="offset points", fontsize=9)
+            share.plot(true, mean(one["wrong_share"] for one in _audits(name)), "o", color=RIGHT)
+        on_topic = mean(one["wrong_share"] for one in _audits("40 % within source"))
+        share.plot(0.4, on_topic, "o", color=WRONG)
+        share.annotate("wrong, but on topic", (0.4, on_topic), (-40, -16), textcoords="offset points", fontsize=9)
         share.axline((0, 0), slope=1, color="#888888", linewidth=1)
-        share.set(xlabel="captions that belong to another picture", ylabel="estimate", xlim=(-0.03, 0.7), ylim=(-0.03, 0.7))
+        share.set(xlabel="truth", ylabel="estimate", xlim=(-0.03, 0.7), ylim=(-0.03, 0.7), title="Share of wrong pairs")
         for axis in (share.xaxis, share.yaxis):
             axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
-    return save("audit", draw, 9, 3.2)
+    return save("audit", draw, 9.6, 3.5)
+
+
+def _audits(condition: str) -> list[Any]:
+    """One a seed, of all pairs at once."""
+    return [
+        one
+        for one in read("trust/trust.json")["audits"]
+        if one["audit"]["condition"] == condition and one["audit"]["shards"] == 1
+    ]
+
+
+def _scores(axes: Axes) -> None:
+    """Of right and of wrong pairs, one upon the other."""
+    histogram = _audits("40 % shuffled")[0]["histogram"]
+    edges = histogram["edges"]
+    middles, width = [(low + high) / 2 for low, high in pairwise(edges)], edges[1] - edges[0]
+    axes.bar(middles, histogram["wrong"], width, color=WRONG, label="wrong pairs")
+    axes.bar(middles, histogram["right"], width, histogram["wrong"], color=RIGHT, label="right pairs")
+    axes.set(xlabel="score of the audit", ylabel="pairs")
+    axes.set_xticks([-2, 0, 2, 4, 6], ["-2", "0", "2", "4", "6 and above"])
+    axes.legend(frameon=False, loc="upper left")
 
 
 def draw_demo() -> Path:
     """The demo's own picture again."""
+    path = RESULTS / "demo" / "differences.png"
+    demo.plot_differences(path, _of_demo())
+    return path
+
+
+def _of_demo() -> dict[tuple[str, float], list[Any]]:
     scores: dict[tuple[str, float], list[Any]] = {}
     for run in sorted(read("demo/results.json")["runs"], key=lambda run: run["seed"]):
         test = {int(name.removeprefix("hit@")): value for name, value in run["test"].items()}
         scores.setdefault((run["method"], run["noise"]), []).append(SimpleNamespace(test=test))
-    path = RESULTS / "demo" / "differences.png"
-    demo.plot_differences(path, scores)
-    return path
+    return scores
 
 
 def draw_table() -> Path:

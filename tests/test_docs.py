@@ -79,3 +79,9 @@ def test_links_lead_to_a_file(page: Path) -> None:
 def test_every_page_is_reachable_from_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     assert all(f"({page.name})" in index for page in PAGES if page.name != "README.md")
+
+
+def test_every_report_is_linked_from_the_benchmarks_page() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    reports = [*(ROOT / "benchmarks" / "results").rglob("*.md"), *(ROOT / "benchmarks" / "studies").rglob("README.md")]
+    assert [report for report in reports if f"(../{report.relative_to(ROOT)})" not in page] == []
