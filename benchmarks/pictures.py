@@ -51,7 +51,7 @@ def draw_hero() -> Path:
         _scores(seen)
         demo.draw_differences(worth, _of_demo())
         seen.set_title("Which pairs are wrong?")
-        worth.set_title("What does it bring to know?")
+        worth.set_title("Does it help to know?")
 
     return save("hero", draw, 9.6, 3.5)
 

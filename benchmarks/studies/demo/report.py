@@ -34,7 +34,7 @@ def score_table(scores: Scores) -> str:
 
 
 def difference_table(scores: Scores) -> str:
-    """Each loss less the baseline, seed by seed: mean, standard error, and the seeds in which it was ahead."""
+    """Each loss minus the baseline, seed by seed: mean, standard error, and the seeds in which it was ahead."""
     rows = []
     for method, noise in _cells(scores):
         if method == BASELINE:
@@ -47,7 +47,7 @@ def difference_table(scores: Scores) -> str:
             won = sum(difference > 0 for difference in differences)
             cells.append(f"{mean(differences):+.1f}{error} ({won}/{len(differences)})")
         rows.append([f"{noise:.0%}", method, *cells])
-    return table(["shuffled", f"less {BASELINE}", *(f"hit@{k}" for k in KS)], rows)
+    return table(["shuffled", f"minus {BASELINE}", *(f"hit@{k}" for k in KS)], rows)
 
 
 def audit_table(scores: Scores) -> str:
@@ -70,7 +70,7 @@ def verdict(scores: Scores) -> str:
         for noise in _noises(scores)
     ]
     gains = ", ".join(f"{gain:+.1f} at {noise:.0%}" for gain, noise in zip(differences, _noises(scores), strict=True))
-    return f"{TRUSTING} with the audit's trust, hit@{k} less {BASELINE}'s, by the share of shuffled captions: {gains}."
+    return f"{TRUSTING} with the audit's trust, hit@{k} minus {BASELINE}'s, by the share of shuffled captions: {gains}."
 
 
 def sampling_error(scores: Scores, pictures: int) -> float:

@@ -13,8 +13,8 @@ from benchmarks.studies.diagonal.run import CHOSEN, Trained
 from benchmarks.studies.report import spread, table
 from benchmarks.studies.table.settings import TESTS
 
-STEPS = (("8 ranks less paper", 3, 0), ("the diagonal", 3, 2), ("the gradient lost in gathering", 2, 1), ("the rest", 1, 0))
-"""Which arm less which."""
+STEPS = (("8 ranks minus paper", 3, 0), ("the diagonal", 3, 2), ("the gradient lost in gathering", 2, 1), ("the rest", 1, 0))
+"""Which arm minus which."""
 
 
 def row(trained: Trained) -> dict[str, Any]:

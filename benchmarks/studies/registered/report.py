@@ -66,7 +66,7 @@ def write_report(*, output: Path, cache: Path, jobs: int) -> str:
 
 
 def differences(hits: Hits, concepts: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
-    """Each loss and control less InfoNCE, the mean over the scores, and its interval."""
+    """Each loss and control minus InfoNCE, the mean over the scores, and its interval."""
     found = {}
     for name in ARMS:
         if name != BASELINE and all(name in of for of in hits.values()):
@@ -86,7 +86,7 @@ def level(hits: Hits, rivals: Sequence[str]) -> int:
 
 
 def count_table(hits: Hits, concepts: Mapping[str, Sequence[int]]) -> str:
-    """Over the 42 scores: the paper's count, and ours less each other loss."""
+    """Over the 42 scores: the paper's count, and ours minus each other loss."""
     seven = only(hits, SEVEN)
     wins = count_wins(seven, list(MAIN))
     rows = []
@@ -96,7 +96,7 @@ def count_table(hits: Hits, concepts: Mapping[str, Sequence[int]]) -> str:
     header = ["loss", "best alone + tied", f"{OURS} level or better", "better / worse, Holm", "interval above / below 0"]
     both = level(seven, [BASELINE, OTTER])
     return (
-        f"{table([*header, f'{OURS} less it, mean [95 %]'], rows)}\n\n"
+        f"{table([*header, f'{OURS} minus it, mean [95 %]'], rows)}\n\n"
         f"At least level with both {BASELINE} and {OTTER} in {both} of {len(seven)}."
     )
 
@@ -118,7 +118,7 @@ def interval(value: float, bounds: tuple[float, float]) -> str:
 
 
 def condition_table(hits: Hits, concepts: Mapping[str, Sequence[int]], methods: Sequence[str]) -> str:
-    """Means of the six scores under each condition, and ours less InfoNCE and less OTTER."""
+    """Means of the six scores under each condition, and ours minus InfoNCE and minus OTTER."""
     rows = []
     for condition in CONDITIONS:
         own = only(hits, [condition])
@@ -126,7 +126,7 @@ def condition_table(hits: Hits, concepts: Mapping[str, Sequence[int]], methods: 
         cells = [f"{mean(float(of[name].mean()) for of in own.values()):.1f}" if name in first else "" for name in methods]
         differences = [interval(*compare(own, rival, concepts, OURS)[1]) for rival in (BASELINE, OTTER)]
         rows.append([condition, *cells, *differences])
-    return table(["setting", *methods, f"{OURS} less {BASELINE}", f"{OURS} less {OTTER}"], rows)
+    return table(["setting", *methods, f"{OURS} minus {BASELINE}", f"{OURS} minus {OTTER}"], rows)
 
 
 def score_table(hits: Hits) -> str:

@@ -16,7 +16,7 @@ from benchmarks.studies.table.statistics import LEVEL, Comparison, Evaluation, H
 from benchmarks.studies.training.losses import BASELINE, METHODS, OURS
 
 Comparisons = Mapping[str, tuple[Mapping[Evaluation, Comparison], tuple[float, tuple[float, float]]]]
-"""By rival: OTTER less it in every evaluation, and in the mean over them."""
+"""By rival: OTTER minus it in every evaluation, and in the mean over them."""
 
 
 def write_report(folder: Path, found: Hits, compared: Comparisons, outcomes: Sequence[Outcome], facts: Mapping[str, Any]) -> str:
@@ -53,7 +53,7 @@ def _count_table(found: Hits, compared: Comparisons) -> str:
         among = [f"{wins} + {ties}" for wins, ties in (papers.get(method, ("", "")), everyone[method])]
         rows.append([method, among[0] if method in papers else "", among[1], *_against(compared, method)])
     header = ["loss", "best alone + tied, paper's four", "of all five", "OTTER better / worse, Holm", "interval above / below 0"]
-    return table([*header, "OTTER less it, mean [95 %]"], rows)
+    return table([*header, "OTTER minus it, mean [95 %]"], rows)
 
 
 def _against(compared: Comparisons, rival: str) -> list[str]:
@@ -82,7 +82,7 @@ def _score_table(found: Hits, compared: Comparisons, k: int) -> str:
                 [evaluation.setting, evaluation.test, *cells, f"{comparison.difference:+.1f}{star} [{low:+.1f}, {high:+.1f}]"]
             )
     methods = list(next(iter(found.values())))
-    return f"## hit@{k}\n\n{table(['setting', 'test', *methods, f'{OURS} less {BASELINE}'], rows)}"
+    return f"## hit@{k}\n\n{table(['setting', 'test', *methods, f'{OURS} minus {BASELINE}'], rows)}"
 
 
 def _cell(values: NDArray[np.float64], best: bool) -> str:

@@ -28,7 +28,7 @@ Hits = dict[Evaluation, dict[str, NDArray[np.float64]]]
 
 
 class Comparison(NamedTuple):
-    """Ours less another loss, in points: the mean over the seeds and its standard deviation, the p-value of the paired t-test,
+    """Ours minus another loss, in points: the mean over the seeds and its standard deviation, the p-value of the paired t-test,
     alone and by Holm's correction, and the bootstrap's interval."""
 
     difference: float
@@ -69,7 +69,7 @@ def count_wins(hits: Hits, methods: Sequence[str]) -> dict[str, tuple[int, int]]
 def compare(
     hits: Hits, rival: str, concepts: Mapping[str, Sequence[int]], ours: str = OURS, draws: int = DRAWS
 ) -> tuple[dict[Evaluation, Comparison], tuple[float, tuple[float, float]]]:
-    """Ours less the rival for each evaluation, and the mean over all of them with its interval.
+    """Ours minus the rival for each evaluation, and the mean over all of them with its interval.
 
     `concepts` names what each picture of a test set shows: pictures of one concept are drawn together.
     """

@@ -68,7 +68,7 @@ def test_tables_by_hand() -> None:
     values = {"InfoNCE": [10.0, 14.0], "OTTER": [13.0, 15.0]}
     scores = report.by_cell([outcome(method, seed, value) for method, row in values.items() for seed, value in enumerate(row)])
     assert "| 40%      | InfoNCE | 12.0 ± 2.8 | 12.0 ± 2.8 | 12.0 ± 2.8 |" in report.score_table(scores)
-    assert "| 40%      | OTTER        | +2.0 ± 1.0 (2/2) |" in report.difference_table(scores)
+    assert "| 40%      | OTTER         | +2.0 ± 1.0 (2/2) |" in report.difference_table(scores)
     assert report.sampling_error(scores, 100) == pytest.approx(100 * (0.14 * 0.86 / 100) ** 0.5)
 
 
