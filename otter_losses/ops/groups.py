@@ -40,22 +40,26 @@ class Groups:
         return torch.where(2 * self.sizes > pairs, alone, self.ids)
 
 
-# A block has all columns of some rows of the batch; own entries are those of pairs of one group. On the CPU, where a look is
-# free, they are written one by one.
+# A block has all columns of some rows of the batch; own entries are those of pairs of one group. Few of them are written one by
+# one, where a look is free.
+
+FEW = 1 / 8
+"""Of a block."""
 
 
 def fill_own(block: Tensor, ids: Tensor, rows: slice, value: float) -> None:
-    own = _own(ids, rows)
-    if reads_freely(block):
-        block[own.nonzero(as_tuple=True)] = value
+    own = ids[rows, None] == ids
+    places = _few(own, block)
+    if places is not None:
+        block[places] = value
     else:
         block.masked_fill_(own, value)
 
 
 def negate_own(block: Tensor, ids: Tensor, rows: slice) -> None:
-    own = _own(ids, rows)
-    if reads_freely(block):
-        places = own.nonzero(as_tuple=True)
+    own = ids[rows, None] == ids
+    places = _few(own, block)
+    if places is not None:
         block[places] = block[places].neg_()
     else:
         torch.where(own, -block, block, out=block)
@@ -63,16 +67,20 @@ def negate_own(block: Tensor, ids: Tensor, rows: slice) -> None:
 
 def subtract_own(block: Tensor, ids: Tensor, rows: slice, row_values: Tensor, column_values: Tensor) -> None:
     """Of each own entry its row's value and its column's."""
-    own = _own(ids, rows)
-    if reads_freely(block):
-        i, j = own.nonzero(as_tuple=True)
+    own = ids[rows, None] == ids
+    places = _few(own, block)
+    if places is not None:
+        i, j = places
         block[i, j] -= row_values[i] + column_values[j]
     else:
         block.sub_((row_values[:, None] + column_values).masked_fill_(~own, 0))
 
 
-def _own(ids: Tensor, rows: slice) -> Tensor:
-    return ids[rows, None] == ids
+def _few(own: Tensor, block: Tensor) -> tuple[Tensor, ...] | None:
+    """Where a block's own entries are, unless they are many."""
+    if not reads_freely(block) or int(own.count_nonzero()) > FEW * own.numel():
+        return None
+    return own.nonzero(as_tuple=True)
 
 
 def sums(features: Tensor, ids: Tensor, groups: int) -> Tensor:
