@@ -1,6 +1,5 @@
 """The registry has every loss, and under a loss's name there is everything about it."""
 
-import re
 import typing
 from typing import Any
 
@@ -34,7 +33,7 @@ def test_all_that_bears_its_name_is_there(loss: RegisteredLoss) -> None:
     page = f"docs/{loss.name}.md"
     assert (ROOT / page).is_file()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert re.search(rf"^\| `{loss.module.__name__}` \|.*\| \[{page}\]\({page}\) \|$", readme, re.MULTILINE)
+    assert f"[`{loss.module.__name__}`]({page})" in readme
 
 
 @every_loss
