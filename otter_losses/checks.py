@@ -28,7 +28,7 @@ SMALLEST_EPSILON = 1e-30
 
 
 def set_debug(enabled: bool) -> None:
-    """Turn the checks that read tensors on any device, and that of unit norms, on or off for this process.
+    """Turn the checks that read tensors on any device, and the check of unit norms, on or off for this process.
 
     Example:
         >>> import otter_losses

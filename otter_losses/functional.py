@@ -1,11 +1,11 @@
-"""The losses as pure functions: features and numbers in, a scalar or its parts out. Each stands in the file of its module.
+"""The losses as pure functions of features and numbers. Each function is in the file of its module.
 
-All of them are weighted means of what `otter_losses.ops.cross_entropy` (or `.sigmoid`) finds for every pair from the logits
-``z = s x y^T``; ``reduction="none"`` returns one loss a pair, (N,), instead of their mean. Shapes: N pairs, D the width of the
-student's features, E that of the teacher's. Dtypes: float64 is computed in float64; float32, float16 and bfloat16 in float32.
-Inside a half-precision autocast region products take float32 features rounded to its dtype; logits, sums and gradients stay
-float32. Gradients come back in each input's own dtype. `shard` says how several ranks share the batch, each with its own rows of
-every argument; the modules make it.
+Each loss returns a scalar or its parts. It is a weighted mean of what `otter_losses.ops.cross_entropy` (or `.sigmoid`) finds
+for every pair from the logits ``z = s x y^T``. With ``reduction="none"`` it returns one loss per pair, (N,), instead of their
+mean. Shapes: N is the number of pairs, D the width of the student's features, E the width of the teacher's. Dtypes: float64 is
+computed in float64; float32, float16 and bfloat16 are computed in float32. Inside a half-precision autocast region, products
+take float32 features rounded to its dtype. Logits, sums and gradients stay float32. Gradients come back in each input's own
+dtype. `shard` says how several ranks share the batch, each with its own rows of every argument; the modules make it.
 """
 
 import math
@@ -54,19 +54,19 @@ def otter_targets(
     groups: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """The transported targets themselves, for looking at: what each image is matched with beside its own text, and vice versa.
+    """The transported targets, for inspection: what each image is matched with besides its own text, and vice versa.
 
-    The loss never writes them; this function does, so it needs two N x N matrices. Autocast changes nothing here: these are the
-    targets that float32 features have outside of it.
+    The loss never writes them out; this function does, so it needs two N x N matrices. Autocast changes nothing here: these are
+    the targets of float32 features outside of autocast.
 
     Args:
         dist_image_features, dist_text_features: the teacher's L2-normalised features, (N, E).
-        epsilon, iterations, gamma_image, gamma_text, backend: as in `otter_losses.OTTERLoss`; kernels take no part in tracing.
-        groups: (N,) integers: pairs of one id are not matched with each other, unless they are more than half of all.
+        epsilon, iterations, gamma_image, gamma_text, backend: as in `otter_losses.OTTERLoss`. Kernels are not used in tracing.
+        groups: (N,) integers. Pairs with the same id are not matched with each other, unless they are more than half of all.
 
     Returns:
-        ``M`` image to text and ``M'`` text to image, each (N, N), float32 (float64 for float64): rows sum to 1 and the diagonal
-        is 0, except that one pair alone has only itself. The loss's targets are ``alpha I + (1 - alpha) M``.
+        ``M`` image to text and ``M'`` text to image, each (N, N), float32 (float64 for float64). Rows sum to 1. The diagonal is
+        0, except that one pair alone has only itself. The loss's targets are ``alpha I + (1 - alpha) M``.
 
     Example:
         >>> import torch

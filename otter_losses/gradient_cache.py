@@ -23,40 +23,43 @@ def grad_cache(
     no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
     **call: Any,
 ) -> Tensor | Parts:
-    r"""Forward and backward of one large batch in chunks (GradCache: Gao et al. 2021, arXiv 2101.06983).
+    r"""Run forward and backward of one large batch in chunks (GradCache: Gao et al. 2021, arXiv 2101.06983).
 
     A loss L over the features f(chunk) of all chunks has the gradient
 
     .. math:: \frac{\partial L}{\partial \theta} = \sum_k \Big(\frac{\partial f_k}{\partial \theta}\Big)^{\!\top} g_k,
         \qquad g_k = \frac{\partial L}{\partial f_k}
 
-    so the chunks are encoded without a graph, the loss is computed once from the features of all of them (and of all ranks), and
-    each chunk is encoded again to take its :math:`g_k` back to the parameters, with the same random numbers on the CPU and on
-    CUDA. The gradients are added to the parameters' as by ``backward()``, which is not to be called again. The price is one more
-    forward pass of the encoders.
+    First, the chunks are encoded without a graph. Then the loss is computed once from the features of all of them (and of all
+    ranks). Last, each chunk is encoded again, with the same random numbers on the CPU and on CUDA, to take its :math:`g_k` back
+    to the parameters. The gradients are added to those of the parameters, as by ``backward()``, which must not be called again.
+    The price is one more forward pass of the encoders.
 
     Args:
-        encode: the model, or any function of a chunk. It returns what `loss` takes: a tuple, as
+        encode: the model, or any function of a chunk. It returns what `loss` takes: a tuple, such as
             ``(image_features, text_features, logit_scale)``, or a dict of keywords. Features (rows, ...) have at least two
-            dimensions and are concatenated; anything else, the scale and bias among them, is the same in every chunk. It has to
-            return the same again, and so to be a function of the chunk, the parameters and torch's random numbers.
-        chunks: the arguments of `encode`, a tuple for each chunk; of any sizes, as many on every rank.
-        loss: any loss of this package, or another function of the features of the whole batch. The parts of a dict are summed.
-        backward: what to do with the loss, where it is more than ``loss.backward()``: for mixed precision
-            ``lambda loss: scaler.scale(loss).backward()``, for accelerate ``accelerator.backward``, for one loss a pair
+            dimensions and are concatenated. Anything else, including the scale and bias, is the same in every chunk. A second
+            call has to return the same again. So `encode` must be a function of the chunk, the parameters and torch's random
+            numbers.
+        chunks: the arguments of `encode`, one tuple per chunk. Chunks may have any sizes; every rank needs the same number.
+        loss: any loss of this package, or another function of the features of the whole batch. If it returns a dict, the parts
+            are summed.
+        backward: what to do with the loss, if it is more than ``loss.backward()``. For mixed precision this is
+            ``lambda loss: scaler.scale(loss).backward()``, for accelerate ``accelerator.backward``, and for one loss per pair
             ``lambda losses: losses.mean().backward()``.
-        no_sync: makes the context of every chunk but the last, in which gradients are not yet averaged over the ranks; by
-            default that of `encode`, which DistributedDataParallel has. Without one they are averaged chunk by chunk: same sum.
+        no_sync: makes the context of every chunk but the last, in which gradients are not yet averaged over the ranks. The
+            default is that of `encode`, if it has one, as DistributedDataParallel does. Without one, gradients are averaged
+            chunk by chunk; the sum is the same.
         call: further arguments of `loss` for the whole batch: ``dist_image_features``, ``alpha``, ``output_dict``.
 
     Returns:
-        What `loss` returned, detached: the value of the whole batch, or its parts.
+        The value that `loss` returned for the whole batch, or its parts, detached.
 
     Raises:
-        ValueError: no chunks; outputs of the wrong shapes; several losses, with the default `backward`; on the CPU, or in debug
-            mode, a second pass that gives other features.
-        TypeError: a chunk, an output of `encode` or of `loss` is of another type.
-        RuntimeError: gradients are off, or `backward` left none.
+        ValueError: there are no chunks; outputs have wrong shapes; there are several losses, with the default `backward`; on
+            the CPU, or in debug mode, a second pass gives other features.
+        TypeError: a chunk, or an output of `encode` or of `loss`, has another type.
+        RuntimeError: gradients are off, or `backward` left no gradient.
 
     Example:
         >>> import torch

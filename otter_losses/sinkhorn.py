@@ -12,15 +12,16 @@ from otter_losses.ops.memory import without_autocast
 
 
 class SinkhornResult(NamedTuple):
-    """What `sinkhorn_knopp` found.
+    """The result of `sinkhorn_knopp`.
 
     Attributes:
-        plan: (..., M, N), non-negative; columns sum to `column_marginal` exactly, rows to `row_marginal` within `marginal_error`.
+        plan: (..., M, N), non-negative. Its columns sum to `column_marginal` exactly, and its rows to `row_marginal` within
+            `marginal_error`.
         row_potential, column_potential: (..., M) and (..., N), dimensionless, with
-            ``plan = exp(scores / epsilon + row_potential + column_potential)`` but for their own rounding, which is that of
-            numbers as large as ``scores / epsilon``; -inf where a marginal is zero.
-        marginal_error: (...), the L1 distance of this plan's row sums from `row_marginal`.
-        iterations: rounds done; the largest of the batch.
+            ``plan = exp(scores / epsilon + row_potential + column_potential)`` except for their own rounding, which is that of
+            numbers as large as ``scores / epsilon``. They are -inf where a marginal is zero.
+        marginal_error: (...), the L1 distance between this plan's row sums and `row_marginal`.
+        iterations: number of rounds done; for a batch, the largest number.
     """
 
     plan: Tensor
@@ -76,36 +77,36 @@ def sinkhorn_knopp(
     .. math:: P = \operatorname{diag}(u)\, e^{S / \epsilon}\, \operatorname{diag}(v), \qquad
               u \leftarrow a / (K v), \quad v \leftarrow b / (K^\top u), \quad K = e^{S / \epsilon}
 
-    (Cuturi, arXiv 1306.0895). Each round matches the rows first and the columns last. While the scores span less than 80 epsilon
-    in float32 (640 in float64; half of that on the CPU where a gradient is wanted) it runs on plain numbers on the CPU and in
-    kernels; otherwise on logarithms, which are exact for any scores and any epsilon. Autocast changes
-    nothing. `torch.vmap` and the other transforms of
-    torch.func apply.
+    See Cuturi, arXiv 1306.0895. Each round matches the rows first and the columns last. On the CPU and in kernels, the solver
+    runs on plain numbers while the scores span less than 80 epsilon in float32, or 640 epsilon in float64. On the CPU these
+    limits are halved where a gradient is wanted. Otherwise the solver runs on logarithms, which are exact for any scores and
+    any epsilon. Autocast changes nothing. `torch.vmap` and the other transforms of torch.func apply.
 
     Args:
-        scores: (..., M, N), larger = better match; -inf forbids a pair. A row or column of which every entry is forbidden gets no
-            mass, which `marginal_error` then shows.
-        epsilon: regularisation, at least 1e-30, in the units of the scores. Small is sharp and needs more iterations.
-        iterations: rounds, at least 1; the most, where a tolerance is given.
-        row_marginal, column_marginal: (M,) and (N,), or with the batch dimensions of `scores`: non-negative, of equal mass. By
-            default uniform with mass 1.
+        scores: (..., M, N). A larger score is a better match; -inf forbids a pair. A row or column in which every entry is
+            forbidden gets no mass, and `marginal_error` then shows this.
+        epsilon: regularisation, at least 1e-30, in the units of the scores. A small value gives a sharp plan and needs more
+            iterations.
+        iterations: number of rounds, at least 1. With a tolerance, it is the largest number.
+        row_marginal, column_marginal: (M,) and (N,), or with the batch dimensions of `scores`. They are non-negative and have
+            equal mass. By default they are uniform with mass 1.
         tolerance: stop once the L1 error of the row sums is at most this. Each problem of a batch stops by itself. Plain torch
-            waits for the device to read the error; where it cannot be read, under `torch.vmap`, all rounds are run.
-        column_potential: where to start, as an earlier result gave it; k rounds and then m more are k + m rounds, as far as one
-            float holds the potential.
-        implicit: differentiate through the fixed point rather than through the rounds: exact at convergence only, O(N^2) memory,
-            one eigenproblem of size N. `tolerance` must be small enough.
+            waits for the device to read the error. Where it cannot be read, under `torch.vmap`, all rounds are run.
+        column_potential: where to start, as given by an earlier result. k rounds and then m more equal k + m rounds, as far as
+            one float holds the potential.
+        implicit: differentiate through the fixed point instead of through the rounds. This is exact at convergence only, so
+            `tolerance` must be small enough. It takes O(N^2) memory and one eigenproblem of size N.
         return_result: return a `SinkhornResult` instead of the plan alone.
-        backend: "auto", "torch" or "triton": kernels, for float32 and half precision, at most 2,048 rows and 1,024 columns, and
-            no tracing or transforms; "auto" takes them where they are there and pay.
+        backend: "auto", "torch" or "triton". The kernels take float32 and half precision, at most 2,048 rows and 1,024 columns,
+            and no tracing or transforms. "auto" uses them where they are available and pay.
 
     Returns:
-        The plan, (..., M, N), float64 for float64 scores and float32 otherwise (half precision cannot hold 1 / N^2).
-        Differentiable in `scores`, the marginals and `column_potential`; no round keeps a matrix for that.
+        The plan, (..., M, N), float64 for float64 scores and float32 otherwise (half precision cannot hold 1 / N^2). It is
+        differentiable in `scores`, the marginals and `column_potential`; no round keeps a matrix for this.
 
     Raises:
-        ValueError, TypeError: naming the argument, what came, what is needed and the fix.
-        RuntimeError: a backend asked for by name cannot do it; it says why.
+        ValueError, TypeError: the message names the argument, what came, what is needed and the fix.
+        RuntimeError: a backend that was asked for by name cannot do it; the message says why.
 
     Example:
         >>> import torch

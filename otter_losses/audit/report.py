@@ -12,21 +12,22 @@ class PairTrust:
     """How far each given pair of image and caption is to be believed. All tensors are on the CPU; rows are the pairs' rows.
 
     Attributes:
-        trust: (N,) float32 in [0, 1], one minus the local false discovery rate: the estimated probability that a pair of this
-            score belongs together. It never falls where the score rises.
-        score: (N,) float32, how well a pair agrees with its neighbours, in standard deviations of mismatched pairs about their
-            mean; larger is better.
+        trust: (N,) float32 in [0, 1], one minus the local false discovery rate. This is the estimated probability that a pair
+            with this score belongs together. It never falls where the score rises.
+        score: (N,) float32, how well a pair agrees with its neighbours, in standard deviations of mismatched pairs from their
+            mean. Larger is better.
         wrong_share: the estimated share of wrong pairs, in [0, 1].
-        wrong_share_interval: the same, low and high, of 95 % of bootstrap samples of the pairs. It covers the luck of the sample
-            only. Wrong captions from the right topic look right, so among them the share is underestimated; right pairs
-            that nothing resembles look wrong, and raise it.
-        best_text: (N,) int64, the row of the caption that suits image i best, other than its own, among those of its neighbours.
-        best_image: (N,) int64, the row of the image that suits caption i best, other than its own, among those of its neighbours.
-            -1 in either where an index (``search="faiss"``) found no neighbour.
-        duplicates: (M, 2) int64, rows i < j that are nearly the same in image and in text: one pair twice. Of more than
-            k copies of a pair some are listed.
-        null_score: (P,) float32, scores of images with captions of other rows, at random: what wrong pairs look like.
-        common_space: whether the cosine of an image and its caption is a part of the score.
+        wrong_share_interval: the low and high end of this share in 95 % of bootstrap samples of the pairs. It covers the luck
+            of the sample only. Wrong captions from the right topic look right, so among them the share is underestimated. Right
+            pairs that nothing resembles look wrong, and raise the share.
+        best_text: (N,) int64, the row of the caption that suits image i best, other than its own, among the captions of its
+            neighbours.
+        best_image: (N,) int64, the row of the image that suits caption i best, other than its own, among the images of its
+            neighbours. Either is -1 where an index (``search="faiss"``) found no neighbour.
+        duplicates: (M, 2) int64, rows i < j that are nearly the same in image and in text: one pair twice. Where a pair has
+            more than k copies, only some are listed.
+        null_score: (P,) float32, scores of images with random captions of other rows. They show what wrong pairs look like.
+        common_space: whether the cosine of an image and its caption is part of the score.
     """
 
     trust: Tensor
@@ -40,7 +41,7 @@ class PairTrust:
     common_space: bool
 
     def alpha(self, low: float = 0.05, high: float = 0.5) -> Tensor:
-        """``low + (high - low) * trust``, (N,): `alpha` of a loss, so that pairs in doubt lean on the teacher.
+        """``low + (high - low) * trust``, (N,), as the `alpha` of a loss, so that pairs in doubt lean on the teacher.
 
         Raises:
             ValueError: unless ``0 <= low <= high <= 1``.

@@ -43,52 +43,57 @@ def pair_trust(
     progress: Progress | None = None,
     resume: str | Path | None = None,
 ) -> PairTrust:
-    """How far each pair is to be believed, from features of frozen encoders: no labels, no noise rate, no training.
+    """Estimate how far each pair is to be believed, from features of frozen encoders: no labels, no noise rate, no training.
 
     A right caption resembles the captions of similar images. Each modality is standardised and reduced to its principal
-    components; the k nearest images of image i bring their captions, and caption i is compared with their mean; the same the
-    other way round. The two modalities are never compared with each other, so any two encoders do. Where they share a space, as
-    CLIP's do, the cosine of image and caption counts as much as the neighbours. Every comparison is standardised among all
-    captions (images) that could stand in its place; the score is their sum. What wrong pairs look like is seen from captions
-    drawn at random. Storey's estimate gives the share of wrong pairs, and ``1 - share * f0 / f`` the trust, f and f0 being the
-    densities of all pairs' and of the drawn pairs' scores.
+    components. The k nearest images of image i bring their captions, and caption i is compared with their mean. The same is
+    done the other way round. The two modalities are not compared with each other, so any two encoders will do. Only if the
+    encoders share a space, as CLIP's do, the cosine of image and caption counts as much as the neighbours. Every comparison is
+    standardised among all captions (images) that could stand in its place; the score is the sum of the comparisons. Captions
+    drawn at random show what wrong pairs look like. Storey's estimate gives the share of wrong pairs. The trust is
+    ``1 - share * f0 / f``, where f is the density of the scores of all pairs and f0 that of the drawn pairs.
 
-    A wrong caption from the right topic looks right, and a right pair that resembles no other looks wrong: trust ranks pairs for
-    training and for a look, it is no proof, and `wrong_share` is no exact noise rate.
+    A wrong caption from the right topic looks right, and a right pair that resembles no other looks wrong. So trust ranks pairs
+    for training and for inspection. It is no proof, and `wrong_share` is no exact noise rate.
 
-    The search is exact: projected features are rounded to whole numbers, so that float32 sums their products without error, and
-    of equals the earlier row is nearer. So what is found does not depend on the memory; nor, but for the rounding of the
-    projections, on the ranks. It takes ``4 components N^2`` FLOP.
+    The search is exact: projected features are rounded to whole numbers, so that float32 sums their products without error. Of
+    equally near rows, the earlier counts as nearer. So the result does not depend on the memory. Except for the rounding of the
+    projections, it does not depend on the ranks either. The search takes ``4 components N^2`` FLOP.
 
-    A pair's exact or near copies, alike in image and in text by a cosine of 0.98, do not vouch for it; a pair that only its
-    copies resemble gets the score of a wrong one.
+    A pair's exact or near copies do not vouch for it. These are pairs alike in image and in text by a cosine of 0.98. A pair
+    that only its copies resemble gets the score of a wrong pair.
 
     Args:
-        image_features: (N, D) of any scale, a tensor or a numpy array, also one mapped from a file (`numpy.memmap`), which is
-            read in blocks. Of an encoder that was not trained on these pairs: one that was knows the wrong ones by heart.
-        text_features: (N, E), row i the caption of image i.
-        k: neighbours to listen to; the pairs must be four times as many. Fewer suit small topics, more suit much noise.
-        components: dimensions kept of each modality, at most 1,024.
-        common_space: whether images and captions are encoded in one space. None: where the widths are equal, and cosines of given
-            pairs lie clearly above those of mismatched ones.
-        shards: neighbours are sought within so many random parts of the pairs, in a fraction of the time, and are less near.
-        search: ``"exact"``, or ``"faiss"`` for an index (``pip install 'otter-losses[faiss]'``) where that is too dear.
-        seed: of the drawn captions, of the bootstrap and of shards.
-        device: where to compute, one with float64; by default where the images are, for arrays the CPU.
-        max_memory: bytes beyond the inputs. By default what is fast; at least about ``N (12 components + 24 k + 256)`` and
-            200 MB are needed. It changes the time and nothing else. An index comes on top.
-        group: ranks that bring their own rows each, rank after rank; trust is that of all pairs together, and each rank gets that
-            of its own. Rows in `best_text`, `best_image` and `duplicates` are counted through all ranks.
-        progress: called as ``progress(stage, done, total)`` with rows done.
-        resume: a folder for finished blocks of the search, in a group one for each rank. An audit that was killed goes on there
-            when it is called again with the same features and options.
+        image_features: (N, D) of any scale, a tensor or a numpy array. An array may be mapped from a file (`numpy.memmap`),
+            which is then read in blocks. The encoder must not have been trained on these pairs: one that was knows the wrong
+            ones by heart.
+        text_features: (N, E); row i is the caption of image i.
+        k: number of neighbours to listen to. There must be four times as many pairs. Fewer neighbours suit small topics, more
+            suit much noise.
+        components: number of dimensions kept of each modality, at most 1,024.
+        common_space: whether images and captions are encoded in one space. None takes this to be so if the widths are equal,
+            and cosines of given pairs lie clearly above those of mismatched ones.
+        shards: number of random parts of the pairs within which neighbours are sought. More parts take a fraction of the time,
+            but the neighbours are less near.
+        search: ``"exact"``, or ``"faiss"`` for an index (``pip install 'otter-losses[faiss]'``) where exact search is too
+            expensive.
+        seed: seed of the drawn captions, of the bootstrap and of the shards.
+        device: where to compute; it must support float64. By default this is where the images are, or the CPU for arrays.
+        max_memory: bytes beyond the inputs. The default is chosen for speed. At least about ``N (12 components + 24 k + 256)``
+            and 200 MB are needed. The value changes the time and nothing else. An index takes memory in addition.
+        group: ranks that each bring their own rows, rank after rank. Trust is computed for all pairs together, and each rank
+            gets that of its own. Row numbers in `best_text`, `best_image` and `duplicates` are counted through all ranks.
+        progress: called as ``progress(stage, done, total)``, with the number of rows done.
+        resume: a folder for finished blocks of the search; in a group, one folder per rank. An audit that was killed continues
+            from there when it is called again with the same features and options.
 
     Returns:
         A `PairTrust`, on the CPU.
 
     Raises:
-        TypeError, ValueError: features of other types or shapes, NaN or infinity in them (with the rows), equal rows throughout,
-            too few pairs, too little memory, or a folder that belongs to another audit. In a group on every rank.
+        TypeError, ValueError: features of other types or shapes; NaN or infinity in them (with the rows); equal rows
+            throughout; too few pairs; too little memory; or a folder that belongs to another audit. In a group, the error comes
+            on every rank.
         ImportError: ``search="faiss"`` without faiss.
 
     Example:

@@ -17,7 +17,7 @@ from otter_losses.losses.base import PairLoss, check_is_loss
 
 
 class Board(Protocol):
-    """What TensorBoard's SummaryWriter is, or any other that takes one number at a time."""
+    """TensorBoard's SummaryWriter, or any other object that takes one number at a time."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
 
@@ -30,23 +30,25 @@ def log_targets(
     every: int = 100,
     first_step: int = 0,
 ) -> RemovableHandle:
-    """Write down what a loss's targets look like, every so many steps, in whatever loop it is called.
+    """Write down every so many steps what a loss's targets look like, in any loop that calls the loss.
 
-    A hook of the module: nothing in the loop changes. It counts calls outside of `torch.no_grad`, each batch of an accumulation
-    too, on rank 0 of all processes alone, and leaves out those inside `torch.compile`.
+    This is a hook of the module, so nothing in the loop changes. It counts calls outside of `torch.no_grad`, including each
+    batch of an accumulation, and only on rank 0 of all processes. It leaves out calls inside `torch.compile`.
 
     Args:
         loss: a loss of this package, which a training loop calls.
-        path: a file that gets a line of JSON for each: ``{"step": 100, "alpha": 0.5, "mass_off_pair": ...}``; lines are appended.
+        path: a file that gets one line of JSON for each summary: ``{"step": 100, "alpha": 0.5, "mass_off_pair": ...}``. Lines
+            are appended.
         board: TensorBoard's ``SummaryWriter``, which gets ``targets/alpha`` and so on.
-        every: steps from one to the next; the first is looked at too.
-        first_step: the number of the first step, in a run that goes on.
+        every: number of steps from one summary to the next. The first step has one too.
+        first_step: the number of the first step, in a run that is continued.
 
     Returns:
-        A handle; its `remove()` ends it.
+        A handle; its `remove()` removes the hook.
 
     Raises:
-        ValueError: neither a path nor a board. TypeError: the loss is none of this package's.
+        ValueError: there is neither a path nor a board.
+        TypeError: the loss is not from this package.
 
     Example:
         >>> import pathlib, tempfile, torch

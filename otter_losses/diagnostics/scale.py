@@ -27,13 +27,13 @@ STEPS = 40
 
 @dataclass(frozen=True)
 class ScaleCheck:
-    """A trained logit scale beside the one that fits held-out pairs.
+    """A trained logit scale, compared with the scale that fits held-out pairs.
 
     Attributes:
-        logit_scale: the trained one.
-        best_scale: the one of the lowest InfoNCE loss on the held-out pairs, from 0.01 to 10,000: the one where no scale tells
-            the pairs apart, the other where all are told apart for sure.
-        loss, best_loss: InfoNCE of the held-out pairs in batches, at the one and at the other.
+        logit_scale: the trained scale.
+        best_scale: the scale with the lowest InfoNCE loss on the held-out pairs, from 0.01 to 10,000. It is 0.01 where no scale
+            tells the pairs apart, and 10,000 where all are told apart for sure.
+        loss, best_loss: InfoNCE of the held-out pairs in batches, at the trained scale and at the best.
     """
 
     logit_scale: float
@@ -43,7 +43,7 @@ class ScaleCheck:
 
     @property
     def ratio(self) -> float:
-        """The trained scale over the best."""
+        """The trained scale divided by the best scale."""
         return self.logit_scale / self.best_scale
 
     @property
@@ -65,22 +65,23 @@ def scale_check(
 
         s* = argmin_s  mean_i  1/2 [ -log softmax_j(s x_i.y_j)_i - log softmax_j(s y_i.x_j)_i ],
 
-    a convex function of s, whatever the loss that was trained with. A model that has learned wrong or ambiguous pairs by heart is
-    surer of its training pairs than held-out ones bear out: its scale is then above the best. Above a ratio of 1.8 it warns.
+    This is a convex function of s, whatever loss the model was trained with. A model that has learned wrong or ambiguous pairs
+    by heart is surer of its training pairs than held-out pairs justify, so its scale is above the best. Above a ratio of 1.8
+    the check warns.
 
     Args:
-        image_features, text_features: (N, D), L2-normalised, of pairs that were NOT trained on, by the trained model; a few
-            hundred are enough.
+        image_features, text_features: (N, D), L2-normalised, made by the trained model from pairs that were NOT trained on; a
+            few hundred are enough.
         logit_scale: the trained scale, already exponentiated.
-        batch_size: pairs that compete in a batch: that of the training over all devices, or as many as there are. The best scale
-            depends on it. Pairs that are left over when whole batches are made are not looked at.
-        seed: of the batches.
+        batch_size: number of pairs that compete in a batch. Give the batch size of the training over all devices, or as many
+            pairs as there are. The best scale depends on it. Pairs that do not fill a whole batch are left out.
+        seed: seed of the batches.
 
     Returns:
-        `ScaleCheck`; a `UserWarning` comes with it where `is_too_sharp`.
+        A `ScaleCheck`. A `UserWarning` comes with it where `is_too_sharp` is true.
 
     Raises:
-        ValueError, TypeError: as the losses'; and for a scale that is not positive, or fewer than 2 pairs.
+        ValueError, TypeError: as for the losses; also for a scale that is not positive, or fewer than 2 pairs.
 
     Example:
         >>> import torch

@@ -35,20 +35,21 @@ def target_summary(
     output_dict: bool = False,
     **overrides: Any,
 ) -> dict[str, float]:
-    """What a loss's targets look like on a batch: called as the loss is, with the loss before.
+    """What a loss's targets look like on a batch. Call it as you call the loss, with the loss in front.
 
-    Over several processes these are the targets of this rank's pairs among themselves. A few N x N matrices are written out for
-    it: ask every hundred steps rather than at each (`log_targets`).
+    Over several processes these are the targets of this rank's pairs among themselves. The summary writes out a few N x N
+    matrices, so ask for it every hundred steps instead of at each step (`log_targets`).
 
     Args:
         loss: a loss of this package.
-        image_features, text_features, logit_scale, ...: what the loss is called with, see `PairLoss.forward`.
+        image_features, text_features, logit_scale, ...: the arguments of the loss; see `PairLoss.forward`.
 
     Returns:
-        The numbers of `plan_summary`. A loss without soft targets has one match, its own pair.
+        The numbers of `plan_summary`. If the loss has no soft targets, each pair has one match, its own.
 
     Raises:
-        TypeError: the loss is none of this package's. ValueError, TypeError: as the loss.
+        TypeError: the loss is not from this package.
+        ValueError, TypeError: as for the loss.
 
     Example:
         >>> import torch
@@ -85,17 +86,18 @@ def target_summary(
 
 
 def plan_summary(plans: Plans | None, alpha: Tensor | float, groups: Tensor | None = None) -> dict[str, float]:
-    """Of soft targets that stand beside the given pairs.
+    """Summarise soft targets that are combined with the given pairs.
 
     Args:
-        plans: soft targets of the images and of the texts, (N, N) each, rows sum to 1; None for none.
+        plans: soft targets of the images and of the texts, (N, N) each, whose rows sum to 1. None if there are none.
         alpha: weight of the given pairs, a number or (N,).
-        groups: (N,) integers: pairs of one id share the mass of the given ones.
+        groups: (N,) integers. Pairs with the same id share the mass of the given pairs.
 
     Returns:
-        Means over the pairs and both directions. `alpha`: the weight of the given pairs. `mass_off_pair`: mass of the whole
-        targets, ``alpha I + (1 - alpha) M``, on others than the pair and its group. `effective_matches`: exponential of the
-        entropy of a row of M, how many texts an image is matched with. `top_mass`: the mass of the best of them.
+        Means over the pairs and both directions. `alpha` is the weight of the given pairs. `mass_off_pair` is the mass of the
+        whole targets, ``alpha I + (1 - alpha) M``, on pairs other than the pair and its group. `effective_matches` is the
+        exponential of the entropy of a row of M, which says how many texts an image is matched with. `top_mass` is the mass of
+        the best of them.
 
     Example:
         >>> import torch

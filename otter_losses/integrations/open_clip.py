@@ -1,9 +1,10 @@
 """open_clip 3: its `create_loss`, its training program and a teacher in its loop.
 
-``python -m otter_losses.integrations.open_clip`` is ``python -m open_clip_train.main`` with OTTERLoss: same arguments, also under
-torchrun, and ``--otter alpha=0.5 epsilon=0.15`` (any of OTTERLoss's options) and ``--ema-decay 0.999`` (an EMATeacher). Both are
-among the parameters that it writes down, and in its checkpoints beside the teacher, with which ``--resume`` goes on.
-``--otter alpha=alpha.npy`` is a file of one value a pair, as is ``groups``: see `otter_losses.integrations.pair_values`.
+``python -m otter_losses.integrations.open_clip`` is ``python -m open_clip_train.main`` with OTTERLoss. It takes the same
+arguments, also under torchrun, and two more: ``--otter alpha=0.5 epsilon=0.15`` (any of OTTERLoss's options) and
+``--ema-decay 0.999`` (an EMATeacher). The program writes both down among its parameters and in its checkpoints. The checkpoints
+also hold the teacher, and ``--resume`` continues with it. ``--otter alpha=alpha.npy`` names a file with one value per pair;
+``groups`` can be such a file too. See `otter_losses.integrations.pair_values`.
 """
 
 import argparse
@@ -39,19 +40,19 @@ FROM_ARGS = {
 
 
 def create_loss(args: argparse.Namespace, **options: Any) -> nn.Module:
-    """What ``open_clip.create_loss(args)`` builds, with OTTERLoss for its ClipLoss and DistillClipLoss.
+    """Build what ``open_clip.create_loss(args)`` builds, with OTTERLoss in place of its ClipLoss and DistillClipLoss.
 
-    With ``args.siglip`` it is `otter_losses.SigLIPLoss`; a CoCa model keeps open_clip's own loss.
+    With ``args.siglip`` the loss is `otter_losses.SigLIPLoss`. A CoCa model keeps open_clip's own loss.
 
     Args:
-        args: open_clip's parsed arguments, once its ``main`` has added ``rank``, ``world_size`` and ``distill``.
-        options: OTTERLoss's: ``alpha``, ``epsilon``, ``iterations``, ``gamma_image``, ``gamma_text``, ``backend``, ...;
-            not what the arguments say.
+        args: open_clip's parsed arguments, after its ``main`` has added ``rank``, ``world_size`` and ``distill``.
+        options: OTTERLoss's options: ``alpha``, ``epsilon``, ``iterations``, ``gamma_image``, ``gamma_text``, ``backend``, ...;
+            without those that the arguments set.
 
     Raises:
-        ValueError: options for a model that OTTERLoss does not train, or that the arguments say; ``reduction="none"``, of which
-            open_clip's loop takes no gradient; ``args.horovod``; ``args.distill`` with ``args.accum_freq`` above 1, where
-            open_clip's loop never calls its teacher.
+        ValueError: options for a model that OTTERLoss does not train, or that the arguments set; ``reduction="none"``, because
+            open_clip's loop takes no gradient of it; ``args.horovod``; ``args.distill`` with ``args.accum_freq`` above 1,
+            because open_clip's loop then never calls its teacher.
 
     Example:
         >>> from argparse import Namespace
@@ -95,19 +96,19 @@ def _otter_loss(options: dict[str, Any], **contract: Any) -> OTTERLoss:
 def add_teacher(model: nn.Module, teacher: nn.Module) -> RemovableHandle:
     """Let the model's output carry the teacher's features, in training only, so that any loop hands them to the loss.
 
-    Works where open_clip calls no teacher: with ``--accum-freq`` above 1. Leave ``args.distill`` False then.
+    This also works with ``--accum-freq`` above 1, where open_clip calls no teacher. Leave ``args.distill`` False then.
 
     Args:
-        model: the module that the loop calls, wrapped or not; its output is open_clip's dict.
-        teacher: called with the same inputs, in eval mode and without gradient; an `EMATeacher`, or any other model with
-            open_clip's output, which is used as it is.
+        model: the module that the loop calls, wrapped or not. Its output is open_clip's dict.
+        teacher: an `EMATeacher`, or any other model with open_clip's output, which is used as it is. It is called with the same
+            inputs, in eval mode and without gradient.
 
     Returns:
-        A handle whose ``remove()`` ends it.
+        A handle; its ``remove()`` removes the hook.
 
     Raises:
-        ValueError: the model trains a weight of the teacher, or is it.
-        TypeError: a teacher that is no module; at the first step, an output that is no dict.
+        ValueError: the model trains a weight of the teacher, or is the teacher.
+        TypeError: the teacher is not a module; at the first step, the output is not a dict.
 
     Example:
         >>> import torch
@@ -257,12 +258,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``open_clip_train.main`` with `create_loss`.
 
     Args:
-        arguments: open_clip's, and ``--otter`` and ``--ema-decay``; by default those of the command line.
+        arguments: open_clip's arguments, and ``--otter`` and ``--ema-decay``. By default they are those of the command line.
 
     Raises:
-        RuntimeError: an open_clip whose ``main`` does not build its loss by ``create_loss``.
-        ValueError, TypeError: options that OTTERLoss does not take, or files of other values than the pairs'; ``--ema-decay``
-            where there is no place for a teacher.
+        RuntimeError: this open_clip's ``main`` does not build its loss by ``create_loss``.
+        ValueError, TypeError: options that OTTERLoss does not take; files whose values are not those of the pairs;
+            ``--ema-decay`` where there is no place for a teacher.
     """
     import open_clip_train.main as training
 

@@ -1,8 +1,8 @@
-"""One value for each training pair, as alpha, from a file through open_clip's loaders to the loss.
+"""One value per training pair, such as alpha, from a file through open_clip's loaders to the loss.
 
-The loaders give images and texts and nothing else. So the place of a pair's value in the file rides behind the tokens of its
-text, through shuffling, workers, processes and accumulation; a hook of the model takes it off again and puts the value into the
-output, all of which open_clip's loop hands to the loss.
+The loaders give images and texts and nothing else. So the place of a pair's value in the file travels behind the tokens of its
+text, through shuffling, workers, processes and accumulation. A hook of the model takes it off again and puts the value into the
+output. open_clip's loop hands all of the output to the loss.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,15 +21,15 @@ Sample = dict[str, Any]
 
 
 class PairValues:
-    """What a file holds: a value a pair.
+    """The contents of a file: one value per pair.
 
     Args:
-        name: of the loss's argument, ``"alpha"`` or ``"groups"``.
-        file: ``.npy`` of an array (N,), in the order of the data set; or ``.npz`` with such an array under the argument's name,
-            in any order, and the pairs' ``keys`` (N,), strings, beside it.
+        name: name of the loss's argument, ``"alpha"`` or ``"groups"``.
+        file: a ``.npy`` of an array (N,), in the order of the data set; or a ``.npz`` with such an array under the argument's
+            name, in any order, and in addition the pairs' ``keys`` (N,), which are strings.
 
     Raises:
-        ValueError, TypeError: a file of another kind, values that the loss refuses, keys that are not one a value.
+        ValueError, TypeError: a file of another kind; values that the loss refuses; keys that are not one per value.
 
     Example:
         >>> import numpy, tempfile
@@ -82,7 +82,7 @@ class PairValues:
             )
 
     def place(self, key: str) -> int:
-        """Of a key's value."""
+        """The place of a key's value."""
         assert self.keys is not None
         place = int(np.searchsorted(self.keys, key))
         if place == len(self.keys) or self.keys[place] != key:
@@ -100,16 +100,17 @@ def add_pair_values(model: nn.Module, data: Any, values: Sequence[PairValues], d
     """Let the model's output carry values of the pairs, in training only, so that open_clip's loop hands them to the loss.
 
     Args:
-        model: the module that the loop calls, wrapped or not; its output is open_clip's dict.
-        data: ``data["train"]``, before its first epoch. Its loader is changed: there is more in each text, which this model takes
+        model: the module that the loop calls, wrapped or not. Its output is open_clip's dict.
+        data: ``data["train"]``, before its first epoch. Its loader is changed: each text carries more, which this model takes
             off.
-        values: in the order of the data set for a CSV file, or any other that has an order; with keys for webdataset.
+        values: values in the order of the data set for a CSV file, or for any other data set with an order; values with keys
+            for webdataset.
         dist_model: the loop's teacher, if there is one.
 
     Raises:
-        ValueError: values by key for a data set with an order, or the other way round; not one for each of its pairs. In
+        ValueError: values by key for a data set with an order, or the other way round; not one value for each of its pairs. In
             training: a pair whose key the file does not have.
-        TypeError: a loader that is neither; in training, an output that is no dict.
+        TypeError: a loader of neither kind; in training, an output that is not a dict.
 
     Example:
         >>> def train(train_one_epoch, model, data, loss, *rest):

@@ -1,4 +1,4 @@
-"""sentence-transformers: our losses over columns (anchor, positive), also with its cached gradients."""
+"""sentence-transformers: our losses for two columns, anchor and positive, also with its cached gradients."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -25,27 +25,28 @@ Column = dict[str, Any]
 
 
 class PairRankingLoss(nn.Module):
-    """One of our losses where `MultipleNegativesRankingLoss` stands: over two columns of texts, anchor and positive.
+    """One of our losses in place of `MultipleNegativesRankingLoss`, for two columns of texts: anchor and positive.
 
-    The embeddings are L2-normalised, their cosines multiplied with `scale`, and both directions count. All processes share a
+    The embeddings are L2-normalised, their cosines are multiplied by `scale`, and both directions count. All processes share a
     batch, without a ``gather_across_devices``, unless the loss was built with a ``group``.
 
     Args:
         model: the SentenceTransformer.
-        loss: any loss of this library with ``reduction="mean"``; SigLIPLoss without its bias.
+        loss: any loss of this library with ``reduction="mean"``. SigLIPLoss is used without its bias.
         scale: 1 / temperature, above 0.
-        teacher: what the targets are made with, by default the model's own embeddings: a SentenceTransformer, which is frozen, or
-            an `EMATeacher`, which a `TeacherCallback` of ``otter_losses.integrations.transformers`` lets follow the model.
-            It is called in eval mode and without gradient.
-        labels: what the data set's column of labels (``label``, ``labels``, ``score`` or ``scores``) is to the loss: ``"alpha"``,
-            numbers in [0, 1], as an audit's ``report.alpha()``; ``"groups"``, integers; or None, which ignores it.
+        teacher: the model that makes the targets: a SentenceTransformer, which is frozen, or an `EMATeacher`. By default the
+            targets are made from the model's own embeddings. A `TeacherCallback` of ``otter_losses.integrations.transformers``
+            lets an EMATeacher follow the model. The teacher is called in eval mode and without gradient.
+        labels: what the data set's column of labels (``label``, ``labels``, ``score`` or ``scores``) means to the loss:
+            ``"alpha"``, numbers in [0, 1], such as an audit's ``report.alpha()``; ``"groups"``, integers; or None, which
+            ignores the column.
 
-    Called with the features of the columns, N texts each, and with the labels, (N,); returns a scalar.
+    The loss is called with the features of the columns, N texts each, and with the labels, (N,). It returns a scalar.
 
     Raises:
-        TypeError: the loss is not one of ours, or the teacher is no module.
-        ValueError: the loss has ``reduction="none"``; the scale is not a positive number; the loss does not take what the labels
-            are, or the data set has none; the model trains a weight of the teacher; the columns are not two.
+        TypeError: the loss is not one of ours, or the teacher is not a module.
+        ValueError: the loss has ``reduction="none"``; the scale is not a positive number; the loss does not take such labels,
+            or the data set has none; the model trains a weight of the teacher; there are not two columns.
 
     Example:
         >>> from otter_losses import OTTERLoss
@@ -86,7 +87,7 @@ class PairRankingLoss(nn.Module):
         return self.compute_loss_from_embeddings([self.model(column)["sentence_embedding"] for column in columns], given)
 
     def given(self, columns: Sequence[Column], labels: Tensor | None) -> dict[str, Tensor]:
-        """What the loss is called with beside the embeddings, by name."""
+        """The arguments of the loss in addition to the embeddings, by name."""
         taught = [F.normalize(column, dim=-1) for column in self.teach(columns)]
         return {**dict(zip(("dist_image_features", "dist_text_features"), taught, strict=False)), **self.named(labels)}
 
@@ -102,7 +103,7 @@ class PairRankingLoss(nn.Module):
         return {self.labels: labels}
 
     def teach(self, columns: Sequence[Column]) -> list[Tensor]:
-        """The teacher's embeddings of each column, (N, E); none without a teacher."""
+        """The teacher's embeddings of each column, (N, E); an empty list without a teacher."""
         if self.teacher is None:
             return []
         with self._teaching(self.teacher, self.model):
@@ -111,7 +112,7 @@ class PairRankingLoss(nn.Module):
     def compute_loss_from_embeddings(
         self, embeddings: Sequence[Tensor], labels: Tensor | dict[str, Tensor] | None = None
     ) -> Tensor:
-        """The loss of two columns' embeddings, each (N, D), with the labels, (N,), or all that is `given` beside them."""
+        """The loss of the embeddings of two columns, each (N, D), with the labels, (N,), or with all that `given` returns."""
         if len(embeddings) != 2:
             raise ValueError(f"the data set has {len(embeddings)} columns of texts; need two: anchor and positive.")
         anchor, positive = (F.normalize(column, dim=-1) for column in embeddings)
@@ -120,7 +121,7 @@ class PairRankingLoss(nn.Module):
         return value
 
     def get_config_dict(self) -> dict[str, Any]:
-        """What the model card tells."""
+        """The entries of the model card."""
         teacher = type(self.teacher).__name__ if self.teacher else None
         return {"loss": repr(self.loss), "scale": self.scale, "teacher": teacher, "labels": self.labels}
 
@@ -142,14 +143,14 @@ class PairRankingLoss(nn.Module):
 
 
 class CachedPairRankingLoss(CachedLossMixin, PairRankingLoss):
-    """`PairRankingLoss` where `CachedMultipleNegativesRankingLoss` stands: large batches, embedded bit by bit (GradCache).
+    """`PairRankingLoss` in place of `CachedMultipleNegativesRankingLoss`, for large batches, embedded part by part (GradCache).
 
-    The texts are embedded twice, in mini-batches, and only one mini-batch's activations are held at a time. The loss and its
-    gradient are those of the whole batch.
+    The texts are embedded twice, in mini-batches, and only the activations of one mini-batch are held at a time. The loss and
+    its gradient are those of the whole batch.
 
     Args:
         model, loss, scale, teacher, labels: see `PairRankingLoss`.
-        mini_batch_size: texts embedded at a time, at least 1.
+        mini_batch_size: number of texts embedded at a time, at least 1.
 
     Raises:
         ValueError: the model embeds with a StaticEmbedding, whose batches cannot be divided.

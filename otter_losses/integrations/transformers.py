@@ -27,25 +27,26 @@ SAVED = "teacher.pt"
 
 
 class TeacherCallback(TrainerCallback):
-    """An `EMATeacher` in any of transformers' Trainers: it follows the model, and is saved and resumed with it.
+    """An `EMATeacher` in any of transformers' Trainers. It follows the model, and is saved and resumed with it.
 
-    It is updated after each optimizer step; do not call `EMATeacher.follow` as well. Each checkpoint gets a ``teacher.pt``, its
-    ``state_dict()``, ``save_only_model`` or not, and a resumed run goes on with it. With ``load_best_model_at_end`` it ends as
-    the best checkpoint's teacher. `PairLossTrainer` has this callback by itself.
+    The teacher is updated after each optimizer step; do not call `EMATeacher.follow` as well. Each checkpoint gets a
+    ``teacher.pt`` with the teacher's ``state_dict()``, whether ``save_only_model`` is set or not. A resumed run continues with
+    it. With ``load_best_model_at_end`` the teacher ends as the best checkpoint's teacher. `PairLossTrainer` has this callback
+    by itself.
 
-    The Trainer does not tell a callback where it resumes from. The folder is looked for in the arguments'
-    ``resume_from_checkpoint`` and ``output_dir``, and taken if its state is the one that was resumed.
+    The Trainer does not tell a callback where it resumes from. So the callback looks for the folder in the arguments'
+    ``resume_from_checkpoint`` and ``output_dir``. It takes a folder if its state is the one that was resumed.
 
     Args:
-        teacher: built from the Trainer's model.
+        teacher: an EMATeacher that was built from the Trainer's model.
 
     Raises:
-        TypeError: the teacher is no EMATeacher; only such a one changes.
-        ValueError: the Trainer has a second one, when a run begins.
-        RuntimeError: the checkpoint's teacher is of another architecture, or its file is damaged.
+        TypeError: the teacher is not an EMATeacher; only an EMATeacher changes.
+        ValueError: the Trainer has a second such callback when a run begins.
+        RuntimeError: the checkpoint's teacher has another architecture, or its file is damaged.
 
     Warns:
-        UserWarning: the checkpoint has no teacher; this one then goes on as it is.
+        UserWarning: the checkpoint has no teacher; this one then continues as it is.
 
     Example:
         >>> from otter_losses import EMATeacher
@@ -109,32 +110,33 @@ class TeacherCallback(TrainerCallback):
 
 
 class PairLossTrainer(Trainer):
-    """transformers' `Trainer` with one of our losses in place of the model's own, which is not computed.
+    """transformers' `Trainer` with one of our losses in place of the model's own loss, which is not computed.
 
-    All processes share a batch, or those of the ``group`` that the loss was built with. Accumulated batches count alike: their
-    gradient is the mean of each batch's own.
+    All processes share a batch, or only those of the ``group`` that the loss was built with. Accumulated batches count alike:
+    the gradient is the mean of the gradients of the batches.
 
     Args:
         loss: any loss of this library with ``reduction="mean"``.
-        teacher: what the targets are made with, by default the model's own embeddings: a frozen model, or an `EMATeacher`, which
-            follows the model after each optimizer step and is saved and resumed with it, see `TeacherCallback`. It is called
-            like the model, in eval mode and without gradient.
-        arguments: the Trainer's own, by name.
+        teacher: the model that makes the targets: a frozen model, or an `EMATeacher`. By default the targets are made from the
+            model's own embeddings. An EMATeacher follows the model after each optimizer step, and is saved and resumed with it;
+            see `TeacherCallback`. The teacher is called like the model, in eval mode and without gradient.
+        arguments: the Trainer's own arguments, by name.
 
-    The model's output has ``image_embeds`` and ``text_embeds``, (N, D) and L2-normalised; the model has a ``logit_scale``, the
-    logarithm of the scale, and may have a ``logit_bias``. So does the teacher, of which width and scale may differ.
+    The model's output has ``image_embeds`` and ``text_embeds``, (N, D) and L2-normalised. The model has a ``logit_scale``, the
+    logarithm of the scale, and may have a ``logit_bias``. The same holds for the teacher, whose width and scale may differ.
 
-    Columns of the data set named ``alpha`` (numbers in [0, 1], as an audit's ``report.alpha()``) and ``groups`` (integers) go to
-    the loss with their pairs, in training and evaluation, and not to the model.
+    Columns of the data set named ``alpha`` (numbers in [0, 1], such as an audit's ``report.alpha()``) and ``groups`` (integers)
+    go to the loss with their pairs, in training and evaluation. They do not go to the model.
 
     Raises:
-        TypeError: the loss is not one of ours, or does not take such a column; the model is not of that kind, or the teacher is
-            no module.
-        ValueError: the loss has ``reduction="none"``; ``compute_loss_func`` is given too, or a `TeacherCallback` beside the
-            teacher; the model trains a weight of the teacher.
+        TypeError: the loss is not one of ours, or does not take such a column; the model is not of that kind; the teacher is
+            not a module.
+        ValueError: the loss has ``reduction="none"``; ``compute_loss_func`` is given too; a `TeacherCallback` is given in
+            addition to the teacher; the model trains a weight of the teacher.
 
     Warns:
-        UserWarning: a run resumes from a checkpoint without its EMATeacher, or with one that it does not use.
+        UserWarning: a run resumes from a checkpoint without its EMATeacher, or from one with an EMATeacher that it does not
+            use.
 
     Example:
         >>> from otter_losses import EMATeacher, OTTERLoss

@@ -52,33 +52,34 @@ class Contract(TypedDict, total=False):
 
 
 class PairLoss(nn.Module):
-    """A loss over a batch of pairs, called as open_clip calls its own. It has no parameters.
+    """A loss over a batch of pairs, called like open_clip's own losses. It has no parameters.
 
-    Where torch.distributed is initialised, the ranks share a batch: every rank computes the rows of its own images against the
-    texts of all ranks, transport included, and returns the loss of the whole batch; no rank holds an N x N matrix, and under DDP
-    the towers' gradient is exact. `local_loss`, `gather_with_grad` and `cache_labels` are taken so that open_clip can build the
-    loss; every combination gives that exact gradient, and there are no labels to cache.
+    If torch.distributed is initialised, the ranks share a batch. Every rank computes the rows of its own images against the
+    texts of all ranks, including the transport, and returns the loss of the whole batch. No rank holds an N x N matrix. Under
+    DDP the gradient of the towers is exact. The loss accepts `local_loss`, `gather_with_grad` and `cache_labels` so that
+    open_clip can build it. Every combination gives that exact gradient, and there are no labels to cache.
 
-    `group` is the process group that shares a batch, by default all processes. `rank` and `world_size` are this process's in it,
-    looked up at every call unless they are given; ``world_size=1`` is the loss of each process's own pairs. Where they are not
-    given and all ranks bring the very same pairs, each rank computes the loss of those alone, with a warning: see
-    docs/distributed.md. Copies of a loss share its group. A pickle leaves it out, unless it is that of all processes.
+    `group` is the process group that shares a batch, by default all processes. `rank` is this process's rank in the group, and
+    `world_size` is the size of the group. They are looked up at every call unless they are given. If they are not given and all
+    ranks bring the very same pairs, each rank computes the loss of those pairs alone, with a warning; see docs/distributed.md.
+    ``world_size=1`` gives the loss of each process's own pairs. Copies of a loss share its group. A pickle leaves the group
+    out, unless it is the group of all processes.
 
-    Ranks may bring different numbers of pairs, as in an uneven last batch: on the CPU always, on a GPU and for a compiled loss
-    with ``uneven=True`` on all ranks, which stops the device at every step to compare the numbers. What is wrong on one rank is
-    then an error on all.
+    Ranks may bring different numbers of pairs, as in an uneven last batch. On the CPU they always may. On a GPU, and for a
+    compiled loss, this needs ``uneven=True`` on all ranks, which stops the device at every step to compare the numbers. An
+    error on one rank is then an error on all.
 
-    ``reduction="none"`` gives the loss of each of this rank's pairs, (b,), of which the mean over all ranks' pairs is the loss.
-    Under DDP the mean over a rank's pairs of whatever is made of them, as ``(weights * losses).mean()``, has the gradient that
-    one process with the whole batch would have; where ranks bring different numbers of pairs, take the sum, times the number of
-    ranks, over the number of all pairs.
+    ``reduction="none"`` gives the loss of each of this rank's pairs, (b,). The mean over the pairs of all ranks is the loss.
+    Under DDP you can take the mean over a rank's pairs of anything made of these losses, such as ``(weights * losses).mean()``.
+    It has the gradient that one process with the whole batch would have. If ranks bring different numbers of pairs, take the
+    sum, times the number of ranks, divided by the number of all pairs.
 
-    A subclass names the function it computes, and keeps that function's options as attributes of their names.
+    A subclass names the function that it computes, and keeps the options of that function as attributes of the same names.
 
     Attributes:
-        function: the pure function beneath.
-        per_pair: options of a call with one value a pair, and how such values are checked.
-        scales: options of a call that are numbers, or one-element tensors that may have a gradient.
+        function: the pure function that the loss computes.
+        per_pair: call options with one value per pair, and the check of such values.
+        scales: call options that are numbers, or one-element tensors, which may have a gradient.
     """
 
     function: ClassVar[Callable[..., Tensor | Parts]]
@@ -164,7 +165,7 @@ class PairLoss(nn.Module):
 
     @property
     def rank(self) -> int:
-        """This process's in the group: as given, or as it is now."""
+        """The rank of this process in the group: the given one, or the current one."""
         return world.rank_in(self.group) if self._rank is None else self._rank
 
     @rank.setter
@@ -173,7 +174,7 @@ class PairLoss(nn.Module):
 
     @property
     def world_size(self) -> int:
-        """Ranks of the group: as given, or as they are now."""
+        """The number of ranks in the group: the given one, or the current one."""
         return world.size_of(self.group) if self._world_size is None else self._world_size
 
     @world_size.setter
@@ -181,7 +182,7 @@ class PairLoss(nn.Module):
         self._world_size = world_size
 
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of the function beneath, beyond `reduction`, `backend`, `max_memory` and `shard`."""
+        """Keyword arguments of the pure function, except `reduction`, `backend`, `max_memory` and `shard`."""
         return {name: getattr(self, name) for name in self._option_names if hasattr(self, name)}
 
     def extra_repr(self) -> str:
@@ -202,28 +203,30 @@ class PairLoss(nn.Module):
     ) -> Tensor | Parts:
         """The loss of a batch.
 
-        Inside a half-precision autocast region products take float32 features rounded to its dtype; logits, sums and gradients
+        Inside a half-precision autocast region, products take float32 features rounded to its dtype. Logits, sums and gradients
         stay float32.
 
         Args:
-            image_features, text_features: (N, D), L2-normalised; row i of both is pair i.
-            logit_scale: what the cosines are multiplied with, already exponentiated: a float, a 0-D tensor or shape [1]; also
-                the DTensor that a parameter under `fully_shard` is outside the model's forward, as the other scales and the bias.
-            logit_bias: added to the logits; matters to SigLIPLoss only.
-            dist_image_features, dist_text_features: (N, E), a teacher's features of the same pairs; by default the student's own,
-                detached. No gradient flows to them.
-            dist_logit_scale: the teacher's scale; matters to DistillationLoss only.
-            dist_logit_bias: ignored; a constant changes no softmax.
-            output_dict: return the parts, weights applied, instead of their sum.
-            overrides: options of the constructor for this call alone, as ``alpha=0.7`` or ``reduction="none"``; and ``groups``,
-                integers (N,): pairs of one id (one product, one caption, one patient) are each other's positives.
+            image_features, text_features: (N, D), L2-normalised. Row i of both is pair i.
+            logit_scale: the factor that multiplies the cosines, already exponentiated: a float, a 0-D tensor or shape [1]. It
+                may also be the DTensor that a parameter under `fully_shard` is outside the model's forward. The same holds for
+                the other scales and the bias.
+            logit_bias: added to the logits; it matters to SigLIPLoss only.
+            dist_image_features, dist_text_features: (N, E), a teacher's features of the same pairs. By default they are the
+                student's own, detached. No gradient flows to them.
+            dist_logit_scale: the teacher's scale; it matters to DistillationLoss only.
+            dist_logit_bias: ignored, because a constant changes no softmax.
+            output_dict: return the parts, with their weights applied, instead of their sum.
+            overrides: options of the constructor for this call alone, such as ``alpha=0.7`` or ``reduction="none"``. Also
+                ``groups``, integers (N,): pairs with the same id (one product, one caption, one patient) are each other's
+                positives.
 
         Returns:
-            A float32 scalar (float64 for float64 features), with ``reduction="none"`` one loss a pair, (N,), of this rank's (b,);
-            or ``{"contrastive_loss": ..., "distill_loss": ...}`` of such.
+            A float32 scalar (float64 for float64 features). With ``reduction="none"``, one loss per pair, (N,), or (b,) for
+            this rank's pairs. With `output_dict`, a dict ``{"contrastive_loss": ..., "distill_loss": ...}`` of such values.
 
         Raises:
-            ValueError, TypeError: naming the argument, what came, what is needed and the fix.
+            ValueError, TypeError: the message names the argument, what came, what is needed and the fix.
         """
         if self._call_names is not None:
             unknown = [name for name in overrides if name not in self._call_names]

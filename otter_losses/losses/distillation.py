@@ -37,7 +37,7 @@ def distillation_loss(
     max_memory: int | None = None,
     shard: BatchShard = WHOLE_BATCH,
 ) -> Tensor | Parts:
-    """InfoNCE beside soft labels from a teacher's row softmaxes. See `otter_losses.DistillationLoss`.
+    """InfoNCE combined with soft labels from a teacher's row softmaxes. See `otter_losses.DistillationLoss`.
 
     Example:
         >>> import torch
@@ -86,28 +86,28 @@ def distillation_loss(
 
 
 class DistillationLoss(PairLoss):
-    r"""InfoNCE beside soft labels from a teacher's similarities (Cheng et al., arXiv 2104.08945).
+    r"""InfoNCE combined with soft labels from a teacher's similarities (Cheng et al., arXiv 2104.08945).
 
     .. math:: P = \alpha I + (1 - \alpha) \operatorname{softmax}_j(S_{ij}), \qquad
               S_{ij} = \big(\gamma_v\,v_i \cdot v_j + \gamma_t\,t_i \cdot t_j + v_i \cdot t_j\big) / \epsilon
 
-    and the same with rows and columns exchanged for text to image. By default S is the teacher's own image-text logits: no
-    within-modality terms, and its own logit scale for ``1 / epsilon``. Unlike OTTER's targets no column is held to its share, so
-    a text that resembles everything draws mass from every image.
+    For text to image, rows and columns are exchanged. By default S holds the teacher's own image-text logits: there are no
+    within-modality terms, and the teacher's own logit scale replaces ``1 / epsilon``. Unlike in OTTER's targets, no column is
+    held to its share, so a text that resembles everything draws mass from every image.
 
     Args:
-        alpha: weight of the given pairs, a number in [0, 1]; one value a pair can be given in the call.
-        epsilon: the softmax's temperature; None for the reciprocal of the call's ``dist_logit_scale``, or where that is absent of
-            the student's scale, detached.
-        gamma_image, gamma_text: weights of the within-modality similarities; 0 is the paper's.
-        remove_diagonal: take the given pair out of the softmax. With ``gamma_image=1, gamma_text=1, epsilon=0.15`` this is OTTER
-            without Sinkhorn.
-        q: of the generalised cross entropy ``(1 - p^q) / q`` of the given pairs (Zhang and Sabuncu, arXiv 1805.07836), in [0, 1];
-            0 is the cross entropy. Pairs that the model does not believe pull less; see docs/robust.md.
-        backend: "auto" takes the fused kernels on a GPU and plain torch elsewhere; "torch", "triton" and "cuda" insist, see
-            docs/kernels.md.
-        max_memory: bytes the N x N matrices may take before they are recomputed in row blocks; by default 2 GiB, on a GPU
-            an eighth of its memory where that is more.
+        alpha: weight of the given pairs, a number in [0, 1]. The call can give one value per pair instead.
+        epsilon: the softmax's temperature. None takes the reciprocal of the call's ``dist_logit_scale``. If that is absent, it
+            takes the reciprocal of the student's scale, detached.
+        gamma_image, gamma_text: weights of the similarities within each modality; the paper's value is 0.
+        remove_diagonal: take the given pair out of the softmax. With ``gamma_image=1, gamma_text=1, epsilon=0.15`` this is
+            OTTER without Sinkhorn.
+        q: exponent of the generalised cross entropy ``(1 - p^q) / q`` of the given pairs (Zhang and Sabuncu, arXiv 1805.07836),
+            in [0, 1]; 0 gives the cross entropy. Pairs that the model does not believe pull less; see docs/robust.md.
+        backend: "auto" uses the fused kernels on a GPU and plain torch elsewhere. "torch", "triton" and "cuda" insist on that
+            backend; see docs/kernels.md.
+        max_memory: bytes that the N x N matrices may take; beyond this, they are recomputed in row blocks. The default is
+            2 GiB, or on a GPU an eighth of its memory if that is more.
         reduction, rank, world_size, group, uneven, local_loss, gather_with_grad, cache_labels, use_horovod: see `PairLoss`.
 
     Shape: see `PairLoss.forward`.

@@ -52,20 +52,20 @@ def info_nce_loss(
 
 
 class InfoNCELoss(PairLoss):
-    r"""The symmetric cross entropy over in-batch negatives that CLIP is trained with (Radford et al., arXiv 2103.00020).
+    r"""The symmetric cross entropy over in-batch negatives, with which CLIP is trained (Radford et al., arXiv 2103.00020).
 
     .. math:: L = \tfrac{1}{2N} \sum_i \big[ -\log\operatorname{softmax}_j(s\,x_i \cdot y_j)_i
               - \log\operatorname{softmax}_j(s\,y_i \cdot x_j)_i \big]
 
-    Equal to open_clip's ClipLoss in value and gradient; one logit matrix instead of two.
+    The loss equals open_clip's ClipLoss in value and gradient, and forms one logit matrix instead of two.
 
     Args:
-        q: of the generalised cross entropy ``(1 - p^q) / q`` of the given pairs (Zhang and Sabuncu, arXiv 1805.07836), in [0, 1];
-            0 is the cross entropy. Pairs that the model does not believe pull less; see docs/robust.md.
-        backend: "auto" takes the fused kernels on a GPU and plain torch elsewhere; "torch", "triton" and "cuda" insist, see
-            docs/kernels.md.
-        max_memory: bytes the N x N matrix may take before it is recomputed in row blocks; by default 2 GiB, on a GPU an
-            eighth of its memory where that is more.
+        q: exponent of the generalised cross entropy ``(1 - p^q) / q`` of the given pairs (Zhang and Sabuncu, arXiv 1805.07836),
+            in [0, 1]; 0 gives the cross entropy. Pairs that the model does not believe pull less; see docs/robust.md.
+        backend: "auto" uses the fused kernels on a GPU and plain torch elsewhere. "torch", "triton" and "cuda" insist on that
+            backend; see docs/kernels.md.
+        max_memory: bytes that the N x N matrix may take; beyond this, it is recomputed in row blocks. The default is 2 GiB, or
+            on a GPU an eighth of its memory if that is more.
         reduction, rank, world_size, group, uneven, local_loss, gather_with_grad, cache_labels, use_horovod: see `PairLoss`.
 
     Shape: see `PairLoss.forward`.

@@ -58,7 +58,7 @@ def label_smoothing_loss(
 
 
 def smoothed(smoothing: float, convention: str, pairs: int, groups: Groups | None) -> HardTargets:
-    """The targets of `LabelSmoothingLoss`; one pair alone, and a group alone, has no other to share with."""
+    """The targets of `LabelSmoothingLoss`. A single pair, or a single group, has no other to share with."""
     if groups is not None:
         if convention == "torch":
             everywhere = torch.full_like(groups.sizes, smoothing / pairs)
@@ -76,23 +76,23 @@ def smoothed(smoothing: float, convention: str, pairs: int, groups: Groups | Non
 
 
 class LabelSmoothingLoss(PairLoss):
-    r"""InfoNCE whose targets give a share of the mass to all pairs alike: OTTER's simplest rival.
+    r"""InfoNCE with targets that spread a share of the mass evenly over all pairs: OTTER's simplest rival.
 
     .. math:: P_{ii} = 1 - e,\ P_{ij} = \tfrac{e}{N-1} \ (\text{paper}) \qquad
               P_{ij} = (1 - e)\,\delta_{ij} + \tfrac{e}{N} \ (\text{torch})
 
-    The cross entropy of P in both directions, their mean. "paper" is the OTTER authors' convention, "torch" that of
-    ``torch.nn.CrossEntropyLoss(label_smoothing=e)``. Costs what InfoNCE costs.
+    The loss is the mean of the cross entropies of P in both directions. "paper" is the convention of the OTTER authors, "torch"
+    that of ``torch.nn.CrossEntropyLoss(label_smoothing=e)``. The loss costs the same as InfoNCE.
 
     Args:
-        smoothing: e in [0, 1].
-        convention: "paper" or "torch".
-        q: of the generalised cross entropy ``(1 - p^q) / q`` of the given pairs (Zhang and Sabuncu, arXiv 1805.07836), in [0, 1];
-            0 is the cross entropy. Pairs that the model does not believe pull less; see docs/robust.md.
-        backend: "auto" takes the fused kernels on a GPU and plain torch elsewhere; "torch", "triton" and "cuda" insist, see
-            docs/kernels.md.
-        max_memory: bytes the N x N matrix may take before it is recomputed in row blocks; by default 2 GiB, on a GPU an
-            eighth of its memory where that is more.
+        smoothing: the share e, in [0, 1].
+        convention: "paper" or "torch", see the equations.
+        q: exponent of the generalised cross entropy ``(1 - p^q) / q`` of the given pairs (Zhang and Sabuncu, arXiv 1805.07836),
+            in [0, 1]; 0 gives the cross entropy. Pairs that the model does not believe pull less; see docs/robust.md.
+        backend: "auto" uses the fused kernels on a GPU and plain torch elsewhere. "torch", "triton" and "cuda" insist on that
+            backend; see docs/kernels.md.
+        max_memory: bytes that the N x N matrix may take; beyond this, it is recomputed in row blocks. The default is 2 GiB, or
+            on a GPU an eighth of its memory if that is more.
         reduction, rank, world_size, group, uneven, local_loss, gather_with_grad, cache_labels, use_horovod: see `PairLoss`.
 
     Shape: see `PairLoss.forward`.

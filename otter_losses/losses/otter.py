@@ -153,8 +153,8 @@ def _transported_within_rank(batch: PairBatch, second_scale: Tensor | None, soft
 class OTTERLoss(PairLoss):
     r"""Optimal transport distillation (Wu et al., ICLR 2022, arXiv 2112.09445).
 
-    The teacher's similarities, without the given pairs, are matched by entropic optimal transport; the match is the target
-    beside the given pair:
+    Entropic optimal transport matches the teacher's similarities, with the given pairs left out. The target combines this match
+    with the given pair:
 
     .. math::
         S_{ij} &= \gamma_v\,v_i \cdot v_j + \gamma_t\,t_i \cdot t_j + v_i \cdot t_j, \quad S_{ii} = -\infty \\
@@ -163,29 +163,30 @@ class OTTERLoss(PairLoss):
         L &= \tfrac12 \operatorname{CE}\big(P, \operatorname{softmax}_j(s\,x_i \cdot y_j)\big)
            + \tfrac12 \operatorname{CE}\big(Q, \operatorname{softmax}_j(s\,y_i \cdot x_j)\big)
 
-    where U holds the plans with uniform marginals and Q comes from the problem on the transpose of S. Sinkhorn-Knopp solves
-    both, rows first, for `iterations` rounds. ``alpha=1`` is InfoNCE. No gradient flows through the targets.
+    Here U is the set of plans with uniform marginals, and Q comes from the problem on the transpose of S. Sinkhorn-Knopp solves
+    both problems, rows first, in `iterations` rounds. ``alpha=1`` is InfoNCE. No gradient flows through the targets.
 
     Args:
-        alpha: prior that a given pair is right, a number in [0, 1]. The call's ``alpha=`` overrides it, with a number or with one
-            value a pair, shape (N,).
-        epsilon: entropic regularisation (the paper's lambda), at least 1e-30; small is sharp. Up to 80 times smaller than the
-            range of S the solver works in plain numbers, below that in logarithms: as exact, at several times the cost.
-        iterations: Sinkhorn-Knopp rounds, at least 1.
-        gamma_image, gamma_text: weights of the similarities within a modality, at least 0.
-        scope: over several ranks, "global" transports among the pairs of all; "local" within each rank's own, which saves
-            gathering the teacher's features and all collectives of the sweeps, but finds no match on another rank. The softmaxes
-            are over the pairs of all ranks in both.
-        q: of the generalised cross entropy ``(1 - p^q) / q`` of the given pairs (Zhang and Sabuncu, arXiv 1805.07836), in [0, 1];
-            0 is the cross entropy. Pairs that the model does not believe pull less; see docs/robust.md.
-        backend: "auto" takes the fused kernels on a GPU and plain torch elsewhere; "torch", "triton" and "cuda" insist, see
-            docs/kernels.md.
-        max_memory: bytes the N x N matrices may take (there are two; three with `distill_logit_scale`) before they are
-            recomputed in row blocks; by default 2 GiB, on a GPU an eighth of its memory where that is more.
+        alpha: prior that a given pair is right, a number in [0, 1]. The call's ``alpha=`` overrides it, with a number or with
+            one value per pair, shape (N,).
+        epsilon: entropic regularisation (the paper's lambda), at least 1e-30. A small value gives sharp targets. If it is at
+            most 80 times smaller than the range of S, the solver works in plain numbers. If it is smaller still, the solver
+            works in logarithms, which are as exact but cost several times as much.
+        iterations: number of Sinkhorn-Knopp rounds, at least 1.
+        gamma_image, gamma_text: weights of the similarities within each modality, at least 0.
+        scope: how several ranks share the transport. "global" transports among the pairs of all ranks, "local" within each
+            rank's own pairs. "local" saves gathering the teacher's features and all collectives of the sweeps, but finds no
+            match on another rank. In both, the softmaxes are over the pairs of all ranks.
+        q: exponent of the generalised cross entropy ``(1 - p^q) / q`` of the given pairs (Zhang and Sabuncu, arXiv 1805.07836),
+            in [0, 1]; 0 gives the cross entropy. Pairs that the model does not believe pull less; see docs/robust.md.
+        backend: "auto" uses the fused kernels on a GPU and plain torch elsewhere. "torch", "triton" and "cuda" insist on that
+            backend; see docs/kernels.md.
+        max_memory: bytes that the N x N matrices may take (there are two, or three with `distill_logit_scale`); beyond this,
+            they are recomputed in row blocks. The default is 2 GiB, or on a GPU an eighth of its memory if that is more.
         reduction, rank, world_size, group, uneven, local_loss, gather_with_grad, cache_labels, use_horovod: see `PairLoss`.
 
-    Shape: see `PairLoss.forward`; beyond it the call takes ``alpha`` and ``distill_logit_scale``, a second scale (float, 0-D or
-    [1]) for the student's logits in the transported part.
+    Shape: see `PairLoss.forward`. The call also takes ``alpha`` and ``distill_logit_scale``. The latter is a second scale
+    (float, 0-D or [1]) for the student's logits in the transported part.
 
     Example:
         >>> import torch
@@ -230,15 +231,15 @@ class OTTERLoss(PairLoss):
 
     @classmethod
     def official(cls, **options: Any) -> "OTTERLoss":
-        """The released code's arithmetic, to reproduce its numbers.
+        """Build the loss with the released code's arithmetic, to reproduce its numbers.
 
-        The two directions are summed, not halved; the value is ``alpha CE + (1 - alpha) KL``; the diagonal is lowered by
-        ``100 (gamma_image + gamma_text)`` rather than removed, so that it stays when both are 0; and the call's
-        ``distill_logit_scale`` is its second learned temperature, that of the KL.
+        The two directions are summed, not halved. The value is ``alpha CE + (1 - alpha) KL``. The diagonal is lowered by
+        ``100 (gamma_image + gamma_text)`` instead of being removed, so it stays when both are 0. The call's
+        ``distill_logit_scale`` is the code's second learned temperature, which is that of the KL.
 
-        Over several processes two more quirks are reproduced: transport removes the wrong entries on every rank but the first,
-        so that most of the transported mass can go back to the given pair, and no gradient flows through what other ranks
-        computed. Every rank then solves the whole N x N problem, in plain torch, as the released code does.
+        Over several processes the loss reproduces two more quirks. Transport removes the wrong entries on every rank but the
+        first, so most of the transported mass can go back to the given pair. No gradient flows through what other ranks
+        computed. Every rank then solves the whole N x N problem in plain torch, as the released code does.
 
         Example:
             >>> import torch

@@ -31,7 +31,7 @@ def robust_loss(
     max_memory: int | None = None,
     shard: BatchShard = WHOLE_BATCH,
 ) -> Tensor | Parts:
-    """Generalised cross entropy of the given pairs beside a teacher's soft labels. See `otter_losses.RobustLoss`.
+    """Generalised cross entropy of the given pairs, combined with a teacher's soft labels. See `otter_losses.RobustLoss`.
 
     Example:
         >>> import torch
@@ -65,9 +65,10 @@ def robust_loss(
 
 
 def pull_left(given: Tensor, alpha: Tensor | float, q: float, shard: BatchShard) -> Tensor:
-    """What generalised cross entropy leaves of the cross entropy's pull, 0-D: the mean of ``p^q`` over the given pairs, by alpha.
+    """The share of the cross entropy's pull that generalised cross entropy leaves, 0-D.
 
-    `given` has it: the losses ``alpha (1 - p^q) / q`` of this rank's pairs, (b,), or their mean over those of all ranks, 0-D.
+    It is the mean of ``p^q`` over the given pairs, weighted by alpha. It is computed from `given`, which holds the losses
+    ``alpha (1 - p^q) / q`` of this rank's pairs, (b,), or their mean over the pairs of all ranks, 0-D.
     """
     mean = shard.mean(given) if given.dim() else given
     tiny = torch.finfo(given.dtype).tiny  # of pairs that nobody believes nothing is lost
@@ -78,28 +79,31 @@ def pull_left(given: Tensor, alpha: Tensor | float, q: float, shard: BatchShard)
 
 
 class RobustLoss(PairLoss):
-    r"""For pairs of which many are wrong: each is believed as far as it is trusted, and the rest is learned from a teacher.
+    r"""For data with many wrong pairs: each pair is believed as far as it is trusted, and the rest is learned from a teacher.
 
     .. math:: L = \tfrac{1}{2N} \sum_i \sum_{p \in \{p^{v \to t}, p^{t \to v}\}}
               \alpha_i \frac{1 - p_{ii}^q}{q} - c\,(1 - \alpha_i) \sum_j T_{ij} \log p_{ij}, \qquad
               c = \frac{\sum \alpha_i\, p_{ii}^q}{\sum \alpha_i}
 
-    with the student's softmaxes p in both directions and T those of a teacher's image-text similarities at its own logit scale,
-    the given pair among them. The first term is the generalised cross entropy (Zhang and Sabuncu, arXiv 1805.07836), the second
-    self-distillation (Cheng et al., arXiv 2104.08945). Its weight c, a constant to the gradient, is the share of the cross
-    entropy's pull that q leaves to the given pairs: a teacher that averages the student never pulls harder than they do, which at
-    a sharp temperature would confirm whatever the student started with.
+    Here p are the student's softmaxes in both directions. T are the softmaxes of a teacher's image-text similarities at its own
+    logit scale, including the given pair. The first term is the generalised cross entropy (Zhang and Sabuncu,
+    arXiv 1805.07836). The second term is self-distillation (Cheng et al., arXiv 2104.08945). Its weight c is a constant for the
+    gradient. It is the share of the cross entropy's pull that q leaves to the given pairs. So a teacher that averages the
+    student never pulls harder than the given pairs do. At a sharp temperature a harder pull would confirm whatever the student
+    started with.
 
-    Meant for ``alpha=report.alpha()[rows]`` of `otter_losses.audit.pair_trust`, from 0.05 for a pair that is surely wrong to 0.5
-    for one that is surely right, and for an `EMATeacher` of the model. Without alphas it is alike for all pairs.
+    The loss is meant for ``alpha=report.alpha()[rows]`` of `otter_losses.audit.pair_trust`, and for an `EMATeacher` of the
+    model. These alphas range from 0.05 for a pair that is surely wrong to 0.5 for a pair that is surely right. Without them,
+    alpha is the same for all pairs.
 
     Args:
-        alpha: weight of the given pairs, a number in [0, 1]; one value a pair can be given in the call.
-        q: of the generalised cross entropy, in [0, 1]; 0 is the cross entropy. Pairs that the model does not believe pull less.
-        backend: "auto" takes the fused kernels on a GPU and plain torch elsewhere; "torch", "triton" and "cuda" insist, see
-            docs/kernels.md.
-        max_memory: bytes the N x N matrices may take before they are recomputed in row blocks; by default 2 GiB, on a GPU
-            an eighth of its memory where that is more.
+        alpha: weight of the given pairs, a number in [0, 1]. The call can give one value per pair instead.
+        q: exponent of the generalised cross entropy, in [0, 1]; 0 gives the cross entropy. Pairs that the model does not
+            believe pull less.
+        backend: "auto" uses the fused kernels on a GPU and plain torch elsewhere. "torch", "triton" and "cuda" insist on that
+            backend; see docs/kernels.md.
+        max_memory: bytes that the N x N matrices may take; beyond this, they are recomputed in row blocks. The default is
+            2 GiB, or on a GPU an eighth of its memory if that is more.
         reduction, rank, world_size, group, uneven, local_loss, gather_with_grad, cache_labels, use_horovod: see `PairLoss`.
 
     Shape: see `PairLoss.forward`.

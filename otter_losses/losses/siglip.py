@@ -62,13 +62,13 @@ class SigLIPLoss(PairLoss):
     .. math:: L = -\tfrac{1}{N} \sum_{ij} \log \sigma\big(\ell_{ij} (s\,x_i \cdot y_j + b)\big), \quad
               \ell_{ii} = 1,\ \ell_{ij} = -1
 
-    The bias `b` is the call's ``logit_bias`` (the paper starts at -10 with s = 10). Equal to open_clip's SigLipLoss.
+    The bias `b` is the call's ``logit_bias``; the paper starts at -10 with s = 10. The loss equals open_clip's SigLipLoss.
 
     Args:
-        backend: "auto" takes the fused kernels on a GPU and plain torch elsewhere; "torch", "triton" and "cuda" insist, see
-            docs/kernels.md.
-        max_memory: bytes the N x N matrix may take before it is recomputed in row blocks; by default 2 GiB, on a GPU an
-            eighth of its memory where that is more.
+        backend: "auto" uses the fused kernels on a GPU and plain torch elsewhere. "torch", "triton" and "cuda" insist on that
+            backend; see docs/kernels.md.
+        max_memory: bytes that the N x N matrix may take; beyond this, it is recomputed in row blocks. The default is 2 GiB, or
+            on a GPU an eighth of its memory if that is more.
         reduction, rank, world_size, group, uneven, local_loss, gather_with_grad, cache_labels, use_horovod: see `PairLoss`.
 
     Shape: see `PairLoss.forward`.

@@ -24,28 +24,30 @@ class EMATeacher(nn.Module):
 
     .. math:: \theta' \leftarrow d_n \theta' + (1 - d_n) \theta, \qquad d_n = \min\big(d, \tfrac{1 + n}{10 + n}\big)
 
-    after the n-th step, counted from 1 (without warm-up, always d). Floating-point buffers, such as BatchNorm's statistics, are
-    averaged as well; others are copied, and so are numbers where the model's or the average is infinite or NaN. Averages of
-    float16 and bfloat16 tensors, whose small steps would be rounded away, are kept in float32 beside them, also where the
-    teacher is cast later. The teacher starts as a copy of the model, stays in eval mode whatever mode it or its parent is put
-    in, and computes without gradient. It is saved and loaded through ``state_dict`` with its step count. A teacher inside the
-    model, as in ``self.teacher = EMATeacher(self)``, is no part of the average.
+    This is the update after the n-th step, counted from 1; without warm-up, the decay is always d. Floating-point buffers, such
+    as BatchNorm's statistics, are averaged as well. Other buffers are copied, and so are numbers where the model's or the
+    average is infinite or NaN. For float16 and bfloat16 tensors, whose small steps would be rounded away, the averages are also
+    kept in float32, even if the teacher is cast later. The teacher starts as a copy of the model. It stays in eval mode,
+    whatever mode it or its parent is put in, and computes without gradient. It is saved and loaded through ``state_dict``,
+    together with its step count. A teacher inside the model, as in ``self.teacher = EMATeacher(self)``, is not part of the
+    average.
 
     Args:
-        model: the student; wrapped in DistributedDataParallel or torch.compile or not, not yet sharded by ``fully_shard``.
+        model: the student. It may be wrapped in DistributedDataParallel or torch.compile, but not yet sharded by
+            ``fully_shard``.
         decay: d in [0, 1).
         warmup: follow fast at first, so that the teacher is not stuck at the initialisation.
-        module: another model of the same architecture that becomes the average, where ``copy.deepcopy`` refuses the model. Its
-            numbers are set to the model's; its dtype and device stay.
+        module: another model of the same architecture that becomes the average, for cases where ``copy.deepcopy`` refuses the
+            model. Its numbers are set to the model's; its dtype and device stay.
 
     Attributes:
-        module: the averaged model, for its attributes and other methods: ``teacher.module.encode_image(images)``; call those
+        module: the averaged model, for its attributes and other methods: ``teacher.module.encode_image(images)``. Call those
             under ``torch.no_grad()``.
 
     Raises:
-        TypeError: the model is no module, or cannot be copied, or an attribute or forward hook holds a function that would run
-            the model inside the teacher, as ``model.forward = torch.compile(model.forward)`` does; the message names it.
-        ValueError: the decay is out of its range; the model is sharded; the module is another architecture or shares memory
+        TypeError: the model is not a module, or cannot be copied; or an attribute or forward hook holds a function that would
+            run the model inside the teacher, as ``model.forward = torch.compile(model.forward)`` does. The message names it.
+        ValueError: the decay is out of its range; the model is sharded; the module has another architecture or shares memory
             with the model.
 
     Example:
@@ -108,17 +110,18 @@ class EMATeacher(nn.Module):
 
     @property
     def updates(self) -> int:
-        """How many times `update` was called. Reading it waits for the device."""
+        """The number of times that `update` was called. Reading it waits for the device."""
         return int(self.average.n_averaged) - 1
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move towards the model; call once after each optimizer step, or let `follow` do it.
+        """Move the average towards the model. Call this once after each optimizer step, or let `follow` do it.
 
         Raises:
-            ValueError: the model is not the one the teacher was built from: another parameter or buffer, or a parameter of
-                another shape; it is the teacher, or shares memory with it; the teacher is sharded and the model is not, or in
-                half precision; the model or the teacher holds a FullyShardedDataParallel.
+            ValueError: the model is not the one that the teacher was built from (it has another parameter or buffer, or a
+                parameter of another shape); the model is the teacher, or shares memory with it; the teacher is sharded, and the
+                model is not; the teacher is sharded and in half precision; the model or the teacher holds a
+                FullyShardedDataParallel.
         """
         student = self._check_student(model)
         reshard(self.average.module)
@@ -138,17 +141,18 @@ class EMATeacher(nn.Module):
         count += 1
 
     def follow(self, model: nn.Module, optimizer: HasStep) -> RemovableHandle:
-        """Update after every step of the optimizer by itself, in loops that one cannot or does not want to change.
+        """Update the teacher after every step of the optimizer, for loops that you cannot or do not want to change.
 
-        That is once a step, however many batches accumulate their gradients for it, and not for a step that a gradient scaler
-        skips. Where several optimizers take turns, follow the last one. Of a wrapper (timm's Lookahead, Lightning's,
-        accelerate's) and what is inside, follow the one whose step leaves the weights that are to be averaged, which is the
-        outermost. The returned handle's ``remove()`` ends it, and so does following again, an optimizer or this one: a teacher
-        follows one at a time.
+        The teacher is updated once per step, however many batches accumulate their gradients for it, and not for a step that a
+        gradient scaler skips. If several optimizers take turns, follow the last one. If a wrapper (timm's Lookahead,
+        Lightning's, accelerate's) holds another optimizer, follow the one whose step leaves the weights that are to be
+        averaged. This is the outermost one. The returned handle's ``remove()`` ends the following. So does following again,
+        whether another optimizer or this one: a teacher follows one at a time.
 
         Raises:
-            TypeError: the optimizer is none, or steps inside backward.
-            ValueError: the model is not the one the teacher was built from; the optimizer has none of its parameters.
+            TypeError: the optimizer is not one, or steps inside backward.
+            ValueError: the model is not the one that the teacher was built from; the optimizer has none of the model's
+                parameters.
 
         Example:
             >>> import torch
@@ -175,7 +179,7 @@ class EMATeacher(nn.Module):
         return self.average(*args, **kwargs)
 
     def train(self, mode: bool = True) -> "EMATeacher":
-        """Stay in eval mode: a teacher drops out nothing and learns no statistics of its own."""
+        """Stay in eval mode: a teacher uses no dropout and learns no statistics of its own."""
         return super().train(False)
 
     def _stay_in_eval_mode(self) -> None:
