@@ -68,7 +68,7 @@ def pair_trust(
             which is then read in blocks. The encoder must not have been trained on these pairs: one that was knows the wrong
             ones by heart.
         text_features: (N, E); row i is the caption of image i.
-        k: number of neighbours to listen to. There must be four times as many pairs. Fewer neighbours suit small topics, more
+        k: number of neighbours to listen to. Every shard must have four times as many pairs. Fewer neighbours suit small topics, more
             suit much noise.
         components: number of dimensions kept of each modality, at most 1,024.
         common_space: whether images and captions are encoded in one space. None takes this to be so if the widths are equal,
@@ -92,8 +92,8 @@ def pair_trust(
 
     Raises:
         TypeError, ValueError: features of other types or shapes; NaN or infinity in them (with the rows); equal rows
-            throughout; too few pairs; too little memory; or a folder that belongs to another audit. In a group, the error comes
-            on every rank.
+            throughout; too few pairs; too little memory; a folder that belongs to another audit; an index together with shards,
+            or either of them in a group. In a group, the error comes on every rank.
         ImportError: ``search="faiss"`` without faiss.
 
     Example:

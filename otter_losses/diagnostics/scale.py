@@ -48,6 +48,7 @@ class ScaleCheck:
 
     @property
     def is_too_sharp(self) -> bool:
+        """Whether that ratio is above 1.8."""
         return self.ratio > TOO_SHARP
 
 

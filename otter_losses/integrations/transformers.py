@@ -131,8 +131,8 @@ class PairLossTrainer(Trainer):
     Raises:
         TypeError: the loss is not one of ours, or does not take such a column; the model is not of that kind; the teacher is
             not a module.
-        ValueError: the loss has ``reduction="none"``; ``compute_loss_func`` is given too; a `TeacherCallback` is given in
-            addition to the teacher; the model trains a weight of the teacher.
+        ValueError: the loss has ``reduction="none"``; ``compute_loss_func`` is given too; a `TeacherCallback` is
+            among the callbacks; the model trains a weight of the teacher.
 
     Warns:
         UserWarning: a run resumes from a checkpoint without its EMATeacher, or from one with an EMATeacher that it does not

@@ -60,8 +60,9 @@ class PairLoss(nn.Module):
     open_clip can build it. Every combination gives that exact gradient, and there are no labels to cache.
 
     `group` is the process group that shares a batch, by default all processes. `rank` is this process's rank in the group, and
-    `world_size` is the size of the group. They are looked up at every call unless they are given. If they are not given and all
-    ranks bring the very same pairs, each rank computes the loss of those pairs alone, with a warning; see docs/distributed.md.
+    `world_size` is the size of the group. They are looked up at every call unless they are given. If `world_size` is not given
+    and all ranks bring the very same pairs, each rank computes the loss of those pairs alone, with a warning; see
+    docs/distributed.md.
     ``world_size=1`` gives the loss of each process's own pairs. Copies of a loss share its group. A pickle leaves the group
     out, unless it is the group of all processes.
 
@@ -214,7 +215,7 @@ class PairLoss(nn.Module):
             logit_bias: added to the logits; it matters to SigLIPLoss only.
             dist_image_features, dist_text_features: (N, E), a teacher's features of the same pairs. By default they are the
                 student's own, detached. No gradient flows to them.
-            dist_logit_scale: the teacher's scale; it matters to DistillationLoss only.
+            dist_logit_scale: the teacher's scale; it matters to DistillationLoss and RobustLoss only.
             dist_logit_bias: ignored, because a constant changes no softmax.
             output_dict: return the parts, with their weights applied, instead of their sum.
             overrides: options of the constructor for this call alone, such as ``alpha=0.7`` or ``reduction="none"``. Also
