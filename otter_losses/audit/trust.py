@@ -68,8 +68,8 @@ def pair_trust(
             which is then read in blocks. The encoder must not have been trained on these pairs: one that was knows the wrong
             ones by heart.
         text_features: (N, E); row i is the caption of image i.
-        k: number of neighbours to listen to. Every shard must have four times as many pairs. Fewer neighbours suit small topics, more
-            suit much noise.
+        k: number of neighbours to listen to. Every shard must have four times as many pairs. Fewer neighbours suit small
+            topics, more suit much noise.
         components: number of dimensions kept of each modality, at most 1,024.
         common_space: whether images and captions are encoded in one space. None takes this to be so if the widths are equal,
             and cosines of given pairs lie clearly above those of mismatched ones.

@@ -42,7 +42,8 @@ FROM_ARGS = {
 def create_loss(args: argparse.Namespace, **options: Any) -> nn.Module:
     """Build what ``open_clip.create_loss(args)`` builds, with OTTERLoss in place of its ClipLoss and DistillClipLoss.
 
-    With ``args.siglip`` the loss is `otter_losses.SigLIPLoss`, and a CoCa model keeps open_clip's own loss, unless ``args.distill``.
+    With ``args.siglip`` the loss is `otter_losses.SigLIPLoss`, and a CoCa model keeps open_clip's own loss; neither with
+    ``args.distill``.
 
     Args:
         args: open_clip's parsed arguments, after its ``main`` has added ``rank``, ``world_size`` and ``distill``.
