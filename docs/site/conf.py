@@ -11,12 +11,12 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(ROOT), str(HERE)]
+sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from contents import toctrees  # noqa: E402
 
 import otter_losses  # noqa: E402
+from docs.site.contents import toctrees  # noqa: E402
 from otter_losses import audit, diagnostics, functional  # noqa: E402
 
 torch.set_num_threads(1)  # the gallery's matrices are small
@@ -36,7 +36,8 @@ include_patterns = [
     "benchmarks/**.md",
 ]
 extensions = [
-    "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "sphinx_gallery.gen_gallery", "mathml",
+    "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "sphinx_gallery.gen_gallery",
+    "docs.site.mathml",
 ]  # fmt: skip
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

@@ -102,8 +102,8 @@ def scale_check(
     x, y = of_one_dtype(image_features.detach(), text_features.detach())
     batches = _batches(x, y, batch_size, seed)
     with without_autocast(x):
-        best = _best_scale(batches)
-        found = ScaleCheck(trained, best, _loss(batches, trained), _loss(batches, best))
+        best, best_loss = _best_scale(batches)
+        found = ScaleCheck(trained, best, _loss(batches, trained), best_loss)
     if found.is_too_sharp:
         warnings.warn(_words(found), UserWarning, stacklevel=2)
     return found
@@ -116,7 +116,8 @@ def _batches(x: Tensor, y: Tensor, size: int, seed: int) -> list[tuple[Tensor, T
     return [(x[rows], y[rows]) for rows in (order[each] for each in slices(len(x), size)) if len(rows) == size]
 
 
-def _best_scale(batches: list[tuple[Tensor, Tensor]]) -> float:
+def _best_scale(batches: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """With its loss."""
     low, high = math.log(LOWEST), math.log(HIGHEST)
     for _ in range(STEPS):
         middle = (low + high) / 2
@@ -125,7 +126,8 @@ def _best_scale(batches: list[tuple[Tensor, Tensor]]) -> float:
         else:
             low = middle
     best = math.exp(high)
-    return best if _loss(batches, LOWEST) - _loss(batches, best) > TELLING else LOWEST
+    best_loss, lowest_loss = _loss(batches, best), _loss(batches, LOWEST)
+    return (best, best_loss) if lowest_loss - best_loss > TELLING else (LOWEST, lowest_loss)
 
 
 def _slope(batches: list[tuple[Tensor, Tensor]], scale: float) -> float:

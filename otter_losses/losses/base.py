@@ -62,9 +62,8 @@ class PairLoss(nn.Module):
     `group` is the process group that shares a batch, by default all processes. `rank` is this process's rank in the group, and
     `world_size` is the size of the group. They are looked up at every call unless they are given. If `world_size` is not given
     and all ranks bring the very same pairs, each rank computes the loss of those pairs alone, with a warning; see
-    docs/distributed.md.
-    ``world_size=1`` gives the loss of each process's own pairs. Copies of a loss share its group. A pickle leaves the group
-    out, unless it is the group of all processes.
+    docs/distributed.md. ``world_size=1`` gives the loss of each process's own pairs. Copies of a loss share its group. A pickle
+    leaves the group out, unless it is the group of all processes.
 
     Ranks may bring different numbers of pairs, as in an uneven last batch. On the CPU they always may. On a GPU, and for a
     compiled loss, this needs ``uneven=True`` on all ranks, which stops the device at every step to compare the numbers. An

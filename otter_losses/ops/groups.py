@@ -48,8 +48,7 @@ FEW = 1 / 8
 
 
 def fill_own(block: Tensor, ids: Tensor, rows: slice, value: float) -> None:
-    own = ids[rows, None] == ids
-    places = _few(own, block)
+    own, places = _own(block, ids, rows)
     if places is not None:
         block[places] = value
     else:
@@ -57,8 +56,7 @@ def fill_own(block: Tensor, ids: Tensor, rows: slice, value: float) -> None:
 
 
 def negate_own(block: Tensor, ids: Tensor, rows: slice) -> None:
-    own = ids[rows, None] == ids
-    places = _few(own, block)
+    own, places = _own(block, ids, rows)
     if places is not None:
         block[places] = block[places].neg_()
     else:
@@ -67,8 +65,7 @@ def negate_own(block: Tensor, ids: Tensor, rows: slice) -> None:
 
 def subtract_own(block: Tensor, ids: Tensor, rows: slice, row_values: Tensor, column_values: Tensor) -> None:
     """Of each own entry its row's value and its column's."""
-    own = ids[rows, None] == ids
-    places = _few(own, block)
+    own, places = _own(block, ids, rows)
     if places is not None:
         i, j = places
         block[i, j] -= row_values[i] + column_values[j]
@@ -76,11 +73,11 @@ def subtract_own(block: Tensor, ids: Tensor, rows: slice, row_values: Tensor, co
         block.sub_((row_values[:, None] + column_values).masked_fill_(~own, 0))
 
 
-def _few(own: Tensor, block: Tensor) -> tuple[Tensor, ...] | None:
-    """Where a block's own entries are, unless they are many."""
-    if not reads_freely(block) or int(own.count_nonzero()) > FEW * own.numel():
-        return None
-    return own.nonzero(as_tuple=True)
+def _own(block: Tensor, ids: Tensor, rows: slice) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """Which of a block's entries are own, and where they are, if they are few."""
+    own = ids[rows, None] == ids
+    few = reads_freely(block) and int(own.count_nonzero()) <= FEW * own.numel()
+    return own, own.nonzero(as_tuple=True) if few else None
 
 
 def sums(features: Tensor, ids: Tensor, groups: int) -> Tensor:

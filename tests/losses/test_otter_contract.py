@@ -243,7 +243,8 @@ TRANSFORMS: dict[str, Callable[[Callable[[Tensor], Any], Tensor], Any]] = {
 
 
 # Forward mode itself imports what torch deprecates.
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_transforms_that_would_see_no_gradient_are_refused(transform: str) -> None:
     batch = make_batch(9, 16)

@@ -5,13 +5,13 @@ batch: how similar are the captions that get a wrong pair's mass to the given ca
 to the picture's own, and to a random one? Cosines of the frozen text encoder, weighted by the mass.
 """
 
-import json
 from statistics import mean, stdev
 from typing import Any
 
 import torch
 from torch.nn.functional import normalize
 
+from benchmarks.markdown import write
 from benchmarks.measure import RESULTS, machine
 from benchmarks.studies.command import cores, default_cache
 from benchmarks.studies.data.installed.pairs import list_pairs
@@ -44,11 +44,7 @@ def main() -> None:
         f"standard deviation. torch {about['torch']}, commit {about['commit']}."
     )
     text = f"{table(['gamma_text', *LIKE], rows)}\n\n{note}"
-    (RESULTS / "demo" / "mass.md").write_text(text + "\n", encoding="utf-8")
-    (RESULTS / "demo" / "mass.json").write_text(
-        json.dumps({"machine": about, "like": LIKE, "found": found}) + "\n", encoding="utf-8"
-    )
-    print(text)
+    write(RESULTS / "demo" / "mass", f"{text}\n", {"machine": about, "like": LIKE, "found": found})
 
 
 def likeness(problem: Problem, outcome: Outcome, gamma_text: float) -> tuple[float, ...]:

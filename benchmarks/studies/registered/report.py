@@ -70,8 +70,8 @@ def differences(hits: Hits, concepts: Mapping[str, Sequence[int]]) -> dict[str, 
     found = {}
     for name in ARMS:
         if name != BASELINE and all(name in of for of in hits.values()):
-            mean, bounds = compare(hits, BASELINE, concepts, name)[1]
-            found[name] = [round(value, 3) for value in (mean, *bounds)]
+            average, bounds = compare(hits, BASELINE, concepts, name)[1]
+            found[name] = [round(value, 3) for value in (average, *bounds)]
     return found
 
 
