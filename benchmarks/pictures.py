@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 
 from benchmarks.measure import RESULTS
 from benchmarks.studies.demo import plots as demo
-from benchmarks.studies.plots import COLOURS, FAINT, GRID, STYLE
+from benchmarks.studies.plots import COLOURS, FAINT, GRID, STYLE, Bar, draw_by_noise
 from benchmarks.studies.table import plots as table
 from benchmarks.studies.table.statistics import Comparison, Evaluation
 from benchmarks.studies.training.losses import BASELINE
@@ -53,11 +53,17 @@ def draw_hero() -> Path:
     def draw(figure: Figure) -> None:
         seen, worth = figure.subplots(1, 2)
         _scores(seen)
-        demo.draw_differences(worth, _of_demo())
+        draw_by_noise(worth, _registered_by_noise(), "points, mean of hit@1, 5 and 10")
         seen.set_title("Which pairs are wrong?")
         worth.set_title("Does it help to know?")
 
     return save("hero", draw, 9.6, 3.5)
+
+
+def _registered_by_noise() -> dict[str, dict[float, Bar]]:
+    minus = read("registered/results.json")[f"minus {BASELINE}"]
+    settings = {0.0: "all", 0.2: "20 % shuffled", 0.4: "40 % shuffled", 0.6: "60 % shuffled"}
+    return {loss: {noise: Bar(*minus[name][loss]) for noise, name in settings.items()} for loss in demo.SHOWN}
 
 
 def draw_audit() -> Path:

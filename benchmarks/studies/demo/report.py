@@ -64,13 +64,17 @@ def audit_table(scores: Scores) -> str:
 
 def verdict(scores: Scores) -> str:
     """One sentence: what trust was worth."""
-    k = KS[-1]
+    k, noises = KS[-1], _noises(scores)
     differences = [
-        mean(ours.test[k] - theirs.test[k] for ours, theirs in zip(scores[TRUSTING, noise], scores[BASELINE, noise], strict=True))
-        for noise in _noises(scores)
+        [ours.test[k] - theirs.test[k] for ours, theirs in zip(scores[TRUSTING, noise], scores[BASELINE, noise], strict=True)]
+        for noise in noises
     ]
-    gains = ", ".join(f"{gain:+.1f} at {noise:.0%}" for gain, noise in zip(differences, _noises(scores), strict=True))
-    return f"{TRUSTING} with the audit's trust, hit@{k} minus {BASELINE}'s, by the share of shuffled captions: {gains}."
+    won, runs = sum(each > 0 for of in differences for each in of), sum(map(len, differences))
+    gains = ", ".join(f"{mean(of):+.1f} points with {noise:.0%}" for of, noise in zip(differences, noises, strict=True))
+    return (
+        f"Verdict: told what the audit found, {TRUSTING} beat {BASELINE}'s hit@{k} in {won} of {runs} runs; on average by "
+        f"{gains} of the captions shuffled."
+    )
 
 
 def sampling_error(scores: Scores, pictures: int) -> float:

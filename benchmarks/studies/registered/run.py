@@ -72,6 +72,17 @@ def fitted(
 
 def train(problem: Problem, run: Run, cache: Path) -> Outcome:
     """Trains for all epochs and scores the last state: no checkpoint is chosen."""
+    model = model_of(problem, run, cache)
+    with torch.inference_mode():
+        validation, test = (
+            {name: score(model, problem, held_out) for name, held_out in tests.items()}
+            for tests in (problem.validation, problem.test)
+        )
+    return Outcome(run, validation, test, model.log_scale.exp().item())
+
+
+def model_of(problem: Problem, run: Run, cache: Path) -> TwoHeads:
+    """The trained heads of an arm under a condition."""
     condition, arm = CONDITIONS[run.setting], ARMS[run.method]
     given = given_pairs(problem, condition, run.seed)
     per_pair = {}
@@ -79,10 +90,4 @@ def train(problem: Problem, run: Run, cache: Path) -> Outcome:
         estimated, _ = estimate_trust(problem, condition, run.seed, cache)
         per_pair["trust"] = trust_given(arm.trust, estimated, given, run.seed)
     start_scale = arm.start_scale or condition.start_scale
-    model = fitted(problem, condition, run, arm.make(), given, per_pair, arm.teacher, start_scale, weight_decay=arm.weight_decay)
-    with torch.inference_mode():
-        validation, test = (
-            {name: score(model, problem, held_out) for name, held_out in tests.items()}
-            for tests in (problem.validation, problem.test)
-        )
-    return Outcome(run, validation, test, model.log_scale.exp().item())
+    return fitted(problem, condition, run, arm.make(), given, per_pair, arm.teacher, start_scale, weight_decay=arm.weight_decay)
