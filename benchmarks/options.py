@@ -1,4 +1,4 @@
-"""What `q`, one alpha a pair and `groups` cost: each loss with them and without, in turn.
+"""What a teacher, `q`, one alpha a pair and `groups` cost: each loss with them and without, in turn.
 
     python -m benchmarks.options
 
@@ -17,12 +17,13 @@ from torch import Tensor
 from benchmarks import markdown
 from benchmarks.batch import Batch
 from benchmarks.measure import RESULTS, machine, time_all
-from otter_losses import DistillationLoss, InfoNCELoss, OTTERLoss, SigLIPLoss
+from otter_losses import DistillationLoss, InfoNCELoss, OTTERLoss, RobustLoss, SigLIPLoss
 from otter_losses.losses.base import PairLoss
 
 LOSSES: dict[str, tuple[type[PairLoss], bool]] = {
     "InfoNCELoss": (InfoNCELoss, False),
     "DistillationLoss": (DistillationLoss, True),
+    "RobustLoss": (RobustLoss, True),
     "OTTERLoss": (OTTERLoss, True),
     "SigLIPLoss": (SigLIPLoss, False),
 }
@@ -31,14 +32,19 @@ LOSSES: dict[str, tuple[type[PairLoss], bool]] = {
 PAIRS_A_GROUP = 2
 
 
+BASELINE = "InfoNCELoss"
+
+
 def options_of(name: str, pairs: int, device: str) -> dict[str, dict[str, Any]]:
     """By what they are called; the first is none."""
+    alpha = torch.linspace(0.05, 0.5, pairs, device=device)
     found: dict[str, dict[str, Any]] = {"": {}}
-    if name != "SigLIPLoss":
+    if name == "RobustLoss":  # which has its q
+        found["alpha per pair"] = {"alpha": alpha}
+    elif name != "SigLIPLoss":
         found["q=0.3"] = {"q": 0.3}
-    if LOSSES[name][1]:
-        alpha = torch.linspace(0.05, 0.5, pairs, device=device)
-        found["q=0.3, alpha per pair"] = {"q": 0.3, "alpha": alpha}
+        if LOSSES[name][1]:
+            found["q=0.3, alpha per pair"] = {"q": 0.3, "alpha": alpha}
     found["groups"] = {"groups": torch.arange(pairs, device=device) // PAIRS_A_GROUP}
     return found
 
@@ -60,12 +66,14 @@ def steps(name: str, batch: Batch, device: str) -> dict[str, Callable[[], object
 
 
 def rows_for(pairs: int, width: int, device: str, repetitions: int) -> list[dict[str, Any]]:
-    batch, rows = Batch(pairs, width, device), []
-    for name in LOSSES:
-        timings = time_all(steps(name, batch, device), repetitions, device)
-        plain = timings[""].median
-        for words, timing in timings.items():
-            rows.append({"pairs": pairs, "loss": name, "options": words, "ratio": timing.median / plain, **timing.row()})
+    batch = Batch(pairs, width, device)
+    every = {f"{name}|{words}": step for name in LOSSES for words, step in steps(name, batch, device).items()}
+    timings = time_all(every, repetitions, device)
+    rows = []
+    for key, timing in timings.items():
+        name, words = key.split("|")
+        ratio, to_baseline = (timing.median / timings[f"{other}|"].median for other in (name, BASELINE))
+        rows.append({"pairs": pairs, "loss": name, "options": words, "ratio": ratio, "to_baseline": to_baseline, **timing.row()})
     return rows
 
 
@@ -74,8 +82,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         time = f"{row['median_ms']:,.1f} ({row['spread']:.0%})"
         ratio = f"{row['ratio']:.2f}" if row["options"] else ""
-        lines.append([f"{row['pairs']:,}", row["loss"], row["options"], time, ratio])
-    return markdown.table(["N", "loss", "with", "median, ms (IQR)", "with / without"], lines)
+        lines.append([f"{row['pairs']:,}", row["loss"], row["options"], time, ratio, f"{row['to_baseline']:.2f}"])
+    return markdown.table(["N", "loss", "with", "median, ms (IQR)", "with / without", f"/ {BASELINE}"], lines)
 
 
 def main() -> None:

@@ -48,8 +48,8 @@ def main() -> list[float]:
         for batch in loader:
             images, texts, alpha = (each.to(device) for each in batch)
             x, y, scale = model(images, texts)
-            v, t, _ = teacher(images, texts)
-            value = loss(x, y, scale, dist_image_features=v, dist_text_features=t, alpha=alpha)
+            v, t, s = teacher(images, texts)
+            value = loss(x, y, scale, dist_image_features=v, dist_text_features=t, dist_logit_scale=s, alpha=alpha)
             optimizer.zero_grad()
             value.backward()
             optimizer.step()

@@ -30,8 +30,9 @@ class CLIP(lightning.LightningModule):
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         *pairs, alpha = batch
-        v, t, _ = self.teacher(*pairs)
-        value: Tensor = self.loss(*self.towers(*pairs), dist_image_features=v, dist_text_features=t, alpha=alpha)
+        v, t, s = self.teacher(*pairs)
+        taught = {"dist_image_features": v, "dist_text_features": t, "dist_logit_scale": s}
+        value: Tensor = self.loss(*self.towers(*pairs), **taught, alpha=alpha)
         self.losses.append(value.item())  # of the whole batch, on every rank
         print(f"step {len(self.losses)}: {value:.4f}")
         return value

@@ -13,7 +13,7 @@ from otter_losses.losses.batch import of_one_dtype
 from otter_losses.ops.memory import slices, without_autocast
 
 TOO_SHARP = 1.8
-"""Ratio of scales from which on soft targets paid on our pairs, and a lower scale more."""
+"""Ratio of scales above which a lower start always gained on our pairs; docs/temperature.md."""
 
 LOWEST, HIGHEST = 1e-2, 1e4
 """Scales among which the best is looked for."""
@@ -72,7 +72,7 @@ def scale_check(
 
     Args:
         image_features, text_features: (N, D), L2-normalised, made by the trained model from pairs that were NOT trained on; a
-            few hundred are enough.
+            few hundred are enough. Wrong pairs among them lower the best scale.
         logit_scale: the trained scale, already exponentiated.
         batch_size: number of pairs that compete in a batch. Give the batch size of the training over all devices, or as many
             pairs as there are. The best scale depends on it. Pairs that do not fill a whole batch are left out.
@@ -156,7 +156,7 @@ def _words(found: ScaleCheck) -> str:
         )
     return (
         f"the trained logit scale is {found.logit_scale:.1f}, {found.ratio:.2f} times the {found.best_scale:.1f} that is best on "
-        f"the held-out pairs: too sharp for these data (above {TOO_SHARP}). Start from a lower logit scale, or hold it there; on "
-        "our noisy pairs that gained more than any loss did. At such a ratio soft targets gained too: OTTERLoss, and RobustLoss "
-        "with trust. See docs/temperature.md."
+        f"the held-out pairs: too sharp for these data (above {TOO_SHARP}). Start from a lower logit scale, or hold it there: "
+        "above that ratio this gained in all our runs of InfoNCE, and more than OTTERLoss did. If pairs are wrong, RobustLoss with an "
+        "audit's alpha gains further. See docs/temperature.md."
     )

@@ -1,10 +1,10 @@
 """open_clip 3: its `create_loss`, its training program and a teacher in its loop.
 
-``python -m otter_losses.integrations.open_clip`` is ``python -m open_clip_train.main`` with OTTERLoss. It takes the same
-arguments, also under torchrun, and two more: ``--otter alpha=0.5 epsilon=0.15`` (any of OTTERLoss's options) and
-``--ema-decay 0.999`` (an EMATeacher). The program writes both down among its parameters and in its checkpoints. The checkpoints
-also hold the teacher, and ``--resume`` continues with it. ``--otter alpha=alpha.npy`` names a file with one value per pair;
-``groups`` can be such a file too. See `otter_losses.integrations.pair_values`.
+``python -m otter_losses.integrations.open_clip`` is ``python -m open_clip_train.main`` with one of our losses. It takes the
+same arguments, also under torchrun, and two more: ``--otter loss=RobustLoss alpha=0.4`` (a loss and its options; OTTERLoss unless
+told otherwise) and ``--ema-decay 0.999`` (an EMATeacher). The program writes both down among its parameters and in its
+checkpoints. The checkpoints also hold the teacher, and ``--resume`` continues with it. ``--otter alpha=alpha.npy`` names a file
+with one value per pair; ``groups`` can be such a file too. See `otter_losses.integrations.pair_values`.
 """
 
 import argparse
@@ -23,6 +23,8 @@ from otter_losses import EMATeacher, OTTERLoss, SigLIPLoss
 from otter_losses.integrations.losses import PER_PAIR, check_loss
 from otter_losses.integrations.pair_values import PairValues, add_pair_values
 from otter_losses.integrations.teachers import Teaching, check_separate
+from otter_losses.losses.base import PairLoss
+from otter_losses.losses.registry import LOSSES
 
 __all__ = ["add_teacher", "create_loss", "main"]
 
@@ -38,30 +40,36 @@ FROM_ARGS = {
 }
 """A loss's keywords, and open_clip's arguments that they come from."""
 
+BY_NAME = {row.module.__name__: row for row in LOSSES.values() if row.module is not SigLIPLoss}
+"""The losses that ``--otter loss=`` can name."""
 
-def create_loss(args: argparse.Namespace, **options: Any) -> nn.Module:
-    """Build what ``open_clip.create_loss(args)`` builds, with OTTERLoss in place of its ClipLoss and DistillClipLoss.
+
+def create_loss(args: argparse.Namespace, loss: type[PairLoss] = OTTERLoss, **options: Any) -> nn.Module:
+    """Build what ``open_clip.create_loss(args)`` builds, with one of our losses in place of its ClipLoss and DistillClipLoss.
 
     With ``args.siglip`` the loss is `otter_losses.SigLIPLoss`, and a CoCa model keeps open_clip's own loss; neither with
     ``args.distill``.
 
     Args:
         args: open_clip's parsed arguments, after its ``main`` has added ``rank``, ``world_size`` and ``distill``.
-        options: OTTERLoss's options: ``alpha``, ``epsilon``, ``iterations``, ``gamma_image``, ``gamma_text``, ``backend``, ...;
-            without those that the arguments set.
+        loss: the class of the loss.
+        options: the loss's options, such as ``alpha``, ``q``, ``epsilon`` or ``backend``; without those that the arguments
+            set.
 
     Raises:
-        ValueError: options for a model that OTTERLoss does not train, or that the arguments set; ``reduction="none"``, because
-            open_clip's loop takes no gradient of it; ``args.horovod``; ``args.distill`` with ``args.accum_freq`` above 1,
-            because open_clip's loop then never calls its teacher.
+        TypeError: options that the loss does not take.
+        ValueError: a loss or options for a model that has its own loss, or options that the arguments set;
+            ``reduction="none"``, because open_clip's loop takes no gradient of it; ``args.horovod``; ``args.distill`` with
+            ``args.accum_freq`` above 1, because open_clip's loop then never calls its teacher.
 
     Example:
         >>> from argparse import Namespace
+        >>> from otter_losses import RobustLoss
         >>> from otter_losses.integrations.open_clip import create_loss
         >>> args = Namespace(model="ViT-B-32", distill=False, siglip=False, accum_freq=1, horovod=False,
         ...                  local_loss=True, gather_with_grad=True, rank=0, world_size=1)
-        >>> create_loss(args, alpha=0.7).alpha
-        0.7
+        >>> create_loss(args, RobustLoss, q=0.5).q
+        0.5
     """
     if args.distill and args.accum_freq > 1:
         raise ValueError(
@@ -69,9 +77,10 @@ def create_loss(args: argparse.Namespace, **options: Any) -> nn.Module:
             "accum_freq 1, or distill=False and otter_losses.integrations.open_clip.add_teacher(model, teacher)."
         )
     coca = "coca" in args.model.lower()
-    if options and not args.distill and (coca or args.siglip):
+    given = [*([] if loss is OTTERLoss else [loss.__name__]), *options]
+    if given and not args.distill and (coca or args.siglip):
         reason = f"model is {args.model!r}" if coca else "siglip is True"
-        raise ValueError(f"{', '.join(options)} given, but {reason}, which OTTERLoss does not train; drop one of the two.")
+        raise ValueError(f"{', '.join(given)} given, but {reason}, which has a loss of its own; drop one of the two.")
     if coca and not args.distill:
         import open_clip
 
@@ -80,24 +89,25 @@ def create_loss(args: argparse.Namespace, **options: Any) -> nn.Module:
     contract = {keyword: getattr(args, name) for keyword, name in FROM_ARGS.items()}
     if args.siglip and not args.distill:
         return SigLIPLoss(**contract)
-    return _otter_loss(options, **contract)
+    return _build(loss, options, **contract)
 
 
-def _otter_loss(options: dict[str, Any], **contract: Any) -> OTTERLoss:
+def _build(loss: type[PairLoss], options: dict[str, Any], **contract: Any) -> PairLoss:
     for name in options:
         if name in FROM_ARGS:
             raise ValueError(
-                f"{name} given, which open_clip's arguments say, as args.{FROM_ARGS[name]}; leave it out of OTTERLoss's options."
+                f"{name} given, which open_clip's arguments say, as args.{FROM_ARGS[name]}; leave it out of the loss's options."
             )
-    loss = OTTERLoss(**contract, **options)
-    check_loss(loss)
-    return loss
+    built = loss(**contract, **options)
+    check_loss(built)
+    return built
 
 
 def add_teacher(model: nn.Module, teacher: nn.Module) -> RemovableHandle:
     """Let the model's output carry the teacher's features, in training only, so that any loop hands them to the loss.
 
-    This also works with ``--accum-freq`` above 1, where open_clip calls no teacher. Leave ``args.distill`` False then.
+    This also works with ``--accum-freq`` above 1, where open_clip calls no teacher. Leave ``args.distill`` False then. The loop
+    then drops the teacher's scale, which RobustLoss and DistillationLoss would take: they take the student's in its place.
 
     Args:
         model: the module that the loop calls, wrapped or not. Its output is open_clip's dict.
@@ -133,7 +143,10 @@ def add_teacher(model: nn.Module, teacher: nn.Module) -> RemovableHandle:
             raise TypeError(f"the model's output is a {type(output).__name__}; need a dict. Build it with output_dict=True.")
         with teaching(teacher, module):
             taught = teacher(*inputs, **named)
-        return {**output, **{f"dist_{name}": taught[name] for name in ("image_features", "text_features")}}
+        names = ["image_features", "text_features"]
+        if torch.is_grad_enabled() and "logit_scale" in taught:  # else the loop accumulates, and can do so with rows alone
+            names.append("logit_scale")
+        return {**output, **{f"dist_{name}": taught[name] for name in names}}
 
     return model.register_forward_hook(add, with_kwargs=True)
 
@@ -145,6 +158,7 @@ class _Program:
         self.parse_args, self.pt_load, self.train_one_epoch = training.parse_args, training.pt_load, training.train_one_epoch
         self.write = torch.save
         self.args = argparse.Namespace()
+        self.loss: type[PairLoss] = OTTERLoss
         self.options: dict[str, Any] = {}
         self.values: list[PairValues] = []
         self.resumed: dict[str, Any] = {}
@@ -162,7 +176,7 @@ class _Program:
             action="extend",
             type=_option,
             metavar="OPTION=VALUE",
-            help="OTTERLoss's options; alpha and groups may be files.",
+            help=f"The loss, one of {', '.join(BY_NAME)}, and its options; alpha and groups may be files.",
         )
         parser.add_argument("--ema-decay", type=float, help="Distil from an EMATeacher with this decay; the paper's is 0.999.")
         ours, theirs = parser.parse_known_args(arguments)
@@ -171,7 +185,8 @@ class _Program:
         ours.otter = dict(ours.otter)
         files = {name: value for name, value in ours.otter.items() if name in PER_PAIR and isinstance(value, str)}
         self.options = {name: value for name, value in ours.otter.items() if name not in files}
-        _otter_loss(self.options)  # a mistake shows before the model is built
+        self.loss = _named(self.options.pop("loss", OTTERLoss.__name__))
+        _build(self.loss, self.options)  # a mistake shows before the model is built
         self.values = [PairValues(name, file) for name, file in files.items()]
         self.args = self.parse_args(theirs)
         vars(self.args).update(vars(ours))
@@ -183,14 +198,18 @@ class _Program:
         return checkpoint
 
     def build(self, args: argparse.Namespace) -> nn.Module:
-        loss = create_loss(args, **self.options)
-        if self.values and not isinstance(loss, OTTERLoss):
-            raise ValueError(
-                f"{self.values[0]} given, but the loss is {type(loss).__name__}; need OTTERLoss. Drop one of the two."
-            )
-        if args.ema_decay is not None and (args.distill or not isinstance(loss, OTTERLoss)):
-            reason = "--distill-model gives a teacher" if args.distill else f"{type(loss).__name__} takes no teacher"
-            raise ValueError(f"--ema-decay given, but {reason}; drop one of the two.")
+        loss = create_loss(args, self.loss, **self.options)
+        name = type(loss).__name__
+        for each in self.values:
+            if each.name not in getattr(loss, "per_pair", ()):
+                raise ValueError(f"{each} given, but {name} takes no {each.name} for each pair; drop one of the two.")
+        taught = [
+            option for option, given in (("--distill-model", args.distill), ("--ema-decay", args.ema_decay is not None)) if given
+        ]
+        if len(taught) > 1:
+            raise ValueError("--ema-decay given, but --distill-model gives a teacher; drop one of the two.")
+        if taught and not any(isinstance(loss, row.module) for row in BY_NAME.values() if row.uses_teacher):
+            raise ValueError(f"{taught[0]} given, but {name} takes no teacher; drop one of the two.")
         if args.rank == 0:
             logging.info(f"Loss: {loss}")
             if args.resume is not None:
@@ -244,6 +263,12 @@ class _Program:
         self.write(checkpoint, *arguments, **named)
 
 
+def _named(name: Any) -> type[PairLoss]:
+    if str(name) not in BY_NAME:
+        raise ValueError(f"loss is {name!r}; need one of {', '.join(BY_NAME)}. SigLIPLoss comes with --siglip.")
+    return BY_NAME[str(name)].module
+
+
 def _option(text: str) -> tuple[str, Any]:
     """A name and its value: a Python literal, or a string without quotes."""
     name, given, value = text.partition("=")
@@ -263,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Raises:
         RuntimeError: this open_clip's ``main`` does not build its loss by ``create_loss``.
-        ValueError, TypeError: options that OTTERLoss does not take; files whose values are not those of the pairs;
+        ValueError, TypeError: options that the loss does not take; files whose values are not those of the pairs;
             ``--ema-decay`` where there is no place for a teacher.
     """
     import open_clip_train.main as training

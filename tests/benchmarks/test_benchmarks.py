@@ -460,6 +460,7 @@ def test_the_options_are_timed_beside_the_loss_without(monkeypatch: pytest.Monke
     rows = json.loads((tmp_path / "options.json").read_text())["rows"]
     of = {(row["loss"], row["options"]): row for row in rows}
     assert {loss for loss, _ in of} == set(options.LOSSES)
-    assert len(rows) == 3 + 4 + 4 + 2
+    assert len(rows) == 3 + 4 + 3 + 4 + 2
     for (loss, _), row in of.items():
         assert row["ratio"] == pytest.approx(row["median_ms"] / of[loss, ""]["median_ms"])
+        assert row["to_baseline"] == pytest.approx(row["median_ms"] / of["InfoNCELoss", ""]["median_ms"])

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from otter_losses import InfoNCELoss, OTTERLoss
+from otter_losses import InfoNCELoss, OTTERLoss, RobustLoss
 from tests.helpers.carried import Call, Recorder, check_carried
 from tests.helpers.checks import relative
 from tests.helpers.examples import check_falls, load, theirs
@@ -78,6 +78,7 @@ CASES: dict[str, Case] = {
     "told of the ranks": (TwoTowers, {}, told, [EVEN]),
     "uneven": (TwoTowers, {}, OTTERLoss, [UNEVEN]),
     "InfoNCE": (TwoTowers, {}, InfoNCELoss, [EVEN]),
+    "robust": (TwoTowers, {}, RobustLoss, [EVEN]),
     "accumulated": (TwoTowers, {}, OTTERLoss, [EVEN, EVEN]),
     "accumulated, uneven": (TwoTowers, {}, OTTERLoss, [UNEVEN, EVEN, [1, 2]]),
     "checkpointed": (lambda: Checkpointed(use_reentrant=False), {}, OTTERLoss, [EVEN]),
@@ -132,7 +133,7 @@ def difference(actual: Outcome, expected: Outcome) -> float:
 @pytest.mark.parametrize("name", CASES)
 def test_every_rank_trains_as_one_process_with_the_whole_batch(ranks: list[dict[str, Outcome]], name: str) -> None:
     build, _, loss, sizes = CASES[name]
-    alone = InfoNCELoss() if loss is InfoNCELoss else OTTERLoss()
+    alone = loss() if loss in (InfoNCELoss, RobustLoss) else OTTERLoss()
     expected = train(build(), alone, batches(sizes))
     assert expected[0]["teacher average.n_averaged"] == 1 + STEPS
     for results in ranks:

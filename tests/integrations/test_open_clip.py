@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import open_clip
 import open_clip_train.main as training
 import pytest
@@ -25,8 +26,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from otter_losses import EMATeacher, OTTERLoss, SigLIPLoss
+from otter_losses import DistillationLoss, EMATeacher, InfoNCELoss, LabelSmoothingLoss, OTTERLoss, RobustLoss, SigLIPLoss
 from otter_losses.integrations.open_clip import _Program, add_teacher, create_loss, main
+from otter_losses.losses.base import PairLoss
+from otter_losses.losses.registry import LOSSES
 from tests.helpers.checks import relative
 from tests.helpers.examples import check_falls, load, theirs
 from tests.helpers.paths import ROOT
@@ -107,10 +110,11 @@ def train(
     return {name.removeprefix("module."): change for name, change in changes.items()}, writer.logs
 
 
-def by_hand(model: nn.Module, loss: nn.Module, *, teacher: nn.Module | None = None) -> Step:
-    """The change of one step of SGD on all pairs, without their loop."""
+def by_hand(model: nn.Module, loss: nn.Module, *, teacher: nn.Module | None = None, drop: str = "nothing") -> Step:
+    """The change of one step of SGD on all pairs, without their loop, and without one output of the teacher."""
     output = model(*make_pairs())
     taught = {} if teacher is None else {f"dist_{name}": value.detach() for name, value in teacher(*make_pairs()).items()}
+    taught.pop(drop, None)
     loss(**output, **taught).backward()
     return descent(model)
 
@@ -164,6 +168,30 @@ def test_sigmoid_loss_is_theirs() -> None:
     siglip, _ = train(make_model(**bias), open_clip.create_loss(args), args)
     assert float(siglip["logit_bias"].abs()) > 1e-3
     check_same(ours, siglip)
+
+
+@pytest.mark.parametrize("loss", [RobustLoss, InfoNCELoss, LabelSmoothingLoss, DistillationLoss])
+def test_any_of_our_losses_takes_its_step(loss: type[PairLoss]) -> None:
+    model, frozen = make_model(), make_model(seed=1, init_logit_scale=4.0)
+    add_teacher(model, frozen)
+    change, _ = train(model, create_loss(make_args(), loss, q=0.4), make_args())
+    options: dict[str, Any] = {"q": 0.4}
+    expected = by_hand(make_model(), loss(**options), teacher=frozen)
+    check_same(change, expected, 5e-4)
+    assert differ(expected, by_hand(make_model(), loss(), teacher=frozen))
+    uses_teacher = next(row.uses_teacher for row in LOSSES.values() if row.module is loss)
+    assert differ(expected, by_hand(make_model(), loss(**options))) == uses_teacher
+
+
+def test_accumulation_keeps_the_teachers_features_and_takes_the_students_scale() -> None:
+    model, frozen = make_model(), make_model(seed=1, init_logit_scale=4.0)
+    add_teacher(model, frozen)
+    args = make_args("--accum-freq", "2")
+    change, _ = train(model, create_loss(args, RobustLoss), args, batches=2)
+    expected, own = (by_hand(make_model(), RobustLoss(), teacher=frozen, drop=drop) for drop in ("dist_logit_scale", "nothing"))
+    expected["logit_scale"] *= 2
+    check_same(change, expected)
+    assert differ(expected, own)
 
 
 @pytest.mark.parametrize("bias", [None, -10.0])
@@ -314,8 +342,9 @@ def test_what_the_command_line_says_reaches_the_loss() -> None:
 
 @pytest.mark.parametrize("name", ["local_loss", "gather_with_grad", "rank", "world_size"])
 def test_what_their_arguments_say_is_no_option(name: str) -> None:
+    options: dict[str, Any] = {name: 0}
     with pytest.raises(ValueError, match=rf"^{name} given, which open_clip's arguments say, as args\.{name}; leave it out"):
-        create_loss(make_args(), alpha=0.2, **{name: 0})
+        create_loss(make_args(), alpha=0.2, **options)
     with pytest.raises(ValueError, match=r"^use_horovod given, which open_clip's arguments say, as args\.horovod; leave it out"):
         create_loss(make_args(distill=True), use_horovod=False)
 
@@ -330,8 +359,10 @@ def test_coca_keeps_its_loss() -> None:
     loss = create_loss(args)
     assert type(loss) is open_clip.CoCaLoss
     assert loss.caption_loss_weight == 3
-    with pytest.raises(ValueError, match="alpha given, but model is 'coca_ViT-B-32', which OTTERLoss does not train"):
+    with pytest.raises(ValueError, match="alpha given, but model is 'coca_ViT-B-32', which has a loss of its own"):
         create_loss(args, alpha=0.5)
+    with pytest.raises(ValueError, match="RobustLoss, q given, but model is 'coca_ViT-B-32', which has a loss of its own"):
+        create_loss(args, RobustLoss, q=0.5)
     with pytest.raises(ValueError, match="alpha, epsilon given, but siglip is True"):
         create_loss(make_args("--siglip"), alpha=0.5, epsilon=0.1)
 
@@ -488,6 +519,25 @@ def test_a_resumed_program_is_the_program_in_one_go(
     assert not [record for record in caplog.records if record.levelname == "WARNING" and "teacher" in record.message]
 
 
+def test_their_program_with_robust_loss(
+    launched: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("open_clip_train.main.setup_logging", lambda *_: None)
+    caplog.set_level("INFO")
+    alpha = launched / "alpha.npy"
+    np.save(alpha, np.linspace(0.05, 0.5, PAIRS, dtype=np.float32))
+    believed = run_program(launched, "robust", "--otter", "loss=RobustLoss", f"alpha={alpha}", *EMA)
+    assert "Loss: RobustLoss(alpha=0.5, q=0.3" in caplog.text
+    assert f"Pairs: alpha of {PAIRS} pairs from {alpha}" in caplog.text
+    assert believed["otter_losses"]["otter"] == {"loss": "RobustLoss", "alpha": str(alpha)}
+    alike = run_program(launched, "robust_alike", "--otter", "loss=RobustLoss", *EMA)
+    untaught = run_program(launched, "robust_untaught", "--otter", "loss=RobustLoss", f"alpha={alpha}")
+    start = {name: torch.zeros_like(value) for name, value in believed["state_dict"].items()}
+    ends = [step_from(start, run["state_dict"]) for run in (believed, alike, untaught)]
+    assert differ(ends[0], ends[1])
+    assert differ(ends[0], ends[2])
+
+
 def test_a_run_writes_down_what_it_was_told(whole: Path, launched: Path) -> None:
     for name in ("whole", "two"):
         parameters = (launched / name / "params.txt").read_text().splitlines()
@@ -554,14 +604,18 @@ def test_a_checkpoint_of_open_clips_own_is_resumed_with_a_new_teacher(
     ("arguments", "error"),
     [
         (["--otter", "alhpa=0.3"], "alhpa is no argument of OTTERLoss; .*Did you mean alpha"),
-        (["--model", "tiny_otter", "--siglip", *EMA], "--ema-decay given, but SigLIPLoss takes no teacher"),
+        (["--otter", "loss=InfoNCELoss", "alpha=0.3"], "alpha is no argument of InfoNCELoss"),
+        (["--otter", "loss=OTTER"], "loss is 'OTTER'; need one of InfoNCELoss, .*OTTERLoss, RobustLoss. SigLIPLoss comes with"),
+        (["--otter", "loss=RobustLoss", "--siglip"], "RobustLoss given, but siglip is True"),
+        (["--siglip", *EMA], "--ema-decay given, but SigLIPLoss takes no teacher"),
+        (["--otter", "loss=InfoNCELoss", "q=0.3", *EMA], "--ema-decay given, but InfoNCELoss takes no teacher"),
     ],
 )
 def test_mistakes_on_the_command_line(launched: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], error: str) -> None:
     monkeypatch.setattr("open_clip_train.main.setup_logging", lambda *_: None)
     open_clip.add_model_config(launched / "tiny_otter.json")
     with pytest.raises((TypeError, ValueError), match=error):
-        main([*command_in(launched, arguments[-1], PAIRS), *arguments])
+        main([*command_in(launched, "mistaken", PAIRS), *arguments])
 
 
 BEFORE_THE_MODEL = {

@@ -258,8 +258,11 @@ def test_what_cannot_carry_values_is_refused(folder: Path) -> None:
         step(model, batches(f"{folder}/alpha.npy", model))
 
 
-def test_another_loss_than_otter_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("options", "loss"), [(["--siglip"], "SigLIPLoss"), (["--otter", "loss=InfoNCELoss"], "InfoNCELoss")])
+def test_a_loss_that_does_not_take_the_values_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], loss: str
+) -> None:
     monkeypatch.setattr("open_clip_train.main.setup_logging", lambda *_: None)
     monkeypatch.chdir(folder)
-    with pytest.raises(ValueError, match=r"alpha of 8 pairs from .*alpha\.npy given, but the loss is SigLIPLoss; need OTTERLoss"):
-        main([*command_in(folder, "siglip", PAIRS), "--logs", "none", "--siglip", "--otter", f"alpha={folder}/alpha.npy"])
+    with pytest.raises(ValueError, match=rf"alpha of 8 pairs from .*alpha\.npy given, but {loss} takes no alpha for each pair"):
+        main([*command_in(folder, loss, PAIRS), "--logs", "none", *options, "--otter", f"alpha={folder}/alpha.npy"])

@@ -16,8 +16,9 @@ from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from docs.examples.sentence_transformers import load_names, train_tokenizer
-from otter_losses import EMATeacher, InfoNCELoss, OTTERLoss
+from otter_losses import EMATeacher, InfoNCELoss, OTTERLoss, RobustLoss
 from otter_losses.integrations.sentence_transformers import CachedPairRankingLoss, PairRankingLoss
+from otter_losses.losses.base import PairLoss
 from tests.helpers.carried import Recorder
 from tests.helpers.checks import relative
 from tests.helpers.examples import check_falls, load, theirs
@@ -204,8 +205,9 @@ def test_a_column_of_labels_reaches_the_loss_with_its_pairs(
     recorder.check(**{labels: values})
 
 
+@pytest.mark.parametrize("loss", [OTTERLoss(), RobustLoss()], ids=lambda loss: type(loss).__name__)
 @pytest.mark.parametrize("kind", [PairRankingLoss, CachedPairRankingLoss])
-def test_labels_beside_a_teacher(saved: Path, names: dict[str, list[str]], kind: Any) -> None:
+def test_labels_beside_a_teacher(saved: Path, names: dict[str, list[str]], kind: Any, loss: PairLoss) -> None:
     model, teacher = make_model(saved), make_model(saved)
     with torch.no_grad():
         for parameter in teacher.parameters():
@@ -213,12 +215,12 @@ def test_labels_beside_a_teacher(saved: Path, names: dict[str, list[str]], kind:
     alpha = torch.linspace(0, 1, PAIRS, dtype=torch.float64)
     columns, taught = ([each(column)["sentence_embedding"] for column in features_of(each, names)] for each in (model, teacher))
     x, y, v, t = (nn.functional.normalize(column, dim=-1) for column in (*columns, *taught))
-    wanted = OTTERLoss()(x, y, 20.0, None, v.detach(), t.detach(), alpha=alpha)
-    value = kind(model, OTTERLoss(), teacher=teacher, labels="alpha")(features_of(model, names), alpha)
+    wanted = loss(x, y, 20.0, None, v.detach(), t.detach(), alpha=alpha)
+    value = kind(model, loss, teacher=teacher, labels="alpha")(features_of(model, names), alpha)
     assert float(value.detach()) == pytest.approx(float(wanted.detach()), rel=1e-10)
     check_same(gradient_of(value, model), gradient_of(wanted, model))
-    alone = kind(model, OTTERLoss(), labels="alpha").compute_loss_from_embeddings(columns, alpha)  # as SpladeLoss calls it
-    assert float(alone.detach()) == pytest.approx(float(OTTERLoss()(x, y, 20.0, alpha=alpha).detach()), rel=1e-10)
+    alone = kind(model, loss, labels="alpha").compute_loss_from_embeddings(columns, alpha)  # as SpladeLoss calls it
+    assert float(alone.detach()) == pytest.approx(float(loss(x, y, 20.0, alpha=alpha).detach()), rel=1e-10)
 
 
 def test_labels_that_the_loss_cannot_use(saved: Path, names: dict[str, list[str]], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel, TrainingArguments
 
-from otter_losses import DistillationLoss, EMATeacher, InfoNCELoss, OTTERLoss, SigLIPLoss
+from otter_losses import DistillationLoss, EMATeacher, InfoNCELoss, OTTERLoss, RobustLoss, SigLIPLoss
 from otter_losses.integrations.transformers import PairLossTrainer, TeacherCallback
 from otter_losses.losses.base import PairLoss
 from tests.helpers.carried import Recorder
@@ -241,7 +241,8 @@ def test_ema_teacher_follows_once_per_optimizer_step(tmp_path: Path) -> None:
     assert teacher.updates == 6
 
 
-def test_teacher_makes_the_targets(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", [DistillationLoss(alpha=0.3), RobustLoss(alpha=0.3)], ids=lambda loss: type(loss).__name__)
+def test_teacher_makes_the_targets(tmp_path: Path, loss: PairLoss) -> None:
     model, other = make_model(), make_model()
     with torch.no_grad():
         for parameter in other.parameters():
@@ -251,7 +252,6 @@ def test_teacher_makes_the_targets(tmp_path: Path) -> None:
     frozen.register_forward_hook(lambda *_: recorded.append((frozen.training, torch.is_grad_enabled())))
     before, batch = parameters_of(model), make_pairs()[:BATCH]
     x, v = model(**collated(batch)), other(**collated(batch))
-    loss = DistillationLoss(alpha=0.3)
     own = loss(x.image_embeds, x.text_embeds, model.logit_scale.exp())
     value = loss(
         x.image_embeds,
