@@ -157,6 +157,6 @@ def _words(found: ScaleCheck) -> str:
     return (
         f"the trained logit scale is {found.logit_scale:.1f}, {found.ratio:.2f} times the {found.best_scale:.1f} that is best on "
         f"the held-out pairs: too sharp for these data (above {TOO_SHARP}). Start from a lower logit scale, or hold it there: "
-        "above that ratio this gained in all our runs of InfoNCE, and more than OTTERLoss did. If pairs are wrong, RobustLoss with an "
-        "audit's alpha gains further. See docs/temperature.md."
+        "above that ratio this gained in all our runs of InfoNCE, and more than OTTERLoss did. If pairs are wrong, RobustLoss "
+        "with an audit's alpha gains further. See docs/temperature.md."
     )
