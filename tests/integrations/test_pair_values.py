@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from otter_losses import EMATeacher, OTTERLoss
+from otter_losses import EMATeacher, OTTERLoss, SigLIPLoss
 from otter_losses.integrations.open_clip import add_teacher, main
 from otter_losses.integrations.pair_values import PairValues, add_pair_values
 from tests.helpers.carried import Recorder
@@ -256,6 +256,22 @@ def test_what_cannot_carry_values_is_refused(folder: Path) -> None:
     model.output_dict = False
     with pytest.raises(TypeError, match=r"output is a tuple; need a dict\. Build it with output_dict=True"):
         step(model, batches(f"{folder}/alpha.npy", model))
+
+
+def test_groups_reach_the_sigmoid_loss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Tensor] = []
+    forward = SigLIPLoss.forward
+
+    def watched(self: SigLIPLoss, *features: Any, **named: Any) -> Any:
+        given.append(named["groups"])
+        return forward(self, *features, **named)
+
+    monkeypatch.setattr(SigLIPLoss, "forward", watched)
+    monkeypatch.setattr("open_clip_train.main.setup_logging", lambda *_: None)
+    monkeypatch.chdir(folder)
+    command = [*command_in(folder, "grouped", PAIRS), *from_source(folder, "csv"), "--epochs", "1", "--logs", "none"]
+    main([*command, "--siglip", "--otter", f"groups={folder}/groups.npy"])
+    assert [tensor.sort().values.tolist() for tensor in given] == [GROUPS.sort().values.tolist()]
 
 
 @pytest.mark.parametrize(("options", "loss"), [(["--siglip"], "SigLIPLoss"), (["--otter", "loss=InfoNCELoss"], "InfoNCELoss")])
