@@ -10,6 +10,8 @@ Each study is a command of its own:
 - `trust` (``python -m benchmarks.realpairs.trust``): which of the shuffled captions the audit finds;
 - `temperature` (``python -m benchmarks.realpairs.temperature``): how sharp InfoNCE's scales are for held-out pairs, beside
   what the registered run found there;
+- `keep` (``python -m benchmarks.realpairs.keep``): whether leaving out what the audit doubts does as well as weighing it, on the
+  validation concepts;
 - `collapse` (``python -m benchmarks.realpairs.collapse``): why RobustLoss has a guard, on the validation concepts.
 
 All of them have `data` (from packages to features and their split) and `training` (losses, heads, the loop). In `demo` and

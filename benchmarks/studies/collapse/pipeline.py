@@ -1,12 +1,12 @@
 """The collapse study from the packages to its report."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks import markdown
 from benchmarks.measure import machine
 from benchmarks.studies.collapse.arms import ARMS, GUARDED, SEEN, UNGUARDED
 from benchmarks.studies.collapse.report import report
@@ -28,7 +28,6 @@ class Shared(NamedTuple):
 
 def run_all(*, seeds: Sequence[int], fresh: Sequence[int], output: Path, cache: Path, jobs: int) -> None:
     """Seed by seed; the report is written after each, so that a study that is stopped has said what it found."""
-    output.mkdir(parents=True, exist_ok=True)
     problem = build_problem(load_collection(cache, jobs), CONDITIONS.values())
     found: list[Watched] = []
     checked: list[Watched] = []
@@ -42,16 +41,12 @@ def run_all(*, seeds: Sequence[int], fresh: Sequence[int], output: Path, cache: 
                 label = f"seed {runs[0].seed}"
                 watched += run_tasks(_train, Shared(problem, cache), runs, jobs=jobs, label=label, unit="run")
                 _write(output, found, checked)
-    print(f"Written to {output}/: collapse.md, collapse.json.")
 
 
 def _write(output: Path, found: Sequence[Watched], checked: Sequence[Watched]) -> None:
     facts = {"seen": SEEN, "machine": machine("cpu")}
-    text = report(found, checked, facts)
-    print(f"\n{text}\n")
     runs = {"one change": [asdict(one) for one in found], "guard": [asdict(one) for one in checked]}
-    (output / "collapse.md").write_text(text + "\n", encoding="utf-8")
-    (output / "collapse.json").write_text(json.dumps({**facts, **runs}, indent=1) + "\n")
+    markdown.write(output / "collapse", report(found, checked, facts) + "\n", {**facts, **runs})
 
 
 def _train(shared: Shared, run: Run) -> Watched:

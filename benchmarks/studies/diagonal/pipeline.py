@@ -1,9 +1,9 @@
 """The diagonal study from the table's problem to its report."""
 
-import json
 import time
 from pathlib import Path
 
+from benchmarks import markdown
 from benchmarks.measure import machine
 from benchmarks.studies.data.fetched.features import load_collection
 from benchmarks.studies.diagonal.arms import ARMS, RANKS
@@ -30,8 +30,4 @@ def run_arms(*, seeds: int, epochs: int, output: Path, cache: Path, jobs: int) -
         "machine": machine("cpu"),
         **problem.facts,
     }
-    text = report(trained, facts)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "diagonal.md").write_text(text + "\n", encoding="utf-8")
-    (output / "diagonal.json").write_text(json.dumps({**facts, "runs": [row(one) for one in trained]}, indent=1) + "\n")
-    print(f"\n{text}\n\nWritten to {output}/: diagonal.md, diagonal.json.")
+    markdown.write(output / "diagonal", report(trained, facts) + "\n", {**facts, "runs": [row(one) for one in trained]})

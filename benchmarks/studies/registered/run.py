@@ -57,8 +57,9 @@ def fitted(
     has_teacher: bool,
     start_scale: float,
     weight_decay: float = WEIGHT_DECAY,
+    rows: Tensor | slice = slice(None),
 ) -> TwoHeads:
-    """The heads of a run after all epochs."""
+    """The heads of a run after all epochs, on all of the condition's pairs or some `rows` of them."""
     pairs = torch.tensor(problem.training[condition.name])
     model = make_model(problem, condition, run)
     with torch.no_grad():
@@ -66,7 +67,8 @@ def fitted(
     teacher = teacher_of(model) if has_teacher else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATES[condition.layers], weight_decay=weight_decay)
     images, texts = torch.from_numpy(problem.images), torch.from_numpy(problem.texts(condition))
-    fit(model, loss, teacher, optimizer, images, texts, pairs, pairs[given], run.epochs, run.seed, per_pair)
+    kept = {name: values[rows] for name, values in per_pair.items()}
+    fit(model, loss, teacher, optimizer, images, texts, pairs[rows], pairs[given][rows], run.epochs, run.seed, kept)
     return model
 
 

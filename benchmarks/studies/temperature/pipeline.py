@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks import markdown
 from benchmarks.measure import RESULTS, machine
 from benchmarks.studies.data.fetched.features import load_collection
 from benchmarks.studies.onednn import use_onednn
@@ -35,11 +36,7 @@ def check_all(*, seeds: int, output: Path, cache: Path, jobs: int) -> None:
     registered = json.loads((RESULTS / "registered" / "results.json").read_text(encoding="utf-8"))
     facts = {"machine": machine("cpu"), "seeds": seeds}
     text = report(checked, registered, facts)
-    print(f"\n{text}\n")
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "temperature.md").write_text(text + "\n", encoding="utf-8")
-    runs_found = [asdict(one) for one in checked]
-    (output / "temperature.json").write_text(json.dumps({**facts, "runs": runs_found}, indent=1) + "\n")
+    markdown.write(output / "temperature", text + "\n", {**facts, "runs": [asdict(one) for one in checked]})
 
 
 def _check(shared: Shared, run: Run) -> Checked:

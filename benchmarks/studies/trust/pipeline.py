@@ -1,9 +1,9 @@
 """The study of trust from the packages to its report."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks import markdown
 from benchmarks.measure import machine
 from benchmarks.studies.data.fetched.features import load_collection
 from benchmarks.studies.parallel import run_tasks
@@ -23,8 +23,4 @@ def judge_all(*, seeds: int, output: Path, cache: Path, jobs: int) -> None:
     audits = [Audit(name, seed, shards) for name, shards in kinds for seed in range(FIRST_SEED, FIRST_SEED + seeds)]
     judged = run_tasks(judge, problem, audits, jobs=jobs, label="audits", unit="audit")
     facts = {"seeds": seeds, "jobs": jobs, "machine": machine("cpu"), **problem.facts}
-    text = report(judged, facts)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "trust.md").write_text(text + "\n", encoding="utf-8")
-    (output / "trust.json").write_text(json.dumps({**facts, "audits": [asdict(one) for one in judged]}, indent=1) + "\n")
-    print(f"\n{text}\n\nWritten to {output}/: trust.md, trust.json.")
+    markdown.write(output / "trust", report(judged, facts) + "\n", {**facts, "audits": [asdict(one) for one in judged]})
