@@ -59,8 +59,9 @@ def create_loss(args: argparse.Namespace, loss: type[PairLoss] = OTTERLoss, **op
     Raises:
         TypeError: options that the loss does not take.
         ValueError: a loss or options for a model that has its own loss, or options that the arguments set;
-            ``reduction="none"``, because open_clip's loop takes no gradient of it; ``args.horovod``; ``args.distill`` with
-            ``args.accum_freq`` above 1, because open_clip's loop then never calls its teacher.
+            ``reduction="none"``, because open_clip's loop takes no gradient of it; ``args.horovod``; ``args.distill`` with a
+            loss that takes no teacher, or with ``args.accum_freq`` above 1, because open_clip's loop then never calls its
+            teacher.
 
     Example:
         >>> from argparse import Namespace
@@ -76,6 +77,8 @@ def create_loss(args: argparse.Namespace, loss: type[PairLoss] = OTTERLoss, **op
             f"distill is True and accum_freq {args.accum_freq}; open_clip's loop then never calls its teacher. Need "
             "accum_freq 1, or distill=False and otter_losses.integrations.open_clip.add_teacher(model, teacher)."
         )
+    if args.distill and not _takes_teacher(loss):
+        raise ValueError(f"distill is True, but {loss.__name__} takes no teacher; drop one of the two.")
     coca = "coca" in args.model.lower()
     given = [*([] if loss is OTTERLoss else [loss.__name__]), *options]
     if given and not args.distill and (coca or args.siglip):
@@ -90,6 +93,11 @@ def create_loss(args: argparse.Namespace, loss: type[PairLoss] = OTTERLoss, **op
     if args.siglip and not args.distill:
         return SigLIPLoss(**contract)
     return _build(loss, options, **contract)
+
+
+def _takes_teacher(loss: type[nn.Module]) -> bool:
+    """Not a loss of open_clip's, nor one of ours that ignores it."""
+    return issubclass(loss, PairLoss) and not any(issubclass(loss, row.module) for row in LOSSES.values() if not row.uses_teacher)
 
 
 def _build(loss: type[PairLoss], options: dict[str, Any], **contract: Any) -> PairLoss:
@@ -203,13 +211,9 @@ class _Program:
         for each in self.values:
             if each.name not in getattr(loss, "per_pair", ()):
                 raise ValueError(f"{each} given, but {name} takes no {each.name} for each pair; drop one of the two.")
-        taught = [
-            option for option, given in (("--distill-model", args.distill), ("--ema-decay", args.ema_decay is not None)) if given
-        ]
-        if len(taught) > 1:
-            raise ValueError("--ema-decay given, but --distill-model gives a teacher; drop one of the two.")
-        if taught and not any(isinstance(loss, row.module) for row in BY_NAME.values() if row.uses_teacher):
-            raise ValueError(f"{taught[0]} given, but {name} takes no teacher; drop one of the two.")
+        if args.ema_decay is not None and (args.distill or not _takes_teacher(type(loss))):
+            reason = "--distill-model gives a teacher" if args.distill else f"{name} takes no teacher"
+            raise ValueError(f"--ema-decay given, but {reason}; drop one of the two.")
         if args.rank == 0:
             logging.info(f"Loss: {loss}")
             if args.resume is not None:

@@ -266,6 +266,11 @@ def test_a_teacher_that_their_loop_would_forget_is_refused() -> None:
         create_loss(make_args("--accum-freq", "2", distill=True))
 
 
+def test_a_teacher_that_the_loss_would_ignore_is_refused() -> None:
+    with pytest.raises(ValueError, match="distill is True, but LabelSmoothingLoss takes no teacher; drop one of the two"):
+        create_loss(make_args(distill=True), LabelSmoothingLoss)
+
+
 def test_an_added_teacher_speaks_in_training_only() -> None:
     model = make_model()
     handle = add_teacher(model, EMATeacher(model))
