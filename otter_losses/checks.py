@@ -111,8 +111,14 @@ def check_scope(scope: str, official: bool) -> None:
         )
 
 
+LEAST_Q = 1e-30
+"""Whose products float32 can hold."""
+
+
 def check_q(q: float) -> None:
     check_number("q", q, low=0.0, high=1.0)
+    if 0 < q < LEAST_Q:
+        raise ValueError(f"q is {q}; need 0, or a number from {LEAST_Q} to 1. Take q=0, the cross entropy.")
 
 
 def check_official(official: bool, groups: Tensor | None, q: float) -> None:

@@ -17,6 +17,9 @@ Features: TypeAlias = "Tensor | NDArray[Any]"
 BLOCK_ROWS = 4096
 """Rows that are read, and searched for, at once. Sums go by these blocks, so that they do not depend on the memory there is."""
 
+MOST_NORM = 1000
+"""Times the median row's norm, which a row may have: one row of another scale would decide what counts as large."""
+
 NAMED_ROWS = 10
 """Rows that an error names at most."""
 
@@ -55,12 +58,20 @@ class Rows:
         for rows in slices(len(self), BLOCK_ROWS):
             yield rows, self.read(rows)
 
-    def refuse_rows(self, rows: list[int]) -> None:
-        """An error where there are rows that hold no finite number."""
-        if rows:
-            named = ", ".join(map(str, rows[:NAMED_ROWS]))
-            more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
-            raise ValueError(
-                f"{self.name} has NaN or infinity in {'row' if len(rows) == 1 else 'rows'} {named}{more}; need finite features. "
-                "Encode those pairs again, or leave them out of both modalities."
-            )
+    def refuse_rows(self, norms: Tensor) -> None:
+        """An error where rows with these norms (N,) hold what is not finite, or numbers of another scale than the others'."""
+        finite = norms.isfinite()
+        usual = norms[finite & (norms > 0)]
+        bound = MOST_NORM * usual.median() if len(usual) else norms.new_tensor(torch.inf)
+        for refused, has, need in (
+            (~finite, "NaN or infinity in", "finite features"),
+            (finite & (norms > bound), f"a norm of more than {MOST_NORM:,} times the median's in", "features of one scale"),
+        ):
+            rows = refused.nonzero().flatten().tolist()
+            if rows:
+                named = ", ".join(map(str, rows[:NAMED_ROWS]))
+                more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
+                raise ValueError(
+                    f"{self.name} has {has} {'row' if len(rows) == 1 else 'rows'} {named}{more}; need {need}. Encode those pairs "
+                    "again, or leave them out of both modalities."
+                )

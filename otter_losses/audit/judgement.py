@@ -24,6 +24,7 @@ def judge(
     shard = pairs.shard
     own = shard.rows(len(images), images.device)[:, None]
     copies = [_are_copies(images, texts, columns, shard) for columns in (by_image, by_text)]
+    crowded = _are_alike(images, by_image, shard).all(1) | _are_alike(texts, by_text, shard).all(1)
     told(len(images) // 4)
     witnesses = [columns.masked_fill(same, -1) for columns, same in zip((by_image, by_text), copies, strict=True)]
     evidence = [
@@ -44,7 +45,8 @@ def judge(
     null = null[~null.isnan()]
     deviation, mean = torch.std_mean(null, correction=0)
     found, null = (((each - mean) / deviation.clamp_min(1e-12)).cpu() for each in (found, null))
-    calibration = Calibration.of(found, null, options.seed)
+    crowded = shard.all_gather(crowded.byte()).bool().cpu()
+    calibration = Calibration.of(found, null, options.seed, crowded)
     score = found[shard.local_slice(len(images))]
     best_text = _best(by_image, witnesses[0], scores(evidence, "image", by_image))
     told(len(images) * 3 // 4)
@@ -65,9 +67,12 @@ def judge(
 
 def _are_copies(images: Tensor, texts: Tensor, columns: Tensor, shard: BatchShard) -> Tensor:
     """Whether those that the columns (n, k) name are the row's pair once more: nearly the same image and caption."""
-    return (products(images, images, columns, shard) >= ALIKE * unit(images.shape[1]) ** 2) & (
-        products(texts, texts, columns, shard) >= ALIKE * unit(texts.shape[1]) ** 2
-    )
+    return _are_alike(images, columns, shard) & _are_alike(texts, columns, shard)
+
+
+def _are_alike(features: Tensor, columns: Tensor, shard: BatchShard) -> Tensor:
+    """Whether those that the columns (n, k) name are nearly the same image, or caption, as the row's."""
+    return products(features, features, columns, shard) >= ALIKE * unit(features.shape[1]) ** 2
 
 
 def _best(columns: Tensor, witnesses: Tensor, scores: Tensor) -> Tensor:

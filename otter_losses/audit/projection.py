@@ -30,20 +30,20 @@ class Moments:
 
     @classmethod
     def of(cls, rows: Rows, told: Told) -> "Moments":
-        """Of finite features.
+        """Of finite features of one scale.
 
         Raises:
-            ValueError: which names the rows that hold NaN or infinity.
+            ValueError: which names the rows that are not.
         """
         sums = torch.zeros(rows.width, dtype=torch.float64, device=rows.device)
         products = torch.zeros(rows.width, rows.width, dtype=torch.float64, device=rows.device)
-        refused: list[int] = []
+        norms = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
         for where, block in rows.blocks():
-            refused += (where.start + (~block.isfinite()).any(1).nonzero().flatten()).tolist()
+            norms[where] = block.norm(dim=1)
             sums += block.sum(0)
             products.addmm_(block.T, block)
             told(where.stop)
-        rows.refuse_rows(refused)
+        rows.refuse_rows(norms)
         return cls(len(rows), sums, products)
 
     def of_all(self, shard: BatchShard) -> "Moments":

@@ -152,7 +152,7 @@ def _words(found: ScaleCheck) -> str:
     if found.best_scale < 2 * LOWEST:
         return (
             "no logit scale tells the held-out pairs apart better than a guess: row i of image_features and of text_features "
-            "must be one pair, by a trained model."
+            "must be one L2-normalised pair, by a trained model."
         )
     return (
         f"the trained logit scale is {found.logit_scale:.1f}, {found.ratio:.2f} times the {found.best_scale:.1f} that is best on "

@@ -274,10 +274,12 @@ def _named(name: Any) -> type[PairLoss]:
 
 
 def _option(text: str) -> tuple[str, Any]:
-    """A name and its value: a Python literal, or a string without quotes."""
+    """A name and its value: a Python literal, true or false, or a string without quotes."""
     name, given, value = text.partition("=")
     if not (name and given):
         raise argparse.ArgumentTypeError(f"{text!r} is not OPTION=VALUE, as alpha=0.5 is")
+    if value.lower() in ("true", "false"):
+        return name, value.lower() == "true"
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):

@@ -60,22 +60,22 @@ def robust_loss(
     )
     assert isinstance(parts, dict)
     given = parts["contrastive_loss"]
-    distilled = parts["distill_loss"] * pull_left(given.detach(), alpha, q, shard)
+    distilled = parts["distill_loss"] * pull_left(given.detach(), alpha, q, len(image_features), shard)
     return {"contrastive_loss": given, "distill_loss": distilled} if output_dict else given + distilled
 
 
-def pull_left(given: Tensor, alpha: Tensor | float, q: float, shard: BatchShard) -> Tensor:
+def pull_left(given: Tensor, alpha: Tensor | float, q: float, pairs: int, shard: BatchShard) -> Tensor:
     """The share of the cross entropy's pull that generalised cross entropy leaves, 0-D.
 
     It is the mean of ``p^q`` over the given pairs, weighted by alpha. It is computed from `given`, which holds the losses
-    ``alpha (1 - p^q) / q`` of this rank's pairs, (b,), or their mean over the pairs of all ranks, 0-D.
+    ``alpha (1 - p^q) / q`` of this rank's `pairs`, (b,), or their mean over the pairs of all ranks, 0-D.
     """
     mean = shard.mean(given) if given.dim() else given
     tiny = torch.finfo(given.dtype).tiny  # of pairs that nobody believes nothing is lost
     if not isinstance(alpha, Tensor):
-        return torch.add(torch.ones_like(mean), mean, alpha=-q / max(alpha, tiny))
-    weight = shard.mean(alpha.to(given)) if alpha.dim() else alpha.to(given)
-    return 1 - q * mean / weight.clamp_min(tiny)
+        return torch.add(torch.ones_like(mean), mean, alpha=-q / max(alpha, tiny)).clamp_min(0)
+    weight = shard.mean(alpha.to(given).expand(pairs)) if alpha.dim() else alpha.to(given)
+    return (1 - q * mean / weight.clamp_min(tiny)).clamp_min(0)
 
 
 class RobustLoss(PairLoss):

@@ -70,6 +70,29 @@ def test_equal_scores_tell_nothing() -> None:
     assert found.trust_of(torch.zeros(2)).max() < 1e-6
 
 
+def test_more_scores_than_float32_counts() -> None:
+    scores = torch.linspace(-1, 1, 2**23 + 2)
+    assert Calibration.of(scores, scores, seed=0).wrong_share > 0.9
+
+
+def test_without_mismatches_nothing_is_told() -> None:
+    found = Calibration.of(torch.randn(4), torch.empty(0), seed=0)
+    assert found.wrong_share == 1
+    assert found.wrong_share_interval[1] == 1
+
+
+def test_crowds_count_as_one_and_are_told_by_their_trust() -> None:
+    """In a narrow crowd, which is no mismatch's distribution, among right pairs."""
+    generator = torch.Generator().manual_seed(0)
+    right, crowd = 6 + torch.randn(9000, generator=generator), 0.3 + 0.3 * torch.randn(1000, generator=generator)
+    scores, null = torch.cat((right, crowd)), torch.randn(PAIRS, generator=generator)
+    alone, known = (Calibration.of(scores, null, 0, crowded) for crowded in (None, torch.arange(10_000) >= 9000))
+    assert alone.trust_of(crowd).mean() > 0.8
+    assert known.trust_of(crowd).mean() < 0.5
+    assert known.wrong_share == pytest.approx(0.1 * float(1 - known.trust_of(crowd).mean()), abs=0.01)
+    assert known.trust_of(right).mean() > 0.99
+
+
 def test_isotonic_is_scikit_learn_s() -> None:
     generator = torch.Generator().manual_seed(0)
     values, weights = torch.rand(2, 300, generator=generator, dtype=torch.float64)

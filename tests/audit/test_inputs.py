@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from otter_losses.audit.command import files
 from otter_losses.audit.command.columns import CAPTIONS, KEYS, read_column
 from otter_losses.audit.command.feature_files import read_features
-from otter_losses.audit.command.files import InputError
+from otter_losses.audit.command.files import InputError, in_order
 
 FEATURES: NDArray[np.float32] = np.random.default_rng(3).normal(size=(7, 5)).astype(np.float32)
 TEXTS = ["a, b", 'say "x"', "", "قطة", "two\u2028lines", "=1+1", "last"]
@@ -231,3 +231,12 @@ def test_a_missing_package_is_answered_with_what_installs_it(
     monkeypatch.setattr(files, "import_module", missing)
     with pytest.raises(ImportError, match=rf"needs {package} to be read.*Install it: pip install 'otter_losses\[audit\]'"):
         read_features("image_features", str(tmp_path / name))
+
+
+def test_files_come_in_the_order_of_their_numbers_and_hexadecimal_ones_by_name() -> None:
+    def ordered(*names: str) -> list[str]:
+        return [file.name for file in in_order([Path(name) for name in names])]
+
+    assert ordered("img_10.npy", "img_9.npy", "img_100.npy") == ["img_9.npy", "img_10.npy", "img_100.npy"]
+    assert ordered("0000000a.npz", "00000009.npz", "00000010.npz") == ["00000009.npz", "0000000a.npz", "00000010.npz"]
+    assert ordered("a1b01.npz", "a01b1.npz") == ["a01b1.npz", "a1b01.npz"]

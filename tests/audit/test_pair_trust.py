@@ -230,6 +230,39 @@ def test_one_caption_on_many_images_is_no_duplicate() -> None:
     assert len(found.duplicates) == 0
 
 
+def with_alike(rows: int, wrong: bool, side: str, width: int = 96) -> PairTrust:
+    """Clean pairs, but for the first rows: these share one image or one caption, which suits them or does not."""
+    images, texts, _ = mismatched(2400, 0.0, seed=8)
+    generator = torch.Generator().manual_seed(0)
+    shared, own = (images, texts) if side == "image" else (texts, images)
+    if not wrong:
+        own[:rows] = own[0] + 0.3 * own[0].std() * torch.randn(rows, own.shape[1], generator=generator)
+    shared[:rows] = shared[0] if not wrong else torch.randn(shared.shape[1], generator=generator)
+    return pair_trust(images, texts)
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+@pytest.mark.parametrize("rows", [40, 240])
+def test_what_many_pairs_share_is_trusted_where_it_suits_them(side: str, rows: int) -> None:
+    """A placeholder's pairs are all wrong together; a caption of a whole category is right."""
+    placeholder, category = with_alike(rows, True, side), with_alike(rows, False, side)
+    assert placeholder.trust[:rows].mean() < 0.4
+    assert placeholder.trust[rows:].mean() > 0.97
+    assert placeholder.wrong_share > 0.5 * rows / 2400
+    assert category.trust[:rows].mean() > 0.9
+    assert category.wrong_share < 0.02
+
+
+@pytest.mark.parametrize("seed", range(9, 12))
+def test_many_copies_of_a_wrong_pair_are_not_trusted(seed: int) -> None:
+    images, texts, _ = mismatched(2400, 0.0, seed=seed)
+    other = int((images @ images[0]).argmin())  # of another topic for sure
+    images, texts = (torch.cat((of, of[row].expand(240, -1))) for of, row in ((images, 0), (texts, other)))
+    found = pair_trust(images, texts)
+    assert found.trust[2400:].max() < 0.5
+    assert found.trust[:2400].mean() > 0.97
+
+
 # ---- shards ----
 
 
@@ -286,6 +319,13 @@ def holed(rows: list[int], value: float) -> Tensor:
         (X, Y[:-3], {}, ValueError, "image_features has 200 rows and text_features 197; need the same"),
         (X, holed([7], torch.nan), {}, ValueError, "text_features has NaN or infinity in row 7; need finite .*both modalities"),
         (X, holed(list(range(5, 19)), torch.inf), {}, ValueError, "in rows 5, 6, 7, 8, 9, 10, 11, 12, 13, 14 and 4 more; need"),
+        (
+            X,
+            Y * torch.ones(200, 1).index_fill(0, torch.tensor([3]), 1e6),
+            {},
+            ValueError,
+            "1,000 times the median's in row 3; need",
+        ),
         (X, Y[:1].expand(200, 40), {}, ValueError, "text_features has equal rows; need features that differ"),
         (X, Y, {"k": 51}, ValueError, "there are 200 pairs, and k is 51; need at least 204 pairs, 4 for each neighbour"),
         (X, Y, {"shards": 3}, ValueError, "200 pairs, and k is 20 and shards 3; need at least 240 pairs.* in each shard"),

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from otter_losses import InfoNCELoss, LabelSmoothingLoss, OTTERLoss, SigLIPLoss
+from otter_losses import InfoNCELoss, LabelSmoothingLoss, OTTERLoss, RobustLoss, SigLIPLoss
 from otter_losses.losses.base import PairLoss
 from tests.helpers.batches import make_features
 from tests.helpers.checks import relative
@@ -251,6 +251,8 @@ def work(rank: int, world: int, folder: str) -> None:
     results["wrong groups"] = message_of(loss, images, groups=[1, 2] if last else groups)
     results["local message"] = message_of(loss, images, alpha=torch.ones(LOCAL - 1))
     results["one alpha"] = float(loss(images, images, 1.0, alpha=torch.tensor([0.3], dtype=torch.float64)))
+    robust = RobustLoss(rank=rank, world_size=world)
+    results["one alpha, robust"] = float(robust(images, images, 5.0, alpha=torch.tensor([0.3], dtype=torch.float64)))
     # One tensor as both modalities: gradients that share memory must not be summed into one another.
     twice = images.clone().requires_grad_()
     InfoNCELoss(rank=rank, world_size=world)(twice, twice, 5.0).backward()
@@ -405,6 +407,8 @@ def test_a_rank_that_dies_is_named_by_those_that_live(ranks: list[dict[Any, Any]
 def test_a_prior_is_checked_against_the_ranks_own_pairs(ranks: list[dict[Any, Any]]) -> None:
     images = whole_batch(LOCAL * len(ranks))["images"]
     expected = float(OTTERLoss(alpha=0.3)(images, images, 1.0))
+    robust = float(RobustLoss(alpha=0.3)(images, images, 5.0))
     for results in ranks:
         assert "alpha has shape (4,); need a number or shape (5,)" in results["local message"]
         assert results["one alpha"] == pytest.approx(expected, rel=1e-12)
+        assert results["one alpha, robust"] == pytest.approx(robust, rel=1e-12)

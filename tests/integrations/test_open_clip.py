@@ -643,6 +643,9 @@ def test_options_given_apart_are_options_given_together() -> None:
     args = _Program(training).parse(["--model", "tiny", *said])
     assert args.otter == {"alpha": 0.4, "gamma_text": 2, "epsilon": 0.3, "scope": "local"}
     assert _Program(training).parse(["--model", "tiny"]).otter == {}
+    said = ["--otter", "loss=DistillationLoss", "remove_diagonal=true", "uneven=FALSE", "epsilon=None"]
+    given = {"loss": "DistillationLoss", "remove_diagonal": True, "uneven": False, "epsilon": None}
+    assert _Program(training).parse(["--model", "tiny", *said]).otter == given
 
 
 @pytest.mark.parametrize("option", ["alpha", "=0.3"])

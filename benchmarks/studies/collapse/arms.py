@@ -62,7 +62,7 @@ class Changed(nn.Module):
         }
         parts = self.loss(images, texts, logit_scale, **teacher, alpha=alpha, output_dict=True)
         given, distilled = parts["contrastive_loss"], parts["distill_loss"]
-        share = pull_left(given.detach(), alpha, self.q, WHOLE_BATCH)
+        share = pull_left(given.detach(), alpha, self.q, len(images), WHOLE_BATCH)
         with torch.no_grad():
             wanted = (dist_image_features @ dist_text_features.T).argmax(1).bincount().max() / len(images)
             p_q = self.q * (logit_scale * images @ texts.T).log_softmax(1).diagonal()

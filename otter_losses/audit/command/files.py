@@ -83,12 +83,20 @@ def find(argument: str, given: str, kinds: Sequence[str]) -> Source:
             f"{argument} is {given!r}, which holds {' and '.join(found)} files; need one kind. "
             f"Write a pattern: '{Path(path) / ('*' + found[0])}'."
         )
-    return Source(argument, sorted(files, key=numbered), member)
+    return Source(argument, in_order(files), member)
 
 
-def numbered(file: Path) -> list[int | str]:
-    """Orders ``img_emb_10.npy`` after ``img_emb_9.npy``."""
-    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", file.name))]
+def in_order(files: Sequence[Path]) -> list[Path]:
+    """By name; where names are not of one length, by the numbers in them, ``img_emb_10.npy`` after ``img_emb_9.npy``.
+
+    Names of one length may be hexadecimal, as DataComp's are.
+    """
+
+    def numbered(file: Path) -> list[int | str]:
+        return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", file.name))]
+
+    by_name = sorted(files)
+    return by_name if len({len(file.name) for file in files}) == 1 else sorted(by_name, key=numbered)
 
 
 def optional(module: str, file: Path) -> Any:
