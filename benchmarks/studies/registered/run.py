@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import otter_losses
 from benchmarks.studies.data.cache import Arrays, fingerprint, load_or_make
 from benchmarks.studies.data.noise import shuffle_captions
 from benchmarks.studies.registered.arms import ARMS, WEIGHT_DECAY, trust_given
@@ -19,6 +18,7 @@ from benchmarks.studies.table.run import LEARNING_RATES, Outcome, Run, make_mode
 from benchmarks.studies.training.fit import fit
 from benchmarks.studies.training.heads import TwoHeads
 from benchmarks.studies.training.losses import teacher_of
+from otter_losses import audit
 from otter_losses.audit import pair_trust
 
 
@@ -32,7 +32,7 @@ def given_pairs(problem: Problem, condition: Condition, seed: int) -> Tensor:
 def estimate_trust(problem: Problem, condition: Condition, seed: int, cache: Path) -> tuple[Tensor, float]:
     """`pair_trust` of the frozen features with the captions as given, at its defaults, and the seconds that it took.
 
-    Computed once for all conditions and arms that share the pairs.
+    Computed once for all conditions and arms that share the pairs, by the audit's present code.
     """
 
     def estimate() -> Arrays:
@@ -42,7 +42,8 @@ def estimate_trust(problem: Problem, condition: Condition, seed: int, cache: Pat
         trust = pair_trust(problem.images[pairs], problem.texts(condition)[given]).trust
         return {"trust": trust.numpy(), "seconds": np.array(time.process_time() - started)}
 
-    origin = fingerprint(problem.facts["versions"], otter_losses.__version__, condition.data, seed)
+    code = [file.read_text(encoding="utf-8") for file in sorted(Path(audit.__file__).parent.glob("*.py"))]
+    origin = fingerprint(problem.facts["versions"], code, condition.data, seed)
     arrays, _ = load_or_make(cache / "trust" / f"{origin[:16]}.npz", origin, estimate)
     return torch.from_numpy(arrays["trust"]), float(arrays["seconds"])
 
