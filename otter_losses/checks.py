@@ -111,6 +111,12 @@ def check_scope(scope: str, official: bool) -> None:
         )
 
 
+def check_decay(decay: float) -> None:
+    check_number("decay", decay, low=0.0, high=1.0)
+    if decay == 1:
+        raise ValueError("decay is 1; need less, or the teacher never learns. The paper's is 0.999.")
+
+
 LEAST_Q = 1e-30
 """Whose products float32 can hold."""
 

@@ -18,8 +18,8 @@ class PairTrust:
             mean. Larger is better.
         wrong_share: the estimated share of wrong pairs, in [0, 1].
         wrong_share_interval: the low and high end of this share in 95 % of bootstrap samples of the pairs. It covers the luck
-            of the sample only. Wrong captions from the right topic look right, so among them the share is underestimated. Right
-            pairs that nothing resembles look wrong, and raise the share.
+            of the sample only, and not crowds of pairs that share one image or one caption. Wrong captions from the right topic
+            look right, so among them the share is underestimated. Right pairs that nothing resembles look wrong, and raise it.
         best_text: (N,) int64, the row of the caption that suits image i best, other than its own, among the captions of its
             neighbours.
         best_image: (N,) int64, the row of the image that suits caption i best, other than its own, among the images of its

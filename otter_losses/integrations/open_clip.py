@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from otter_losses import EMATeacher, OTTERLoss, SigLIPLoss
+from otter_losses import EMATeacher, OTTERLoss, SigLIPLoss, checks
 from otter_losses.integrations.losses import PER_PAIR, check_loss
 from otter_losses.integrations.pair_values import PairValues, add_pair_values
 from otter_losses.integrations.teachers import Teaching, check_separate
@@ -195,10 +195,18 @@ class _Program:
         self.options = {name: value for name, value in ours.otter.items() if name not in files}
         self.loss = _named(self.options.pop("loss", OTTERLoss.__name__))
         _build(self.loss, self.options)  # a mistake shows before the model is built
+        if ours.ema_decay is not None:
+            checks.check_decay(ours.ema_decay)
         self.values = [PairValues(name, file) for name, file in files.items()]
+        self.check_values(self.loss)
         self.args = self.parse_args(theirs)
         vars(self.args).update(vars(ours))
         return self.args
+
+    def check_values(self, loss: type[nn.Module]) -> None:
+        for each in self.values:
+            if each.name not in getattr(loss, "per_pair", ()):
+                raise ValueError(f"{each} given, but {loss.__name__} takes no {each.name} for each pair; drop one of the two.")
 
     def load(self, *arguments: Any, **named: Any) -> Any:
         checkpoint = self.pt_load(*arguments, **named)
@@ -207,12 +215,9 @@ class _Program:
 
     def build(self, args: argparse.Namespace) -> nn.Module:
         loss = create_loss(args, self.loss, **self.options)
-        name = type(loss).__name__
-        for each in self.values:
-            if each.name not in getattr(loss, "per_pair", ()):
-                raise ValueError(f"{each} given, but {name} takes no {each.name} for each pair; drop one of the two.")
+        self.check_values(type(loss))
         if args.ema_decay is not None and (args.distill or not _takes_teacher(type(loss))):
-            reason = "--distill-model gives a teacher" if args.distill else f"{name} takes no teacher"
+            reason = "--distill-model gives a teacher" if args.distill else f"{type(loss).__name__} takes no teacher"
             raise ValueError(f"--ema-decay given, but {reason}; drop one of the two.")
         if args.rank == 0:
             logging.info(f"Loss: {loss}")

@@ -7,6 +7,7 @@ output. open_clip's loop hands all of the output to the loss.
 
 from collections.abc import Iterator, Sequence
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -47,12 +48,12 @@ class PairValues:
                 f".npz with keys. Write it with numpy.save or numpy.savez(file, keys=keys, {name}={name})."
             )
         self.name, self.file = name, file
-        read = np.load(file, allow_pickle=False)
+        read = _read(file)
         self.keys: np.ndarray[Any, Any] | None = None
         if file.endswith(".npz"):
-            if sorted(read.files) != sorted(("keys", name)):
+            if sorted(read) != sorted(("keys", name)):
                 raise ValueError(
-                    f"{file} holds {', '.join(read.files) or 'nothing'}; need keys and {name}. "
+                    f"{file} holds {', '.join(read) or 'nothing'}; need keys and {name}. "
                     f"Write it with numpy.savez(file, keys=keys, {name}={name})."
                 )
             self.keys, read = read["keys"], read[name]
@@ -143,6 +144,15 @@ def add_pair_values(model: nn.Module, data: Any, values: Sequence[PairValues], d
     model.register_forward_hook(hand_over)
     if dist_model is not None:
         dist_model.register_forward_pre_hook(strip)
+
+
+def _read(file: str) -> Any:
+    """An array, or several by name."""
+    try:
+        read = np.load(file, allow_pickle=False)
+        return read if isinstance(read, np.ndarray) else {name: read[name] for name in read.files}
+    except (ValueError, EOFError, BadZipFile):  # numpy advises to load it unsafely
+        raise ValueError(f"{file} cannot be read; need numbers that numpy.save or numpy.savez wrote. Save it anew.") from None
 
 
 def _load(loader: Any, values: Sequence[PairValues]) -> None:

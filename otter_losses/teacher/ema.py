@@ -65,9 +65,7 @@ class EMATeacher(nn.Module):
 
     def __init__(self, model: nn.Module, decay: float = 0.999, warmup: bool = True, *, module: nn.Module | None = None) -> None:
         super().__init__()
-        checks.check_number("decay", decay, low=0.0, high=1.0)
-        if decay == 1:
-            raise ValueError("decay is 1; need less, or the teacher never learns. The paper's is 0.999.")
+        checks.check_decay(decay)
         self.decay = decay
         self.warmup = warmup
         model = _unwrap("model", model)

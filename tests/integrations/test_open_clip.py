@@ -638,6 +638,14 @@ def test_options_that_their_program_cannot_use_are_refused_before_the_model_is_b
         built.assert_not_called()
 
 
+@pytest.mark.parametrize("decay", ["2", "-1", "nan", "1"])
+def test_a_decay_out_of_range_is_refused_before_the_model_is_built(decay: str) -> None:
+    with patch("open_clip_train.main.create_model_and_transforms") as built:
+        with pytest.raises(ValueError, match=r"decay is .*; need"):
+            main(["--model", "tiny", "--ema-decay", decay])
+        built.assert_not_called()
+
+
 def test_options_given_apart_are_options_given_together() -> None:
     said = ["--otter", "alpha=0.2", "gamma_text=2", "--otter", "epsilon=0.3", "alpha=0.4", "--otter", "scope=local"]
     args = _Program(training).parse(["--model", "tiny", *said])

@@ -209,6 +209,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "large.npy": ({"alpha": np.array([0.5, 1.5])}, r"large\.npy: alpha has values from 0\.5 to 1\.5; need numbers in \[0, 1\]"),
     "whole.npy": ({"alpha": np.array([0, 1])}, r"whole\.npy: alpha has dtype torch\.int64; need float64"),
     "words.npy": ({"alpha": np.array(["all", "none"])}, r"words\.npy: can't convert np\.ndarray of type numpy\.str_"),
+    "objects.npy": ({"alpha": np.array([0.5, None])}, r"objects\.npy cannot be read; need numbers that numpy\.save"),
+    "objects.npz": ({"keys": np.array(["a"]), "alpha": np.array([None])}, r"objects\.npz cannot be read; need numbers"),
     "trust.npz": ({"keys": np.array(["a"]), "trust": np.ones(1)}, r"trust\.npz holds keys, trust; need keys and alpha"),
     "fewer.npz": ({"keys": np.array(["a"]), "alpha": np.ones(2)}, r"keys of shape \(1,\) and <U1; need 2 strings, one for each"),
     "rows.npz": ({"keys": np.arange(2), "alpha": np.ones(2)}, r"keys of shape \(2,\) and int64; need 2 strings"),
