@@ -23,8 +23,9 @@ def judge(
     """Of projected features (n, c), and the neighbours (n, k) of images and of captions."""
     shard = pairs.shard
     own = shard.rows(len(images), images.device)[:, None]
-    copies = [_are_copies(images, texts, columns, shard) for columns in (by_image, by_text)]
-    crowded = _are_alike(images, by_image, shard).all(1) | _are_alike(texts, by_text, shard).all(1)
+    alike = [[_are_alike(of, columns, shard) for of in (images, texts)] for columns in (by_image, by_text)]
+    copies = [image & text for image, text in alike]  # the row's pair once more
+    crowded = alike[0][0].all(1) | alike[1][1].all(1)
     told(len(images) // 4)
     witnesses = [columns.masked_fill(same, -1) for columns, same in zip((by_image, by_text), copies, strict=True)]
     evidence = [
@@ -63,11 +64,6 @@ def judge(
         null_score=null.float(),
         common_space=shares_space,
     )
-
-
-def _are_copies(images: Tensor, texts: Tensor, columns: Tensor, shard: BatchShard) -> Tensor:
-    """Whether those that the columns (n, k) name are the row's pair once more: nearly the same image and caption."""
-    return _are_alike(images, columns, shard) & _are_alike(texts, columns, shard)
 
 
 def _are_alike(features: Tensor, columns: Tensor, shard: BatchShard) -> Tensor:
