@@ -12,7 +12,7 @@ TAILS = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
 """Shares of the mismatched pairs, from the worst on, below which Storey's estimate counts pairs."""
 
 CROWD = 400
-"""Pairs that share an image or a caption, and count as one: about as many as the largest of such crowds."""
+"""So many pairs that share an image or a caption count as one: a crowd of thousands then weighs little."""
 
 ERRORS = 2.0
 """Standard errors by which an estimate may be above what another allows."""
@@ -60,8 +60,7 @@ class Calibration:
         share = float(estimates[tail])
         rate = false_discovery_rate(found, mismatched, share)
         others = float(rate @ (counts / counts.sum() - found / found.sum()))  # what crowds have more of than their votes
-        low, share, high = ((each + others) for each in (min(low, share), share, max(high, share)))
-        low, share, high = (min(max(each, 0.0), 1.0) for each in (low, share, high))
+        low, share, high = (min(max(each + others, 0.0), 1.0) for each in (min(low, share), share, max(high, share)))
         return cls(share, (low, high), edges, (1 - rate).float())
 
     def trust_of(self, score: Tensor) -> Tensor:
