@@ -73,9 +73,9 @@ def pull_left(given: Tensor, alpha: Tensor | float, q: float, pairs: int, shard:
     mean = shard.mean(given) if given.dim() else given
     tiny = torch.finfo(given.dtype).tiny  # of pairs that nobody believes nothing is lost
     if not isinstance(alpha, Tensor):
-        return torch.add(torch.ones_like(mean), mean, alpha=-q / max(alpha, tiny)).clamp_min(0)
+        return torch.add(torch.ones_like(mean), mean, alpha=-q / max(alpha, tiny))
     weight = shard.mean(alpha.to(given).expand(pairs)) if alpha.dim() else alpha.to(given)
-    return (1 - q * mean / weight.clamp_min(tiny)).clamp_min(0)
+    return 1 - q * mean / weight.clamp_min(tiny)
 
 
 class RobustLoss(PairLoss):
