@@ -60,7 +60,7 @@ def robust_loss(
     )
     assert isinstance(parts, dict)
     given = parts["contrastive_loss"]
-    distilled = parts["distill_loss"] * pull_left(given.detach(), alpha, q, len(image_features), shard)
+    distilled = parts["distill_loss"] * pull_left(given.detach(), alpha, q, image_features.shape[0], shard)
     return {"contrastive_loss": given, "distill_loss": distilled} if output_dict else given + distilled
 
 
