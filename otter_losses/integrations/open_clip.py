@@ -40,7 +40,7 @@ FROM_ARGS = {
 }
 """A loss's keywords, and open_clip's arguments that they come from."""
 
-BY_NAME = {row.module.__name__: row for row in LOSSES.values() if row.module is not SigLIPLoss}
+BY_NAME = {row.module.__name__: row.module for row in LOSSES.values() if row.module is not SigLIPLoss}
 """The losses that ``--otter loss=`` can name."""
 
 
@@ -275,7 +275,7 @@ class _Program:
 def _named(name: Any) -> type[PairLoss]:
     if str(name) not in BY_NAME:
         raise ValueError(f"loss is {name!r}; need one of {', '.join(BY_NAME)}. SigLIPLoss comes with --siglip.")
-    return BY_NAME[str(name)].module
+    return BY_NAME[str(name)]
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -230,7 +230,7 @@ def test_one_caption_on_many_images_is_no_duplicate() -> None:
     assert len(found.duplicates) == 0
 
 
-def with_alike(rows: int, wrong: bool, side: str, width: int = 96) -> PairTrust:
+def with_alike(rows: int, wrong: bool, side: str) -> PairTrust:
     """Clean pairs, but for the first rows: these share one image or one caption, which suits them or does not."""
     images, texts, _ = mismatched(2400, 0.0, seed=8)
     generator = torch.Generator().manual_seed(0)

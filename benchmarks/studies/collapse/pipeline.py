@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
 
 from benchmarks import markdown
 from benchmarks.measure import machine
@@ -13,17 +12,13 @@ from benchmarks.studies.collapse.report import report
 from benchmarks.studies.collapse.run import CONDITIONS, SHARPEST, Watched, train
 from benchmarks.studies.data.fetched.features import load_collection
 from benchmarks.studies.parallel import run_tasks
-from benchmarks.studies.table.problem import Problem, build_problem
+from benchmarks.studies.registered.run import Shared
+from benchmarks.studies.table.problem import build_problem
 from benchmarks.studies.table.run import Run
 
 WHERE = "40 % shuffled, scale 49.4"
 CHECKED = (WHERE, SHARPEST.name, "all, scale 49.4", "all", "40 % shuffled", "60 % shuffled")
 """Where the guard is compared with none."""
-
-
-class Shared(NamedTuple):
-    problem: Problem
-    cache: Path
 
 
 def run_all(*, seeds: Sequence[int], fresh: Sequence[int], output: Path, cache: Path, jobs: int) -> None:

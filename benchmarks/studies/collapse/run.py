@@ -3,16 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from benchmarks.hit_at_k import KS, hit_at_k
 from benchmarks.studies.collapse.arms import ARMS, SEEN
 from benchmarks.studies.registered.conditions import CONDITIONS as REGISTERED
 from benchmarks.studies.registered.conditions import Condition
-from benchmarks.studies.registered.run import estimate_trust, fitted, given_pairs
+from benchmarks.studies.registered.run import estimate_trust, fitted, given_pairs, validation_mean
 from benchmarks.studies.table.problem import Problem
-from benchmarks.studies.table.run import Run, score
+from benchmarks.studies.table.run import Run
 from benchmarks.studies.training.heads import MAX_SCALE
 
 SHARPEST = Condition("40 % shuffled, scale 100", shuffled=0.4, start_scale=MAX_SCALE)
@@ -35,10 +33,6 @@ def train(problem: Problem, run: Run, cache: Path) -> Watched:
     trust, _ = estimate_trust(problem, condition, run.seed, cache)
     per_pair = {"trust": trust, "right": given == torch.arange(len(given))}
     model = fitted(problem, condition, run, loss, given, per_pair, True, condition.start_scale)
-    with torch.inference_mode():
-        hits = [hit_at_k(score(model, problem, held_out), KS) for held_out in problem.validation.values()]
     seen = torch.stack(loss.seen).reshape(run.epochs, -1, len(SEEN)).mean(1)
-    validation = float(np.mean([value for by_k in hits for value in by_k.values()]))
-    return Watched(
-        run, round(validation, 3), [[None if value != value else round(value, 4) for value in row] for row in seen.tolist()]
-    )
+    epochs = [[None if value != value else round(value, 4) for value in row] for row in seen.tolist()]
+    return Watched(run, validation_mean(model, problem), epochs)

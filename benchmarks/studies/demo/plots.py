@@ -8,9 +8,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.studies.demo.report import Scores
+from benchmarks.studies.demo.report import Scores, to_baseline
 from benchmarks.studies.plots import FAINT, STYLE, Bar, draw_by_noise
-from benchmarks.studies.training.losses import BASELINE
 
 SHOWN = ("RobustLoss", "OTTER")
 
@@ -34,7 +33,6 @@ def draw_differences(axes: Axes, scores: Scores, k: int = 10) -> None:
 
 
 def _difference(scores: Scores, method: str, noise: float, k: int) -> Bar:
-    pairs = zip(scores[method, noise], scores[BASELINE, noise], strict=True)
-    differences = [ours.test[k] - theirs.test[k] for ours, theirs in pairs]
+    differences = to_baseline(scores, method, noise, k)
     error = stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
     return Bar(mean(differences), mean(differences) - error, mean(differences) + error)

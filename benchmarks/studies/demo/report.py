@@ -24,6 +24,11 @@ def by_cell(outcomes: Sequence[Outcome]) -> dict[tuple[str, float], list[Outcome
     return cells
 
 
+def to_baseline(scores: Scores, method: str, noise: float, k: int) -> list[float]:
+    """hit@k minus the baseline's, seed by seed."""
+    return [ours.test[k] - theirs.test[k] for ours, theirs in zip(scores[method, noise], scores[BASELINE, noise], strict=True)]
+
+
 def score_table(scores: Scores) -> str:
     """Mean and standard deviation over the seeds."""
     rows = []
@@ -41,8 +46,7 @@ def difference_table(scores: Scores) -> str:
             continue
         cells = []
         for k in KS:
-            pairs = zip(scores[method, noise], scores[BASELINE, noise], strict=True)
-            differences = [ours.test[k] - theirs.test[k] for ours, theirs in pairs]
+            differences = to_baseline(scores, method, noise, k)
             error = spread(differences, math.sqrt(len(differences)))
             won = sum(difference > 0 for difference in differences)
             cells.append(f"{mean(differences):+.1f}{error} ({won}/{len(differences)})")
@@ -65,10 +69,7 @@ def audit_table(scores: Scores) -> str:
 def verdict(scores: Scores) -> str:
     """One sentence: what trust was worth."""
     k, noises = KS[-1], _noises(scores)
-    differences = [
-        [ours.test[k] - theirs.test[k] for ours, theirs in zip(scores[TRUSTING, noise], scores[BASELINE, noise], strict=True)]
-        for noise in noises
-    ]
+    differences = [to_baseline(scores, TRUSTING, noise, k) for noise in noises]
     won, runs = sum(each > 0 for of in differences for each in of), sum(map(len, differences))
     gains = ", ".join(f"{mean(of):+.1f} points with {noise:.0%}" for of, noise in zip(differences, noises, strict=True))
     return (

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 from benchmarks import markdown
 from benchmarks.measure import machine
@@ -14,15 +13,11 @@ from benchmarks.studies.keep.run import Scored, train
 from benchmarks.studies.onednn import use_onednn
 from benchmarks.studies.parallel import run_tasks
 from benchmarks.studies.registered.conditions import CONDITIONS
-from benchmarks.studies.table.problem import Problem, build_problem
+from benchmarks.studies.registered.run import Shared
+from benchmarks.studies.table.problem import build_problem
 from benchmarks.studies.table.run import Run
 
 SETTINGS = ("all", "20 % shuffled", "40 % shuffled", "60 % shuffled", "40 % within source", "40 % shuffled, 30 epochs")
-
-
-class Shared(NamedTuple):
-    problem: Problem
-    cache: Path
 
 
 def run_all(*, seeds: Sequence[int], output: Path, cache: Path, jobs: int) -> None:

@@ -3,16 +3,14 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from benchmarks.hit_at_k import KS, hit_at_k
 from benchmarks.studies.keep.arms import ARMS, rows_of
 from benchmarks.studies.registered.arms import ARMS as REGISTERED
 from benchmarks.studies.registered.conditions import CONDITIONS
-from benchmarks.studies.registered.run import estimate_trust, fitted, given_pairs
+from benchmarks.studies.registered.run import estimate_trust, fitted, given_pairs, validation_mean
 from benchmarks.studies.table.problem import Problem
-from benchmarks.studies.table.run import Run, score
+from benchmarks.studies.table.run import Run
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,4 @@ def train(problem: Problem, run: Run, cache: Path) -> Scored:
     loss = REGISTERED[arm.loss]
     per_pair = {"trust": trust} if loss.trust is not None else {}
     model = fitted(problem, condition, longer, loss.make(), given, per_pair, loss.teacher, condition.start_scale, rows=rows)
-    with torch.inference_mode():
-        hits = [hit_at_k(score(model, problem, held_out), KS) for held_out in problem.validation.values()]
-    validation = float(np.mean([value for by_k in hits for value in by_k.values()]))
-    return Scored(run, round(kept, 4), round(right[rows].float().mean().item(), 4), round(validation, 3))
+    return Scored(run, round(kept, 4), round(right[rows].float().mean().item(), 4), validation_mean(model, problem))

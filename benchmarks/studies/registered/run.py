@@ -4,11 +4,13 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.hit_at_k import KS, hit_at_k
 from benchmarks.studies.data.cache import Arrays, fingerprint, load_or_make
 from benchmarks.studies.data.noise import shuffle_captions
 from benchmarks.studies.registered.arms import ARMS, WEIGHT_DECAY, trust_given
@@ -20,6 +22,13 @@ from benchmarks.studies.training.heads import TwoHeads
 from benchmarks.studies.training.losses import teacher_of
 from otter_losses import audit
 from otter_losses.audit import pair_trust
+
+
+class Shared(NamedTuple):
+    """What all runs of a study on these pairs need."""
+
+    problem: Problem
+    cache: Path
 
 
 def given_pairs(problem: Problem, condition: Condition, seed: int) -> Tensor:
@@ -82,6 +91,13 @@ def train(problem: Problem, run: Run, cache: Path) -> Outcome:
             for tests in (problem.validation, problem.test)
         )
     return Outcome(run, validation, test, model.log_scale.exp().item())
+
+
+def validation_mean(model: TwoHeads, problem: Problem) -> float:
+    """Of hit@1, 5 and 10 over both validation sets, in per cent."""
+    with torch.inference_mode():
+        hits = [hit_at_k(score(model, problem, held_out), KS) for held_out in problem.validation.values()]
+    return round(float(np.mean([value for by_k in hits for value in by_k.values()])), 3)
 
 
 def model_of(problem: Problem, run: Run, cache: Path) -> TwoHeads:

@@ -3,6 +3,7 @@
 import argparse
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from benchmarks.studies import command
 from benchmarks.studies.command import add_common, check_packages, positive
@@ -41,6 +42,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         jobs=options.jobs,
         started=time.perf_counter(),
     )
+
+
+def parse_study(study: str, description: str, arguments: Sequence[str] | None, **own: dict[str, Any]) -> argparse.Namespace:
+    """The options of another study of these pairs, once its packages are there; `own` are those that only it has."""
+    from benchmarks.measure import RESULTS
+
+    name = f"benchmarks.realpairs.{study}"
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {name}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    for option, settings in own.items():
+        parser.add_argument(f"--{option}", **settings)
+    add_common(parser, "realpairs", KEPT)
+    parser.set_defaults(output=RESULTS / study)
+    options = parser.parse_args(arguments)
+    check_packages(MODULES, name, "realpairs")
+    return options
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 from benchmarks import markdown
 from benchmarks.measure import RESULTS, machine
@@ -12,15 +11,11 @@ from benchmarks.studies.onednn import use_onednn
 from benchmarks.studies.parallel import run_tasks
 from benchmarks.studies.registered.arms import runs_of
 from benchmarks.studies.registered.conditions import CONDITIONS
-from benchmarks.studies.table.problem import Problem, build_problem
+from benchmarks.studies.registered.run import Shared
+from benchmarks.studies.table.problem import build_problem
 from benchmarks.studies.table.run import Run
 from benchmarks.studies.temperature.report import STARTS, report
 from benchmarks.studies.temperature.run import Checked, check
-
-
-class Shared(NamedTuple):
-    problem: Problem
-    cache: Path
 
 
 def check_all(*, seeds: int, output: Path, cache: Path, jobs: int) -> None:
